@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from vtlib import vit
+from vtlib.teach import flops
+
+
+@pytest.mark.parametrize("build, count", [(vit.deit_tiny, 5_717_416), (vit.deit_small, 22_050_664), (vit.vit_base, 86_567_656)])
+def test_official_sizes(build, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build().parameters()) == count
+
+
+def test_multiply_adds_of_deit_tiny():
+    """12 layers of 12 N D^2 + 2 N^2 D multiply-adds, N = 197, plus the embedding and the head: DeiT's table says 1.3 G."""
+    n, d = 197, 192
+    want = 12 * (12 * n * d**2 + 2 * n**2 * d) + 196 * 768 * d + d * 1000
+    with torch.device("meta"):
+        model, x = vit.deit_tiny().eval(), torch.zeros(1, 3, 224, 224)
+    assert flops(model, x) == 2 * want
+    assert 1.2e9 < want < 1.3e9
+
+
+def test_state_dict_names_are_timms():
+    names = set(vit.tiny().state_dict())
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "head.bias", "blocks.0.norm1.weight", "blocks.3.attn.qkv.bias",
+            "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.bias"} <= names
+
+
+def permute_patches(images, patch, order):
+    from vtlib.nn import patchify, unpatchify
+    h, w = images.shape[-2] // patch, images.shape[-1] // patch
+    return unpatchify(patchify(images, patch)[:, order], patch, (h, w))
+
+
+@pytest.mark.parametrize("pos", ["none", "learned", "sincos", "rope"])
+def test_only_positions_tell_the_order(pos):
+    torch.manual_seed(0)
+    model = vit.tiny(pos=pos).eval()
+    if pos == "learned":
+        torch.nn.init.normal_(model.pos_embed)
+    x = torch.rand(2, 3, 64, 64)
+    shuffled = permute_patches(x, 8, torch.randperm(64))
+    same = torch.allclose(model(x), model(shuffled), atol=1e-5)
+    assert same == (pos == "none")
+
+
+def test_attention_comes_out_and_changes_nothing():
+    model, x = vit.tiny(pos="rope").eval(), torch.rand(2, 3, 64, 64)
+    logits, attns = model(x, return_attn=True)
+    torch.testing.assert_close(logits, model(x), atol=1e-5, rtol=1e-4)
+    assert len(attns) == 4 and attns[0].shape == (2, 3, 65, 65)
+    torch.testing.assert_close(attns[2].sum(-1), torch.ones(2, 3, 65))
+
+
+def test_other_sizes_resize_the_learned_table():
+    model = vit.tiny().eval()
+    assert model.tokens(torch.rand(1, 3, 96, 40)).shape == (1, 1 + 12 * 5, 96)
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    (dict(pos="fourier"), "pos='fourier'"), (dict(embed_dim=97), "embed_dim=97"), (dict(img_size=65), "(65, 65)"), (dict(drop_path=1.5), "rate")])
+def test_bad_arguments(kwargs, words):
+    with pytest.raises(ValueError) as error:
+        vit.tiny(**kwargs)
+    assert words in str(error.value)

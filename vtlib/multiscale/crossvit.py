@@ -1,0 +1,280 @@
+"""CrossViT - Cross-Attention Multi-Scale Vision Transformer for Image Classification (Chen, Fan, Panda, ICCV 2021, arXiv 2103.14899).
+
+The idea: fine patches help a ViT but cost quadratically, so keep two branches, small patches in a narrow shallow one and large patches in
+a wide deep one. They talk only through their [CLS] tokens: each [CLS] is projected to the other branch's width, visits the other
+branch's patch tokens as the single query of a cross-attention (linear cost), and carries what it learned home.
+
+    z = [f(x_cls); x_o]                       exchange_cls, f = _project       (paper eq. 5: f = LN -> GELU -> Linear)
+    y = f(x_cls) + MCA(LN(z))                 CrossAttentionBlock              (eq. 6, 7)
+    [g(y); x_patch]                           exchange_cls, g = _project       (eq. 7)
+    all-attention, class-token, pairwise      AllAttentionFusion, SumFusion    (eq. 2, 3, 4: the baselines)
+
+Branch 0 has the small patches, branch 1 the large ones. State-dict names are the official ones (IBM/CrossViT), so official checkpoints load as
+they are; timm's are renamed by `vtlib.hub.convert_timm_crossvit`. Different from the official code: exactly one cross-attention per
+encoder (there, a third depth entry of 0 means the same; stacking more makes the second attend to itself only); stochastic depth
+also accepts a small branch deeper than the large one; the four fusions of the paper's ablation are one argument (official: cross only).
+The common width of all-attention and pairwise fusion, the large branch's, is inferred: the paper does not state it.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..nn import Attention, Block, DropPath, attend, check_heads, check_images, check_multiple
+
+FUSIONS = ("cross", "none", "all", "cls", "pairwise")
+
+
+def _norm(dim):
+    return nn.LayerNorm(dim, eps=1e-6)
+
+
+def _project(in_dim, out_dim):
+    """f and g of the paper: LN and GELU come before the Linear. Official indices 0, 1, 2."""
+    return nn.Sequential(_norm(in_dim), nn.GELU(), nn.Linear(in_dim, out_dim))
+
+
+class ConvStem(nn.Sequential):
+    """Patch embedding of the dagger models: three convolutions whose strides multiply to the patch size, 12 or 16."""
+
+    def __init__(self, patch_size, in_chans, embed_dim):
+        if patch_size not in (12, 16):
+            raise ValueError(f"patch_size={patch_size} has no convolutional stem; CrossViT's dagger models define it for 12 and 16")
+        middle = dict(stride=3, padding=0) if patch_size == 12 else dict(stride=2, padding=1)
+        super().__init__(
+            nn.Conv2d(in_chans, embed_dim // 4, 7, stride=4, padding=3), nn.ReLU(),
+            nn.Conv2d(embed_dim // 4, embed_dim // 2, 3, **middle), nn.ReLU(),
+            nn.Conv2d(embed_dim // 2, embed_dim, 3, stride=1 if patch_size == 12 else 2, padding=1))
+
+
+class BranchEmbed(nn.Module):
+    """One branch's patches: resize the image to the branch's own size, embed. (B, C, H, W) -> (B, N, D)."""
+
+    def __init__(self, img_size, patch_size, in_chans, embed_dim, multi_conv):
+        super().__init__()
+        check_multiple((img_size, img_size), patch_size, "img_size of the branch")
+        self.img_size, self.num_patches = img_size, (img_size // patch_size) ** 2
+        self.proj = (ConvStem(patch_size, in_chans, embed_dim) if multi_conv
+                     else nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size))
+
+    def forward(self, images):
+        size = (self.img_size, self.img_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        return rearrange(self.proj(images), "b d h w -> b (h w) d")
+
+
+class CrossAttention(nn.Module):
+    """Attention with one query, the first token; keys and values are all tokens, the first included. Cost N instead of N^2."""
+
+    def __init__(self, dim, num_heads, qkv_bias=True):
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.wq = nn.Linear(dim, dim, bias=qkv_bias)
+        self.wk = nn.Linear(dim, dim, bias=qkv_bias)
+        self.wv = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, z, return_attn=False):
+        """z: (B, 1 + N, D) -> (B, 1, D); with return_attn=True also the weights (B, heads, 1, 1 + N)."""
+        q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in (self.wq(z[:, :1]), self.wk(z), self.wv(z)))
+        out = attend(q, k, v, return_attn=return_attn)
+        out, attn = out if return_attn else (out, None)
+        out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
+        return (out, attn) if return_attn else out
+
+
+class CrossAttentionBlock(nn.Module):
+    """y = z_cls + MCA(LN(z)) (eq. 6, 7). The residual is the projected [CLS]; there is no MLP after it."""
+
+    def __init__(self, dim, num_heads, qkv_bias=True, drop_path=0.0):
+        super().__init__()
+        self.norm1 = _norm(dim)
+        self.attn = CrossAttention(dim, num_heads, qkv_bias)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, z, return_attn=False):
+        y = self.attn(self.norm1(z), return_attn)
+        y, attn = y if return_attn else (y, None)
+        y = z[:, :1] + self.drop_path(y)
+        return (y, attn) if return_attn else y
+
+
+def exchange_cls(xs, f, mca, g, return_attn=False):
+    """The exchange of [CLS] tokens, both directions computed from the same state; patch tokens leave as they came.
+
+    xs: two sequences (B, 1 + N_i, D_i); f, mca, g: two modules each, those of branch i map D_i -> D_o, work in D_o, map D_o -> D_i.
+    Returns two sequences of the same shapes; with return_attn=True also two weights (B, heads, 1, 1 + N_o). No residual around the whole.
+    """
+    out, attns = [], []
+    for i in (0, 1):
+        cls = f[i](xs[i][:, :1])                                                 # b 1 d_o
+        y = mca[i](torch.cat([cls, xs[1 - i][:, 1:]], dim=1), return_attn)
+        y, attn = y if return_attn else (y, None)
+        out.append(torch.cat([g[i](y), xs[i][:, 1:]], dim=1))
+        attns.append(attn)
+    return (out, attns) if return_attn else out
+
+
+class AllAttentionFusion(nn.Module):
+    """Baseline, eq. 2: project all tokens to one width, one self-attention over the union, project back. Quadratic cost."""
+
+    def __init__(self, dims, num_heads, qkv_bias=True):
+        super().__init__()
+        self.projs = nn.ModuleList(_project(d, dims[1]) for d in dims)
+        self.norm1 = _norm(dims[1])
+        self.attn = Attention(dims[1], num_heads[1], qkv_bias)
+        self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
+
+    def forward(self, xs):
+        y = torch.cat([f(x) for f, x in zip(self.projs, xs)], dim=1)             # b (1+n0)+(1+n1) d
+        y = y + self.attn(self.norm1(y))
+        return [g(part) for g, part in zip(self.revert_projs, y.split([x.shape[1] for x in xs], dim=1))]
+
+
+class SumFusion(nn.Module):
+    """Baselines: the [CLS] tokens are projected, summed and projected back (eq. 3, class-token fusion); with patches=True the patch
+    tokens too, after bilinear interpolation to the same grid (eq. 4, pairwise fusion)."""
+
+    def __init__(self, dims, patches=False):
+        super().__init__()
+        self.patches = patches
+        self.projs = nn.ModuleList(_project(d, dims[1]) for d in dims)
+        self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
+
+    def forward(self, xs):
+        cls = sum(f(x[:, :1]) for f, x in zip(self.projs, xs))                   # b 1 d
+        parts = [f(x[:, 1:]) for f, x in zip(self.projs, xs)] if self.patches else [None, None]
+        out = []
+        for i, x in enumerate(xs):
+            rest = x[:, 1:]
+            if self.patches:
+                rest = self.revert_projs[i](parts[i] + _regrid(parts[1 - i], rest.shape[1]))
+            out.append(torch.cat([self.revert_projs[i](cls), rest], dim=1))
+        return out
+
+
+def _regrid(tokens, num_tokens):
+    """Interpolate tokens (B, n*n, D) of a square grid to (B, num_tokens, D)."""
+    old, new = round(tokens.shape[1] ** 0.5), round(num_tokens**0.5)
+    maps = rearrange(tokens, "b (h w) d -> b d h w", h=old)
+    return rearrange(F.interpolate(maps, size=(new, new), mode="bilinear", align_corners=False), "b d h w -> b (h w) d")
+
+
+class MultiScaleEncoder(nn.Module):
+    """Ordinary ViT blocks in each branch (N in the small, M in the large), then one fusion."""
+
+    def __init__(self, dims, depth, num_heads, mlp_ratio, qkv_bias, drop_path, fusion):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*[Block(dims[i], num_heads[i], mlp_ratio[i], qkv_bias, drop_path[j]) for j in range(depth[i])])
+            for i in (0, 1))
+        if fusion == "cross":
+            self.projs = nn.ModuleList(_project(dims[i], dims[1 - i]) for i in (0, 1))
+            self.fusion = nn.ModuleList(CrossAttentionBlock(dims[1 - i], num_heads[1 - i], qkv_bias, drop_path[-1]) for i in (0, 1))
+            self.revert_projs = nn.ModuleList(_project(dims[1 - i], dims[i]) for i in (0, 1))
+        elif fusion == "all":
+            self.exchange = AllAttentionFusion(dims, num_heads, qkv_bias)
+        elif fusion in ("cls", "pairwise"):
+            self.exchange = SumFusion(dims, patches=fusion == "pairwise")
+        self.kind = fusion
+
+    def forward(self, xs, return_attn=False):
+        xs = [blocks(x) for blocks, x in zip(self.blocks, xs)]
+        if self.kind == "cross":
+            return exchange_cls(xs, self.projs, self.fusion, self.revert_projs, return_attn)
+        return self.exchange(xs) if self.kind != "none" else xs
+
+
+class CrossViT(nn.Module):
+    """Two-branch ViT, images (B, in_chans, H, W) -> logits (B, num_classes), the mean of the two branches' logits.
+
+    Pairs are (small-patch branch, large-patch branch). Args: img_size (each branch resizes the image, bicubic, to its own square size),
+    patch_size, embed_dim, num_heads, mlp_ratio; depth: one (N, M) per multi-scale encoder, or the official triples (N, M, 0);
+    fusion "cross" | "none" | "all" | "cls" | "pairwise"; multi_conv: convolutional stem of the dagger models; drop_path: last rate.
+    Defaults are CrossViT-Ti. Raises ValueError for wrong channels, sizes, heads, depths.
+    """
+
+    def __init__(self, img_size=(240, 224), patch_size=(12, 16), in_chans=3, num_classes=1000, embed_dim=(96, 192),
+                 depth=((1, 4), (1, 4), (1, 4)), num_heads=(3, 3), mlp_ratio=(4, 4), qkv_bias=True, drop_path=0.0,
+                 fusion="cross", multi_conv=False):
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion={fusion!r} must be one of {FUSIONS}")
+        if any(len(d) == 3 and d[2] not in (0, 1) for d in depth):
+            raise ValueError(f"depth={depth}: only one cross-attention per encoder (third entry 0 or 1); "
+                             "a second one would attend to its own output only")
+        self.in_chans = in_chans
+        self.patch_embed = nn.ModuleList(BranchEmbed(s, p, in_chans, d, multi_conv) for s, p, d in zip(img_size, patch_size, embed_dim))
+        self.pos_embed = nn.ParameterList(torch.zeros(1, 1 + e.num_patches, d) for e, d in zip(self.patch_embed, embed_dim))
+        self.cls_token = nn.ParameterList(torch.zeros(1, 1, d) for d in embed_dim)
+        deepest = [max(d[0], d[1]) for d in depth]
+        rates = torch.linspace(0, drop_path, sum(deepest), device="cpu").split(deepest)
+        self.blocks = nn.ModuleList(MultiScaleEncoder(embed_dim, d[:2], num_heads, mlp_ratio, qkv_bias, r.tolist(), fusion)
+                                    for d, r in zip(depth, rates))
+        self.norm = nn.ModuleList(_norm(d) for d in embed_dim)
+        self.head = nn.ModuleList(nn.Linear(d, num_classes) if num_classes else nn.Identity() for d in embed_dim)
+        for table in [*self.pos_embed, *self.cls_token]:
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias) if module.bias is not None else None
+
+    def embed(self, images):
+        """images -> two sequences (B, 1 + N_i, D_i): own patches, own [CLS], own positions."""
+        check_images(images, self.in_chans)
+        patches = [embed(images) for embed in self.patch_embed]
+        return [torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + pos
+                for x, cls, pos in zip(patches, self.cls_token, self.pos_embed)]
+
+    def tokens(self, images, return_attn=False):
+        """Both branches' tokens after their last LayerNorm, [CLS] first: two (B, 1 + N_i, D_i).
+
+        With return_attn=True (fusion "cross" only) also, per encoder, two weights (B, heads, 1, 1 + N_other): entry i is the [CLS] of
+        branch i looking at itself (key 0) and at the other branch's patches.
+        """
+        if return_attn and self.blocks[0].kind != "cross":
+            raise ValueError(f"return_attn=True needs fusion='cross'; this model has fusion={self.blocks[0].kind!r}")
+        xs, attns = self.embed(images), []
+        for encoder in self.blocks:
+            if return_attn:
+                xs, attn = encoder(xs, return_attn=True)
+                attns.append(attn)
+            else:
+                xs = encoder(xs)
+        xs = [norm(x) for norm, x in zip(self.norm, xs)]
+        return (xs, attns) if return_attn else xs
+
+    def branch_logits(self, images):
+        """The two heads' logits before averaging: two (B, num_classes)."""
+        return [head(x[:, 0]) for head, x in zip(self.head, self.tokens(images))]
+
+    def forward(self, images, return_attn=False):
+        """Logits (B, num_classes), the mean over branches; with return_attn=True also the attention weights of `tokens`."""
+        if not return_attn:
+            return torch.stack(self.branch_logits(images)).mean(dim=0)
+        xs, attns = self.tokens(images, return_attn=True)
+        return torch.stack([head(x[:, 0]) for head, x in zip(self.head, xs)]).mean(dim=0), attns
+
+
+def _official(embed_dim, num_heads, large_depth, mlp_ratio, multi_conv=False):
+    def build(**kwargs):
+        sizes = dict(embed_dim=embed_dim, num_heads=(num_heads,) * 2, depth=((1, large_depth),) * 3, mlp_ratio=(mlp_ratio,) * 2,
+                     multi_conv=multi_conv)
+        return CrossViT(**{**sizes, **kwargs})
+    return build
+
+
+# Official sizes (paper table 1). The 384 models are the same with img_size=(408, 384).
+crossvit_tiny = _official((96, 192), 3, 4, 4)
+crossvit_small = _official((192, 384), 6, 4, 4)
+crossvit_base = _official((384, 768), 12, 4, 4)
+crossvit_9 = _official((128, 256), 4, 3, 3)
+crossvit_15 = _official((192, 384), 6, 5, 3)
+crossvit_18 = _official((224, 448), 7, 6, 3)
+crossvit_9_dagger = _official((128, 256), 4, 3, 3, multi_conv=True)
+crossvit_15_dagger = _official((192, 384), 6, 5, 3, multi_conv=True)
+crossvit_18_dagger = _official((224, 448), 7, 6, 3, multi_conv=True)

@@ -1,0 +1,265 @@
+"""TokenFormer - Rethinking Transformer Scaling with Tokenized Model Parameters (Wang et al., ICLR 2025, arXiv 2410.23168).
+
+The idea: a linear layer ties the number of parameters to the width of the tokens, so a larger model means training again. TokenFormer replaces
+every linear projection by attention of the input tokens over n learnable key-value pairs, the parameter tokens; n is free of both
+widths. A trained model is enlarged by appending pairs: zero keys and a fixed scale leave its function exactly as it was.
+
+    Pattention(X, K_P, V_P) = Theta(X K_P^T) V_P       Pattention          (paper eq. 4, 5)
+    Theta(A) = GELU(tau * A / ||A||_2), tau = sqrt(n)  modified_softmax    (eq. 5; the norm runs over the n parameter tokens)
+    x + MHA with four Pattentions; x + Pattention      TokenFormerBlock    (eq. 6 - 8)
+    [K_P; K_new], [V_P; V_new]                         .grow               (eq. 9 and App. B)
+
+State-dict names of a layer are the official ones (Haiyang-W/TokenFormer): attention.{query,key,value,proj}.{key,value}_param_tokens and
+mlp.{key,value}_param_tokens. Followed from the code: no 1/sqrt(d) on the scores, normalise first and GELU after, no biases, LayerNorm
+without weights, rotary on the first quarter of each head (language). Different from the official code: the norm is bounded below by 1e-5,
+so an input orthogonal to all keys gives 0 (NaN in the torch code, which is matched everywhere else; the authors' JAX code adds
+1e-5 to every norm instead, a relative change below 1e-5 / ||a||); tau is a stored buffer, so that growing keeps it, as App. B asks (the
+torch code recomputes sqrt(n) and thereby changes the function). The vision model is inferred: its code is not released.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from ..nn import PatchEmbed, apply_rope, attend, check_heads, check_tokens, resize_pos_embed, rope_1d
+
+NORMS = ("l2_norm_gelu", "gelu_l2_norm", "softmax")
+EPS = 1e-5
+
+
+def modified_softmax(scores, tau, kind="l2_norm_gelu"):
+    """Theta of eq. 5 on scores (..., n), over the last axis.
+
+    "l2_norm_gelu" (the paper's): GELU(tau * a / max(||a||, 1e-5)); "gelu_l2_norm": tau * b / max(||b||, 1e-5), b = GELU(a);
+    "softmax": tau^2 * softmax(a), so that the weights sum to n. GELU is the exact one (erf).
+    """
+    if kind == "l2_norm_gelu":
+        return F.gelu(tau * F.normalize(scores, dim=-1, eps=EPS))
+    if kind == "gelu_l2_norm":
+        return tau * F.normalize(F.gelu(scores), dim=-1, eps=EPS)
+    if kind == "softmax":
+        return tau**2 * scores.softmax(dim=-1)
+    raise ValueError(f"kind={kind!r} must be one of {NORMS}")
+
+
+class Pattention(nn.Module):
+    """Token-parameter attention, a drop-in for a linear layer without bias: (..., in_dim) -> (..., out_dim).
+
+    Args: in_dim, out_dim, num_tokens n, kind of `modified_softmax`, value_std of the initial values (keys: 0.02), scale on the raw scores.
+    """
+
+    def __init__(self, in_dim, out_dim, num_tokens, kind="l2_norm_gelu", value_std=None, scale=1.0):
+        super().__init__()
+        if kind not in NORMS:
+            raise ValueError(f"kind={kind!r} must be one of {NORMS}")
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens={num_tokens} must be at least 1")
+        self.kind, self.scale = kind, scale
+        self.value_std = out_dim**-0.5 if value_std is None else value_std
+        self.key_param_tokens = nn.Parameter(torch.empty(num_tokens, in_dim).normal_(std=0.02))
+        self.value_param_tokens = nn.Parameter(torch.empty(num_tokens, out_dim).normal_(std=self.value_std))
+        self.register_buffer("tau", torch.tensor(num_tokens**0.5), persistent=False)
+
+    @property
+    def num_tokens(self):
+        return self.key_param_tokens.shape[0]
+
+    def weights(self, x, mask=None, index=None):
+        """Theta(x K^T): how much each parameter token is used, (..., n)."""
+        keys, tau = self.key_param_tokens, self.tau
+        if index is not None:
+            keys, tau = keys[index], index.shape[0] ** 0.5
+        scores = (x @ keys.t()) * self.scale                                     # ... n
+        if mask is not None:
+            scores = scores * mask.to(scores.dtype)
+        return modified_softmax(scores, tau, self.kind)
+
+    def forward(self, x, mask=None, index=None):
+        """x: (..., in_dim) -> (..., out_dim).
+
+        mask: boolean, broadcastable to (..., n), True = visible: hidden scores become 0 before the norm, tau stays.
+        index: (k,) long, use only these parameter tokens; tau becomes sqrt(k).
+        """
+        if x.shape[-1] != self.key_param_tokens.shape[1]:
+            raise ValueError(f"x has {x.shape[-1]} channels (shape {tuple(x.shape)}) but the keys need in_dim={self.key_param_tokens.shape[1]}")
+        values = self.value_param_tokens if index is None else self.value_param_tokens[index]
+        return self.weights(x, mask, index) @ values
+
+    @torch.no_grad()
+    def grow(self, num_new, init="zero", keep_tau=True, generator=None):
+        """Append num_new pairs, in place (make the optimizer after growing).
+
+        init "zero": zero keys, random values; with keep_tau=True the output does not change at all, and the new keys get gradients at once (the new
+        values from the second step on). "random": random keys too. "dead": keys and values zero, which never learn; for demonstration.
+        keep_tau=False sets tau = sqrt(n + num_new), as the released torch code does: that rescales all old scores.
+        """
+        if num_new < 1:
+            raise ValueError(f"num_new={num_new} must be at least 1")
+        if init not in ("zero", "random", "dead"):
+            raise ValueError(f"init={init!r} must be 'zero', 'random' or 'dead'")
+        keys, values = self.key_param_tokens, self.value_param_tokens
+        new_keys, new_values = keys.new_zeros(num_new, keys.shape[1]), values.new_zeros(num_new, values.shape[1])
+        if init == "random":
+            new_keys.copy_(torch.randn(new_keys.shape, generator=generator) * 0.02)
+        if init != "dead":
+            new_values.copy_(torch.randn(new_values.shape, generator=generator) * self.value_std)
+        self.key_param_tokens = nn.Parameter(torch.cat([keys, new_keys]))
+        self.value_param_tokens = nn.Parameter(torch.cat([values, new_values]))
+        if not keep_tau:
+            self.tau = torch.tensor(self.num_tokens**0.5, device=keys.device)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """tau is saved only when growth made it differ from sqrt(n): an ungrown layer keeps the official two keys."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.tau.is_meta and abs(self.tau.item() ** 2 - self.num_tokens) > 1e-3:
+            destination[prefix + "tau"] = self.tau.detach().clone()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Take over the number of pairs of the checkpoint, and its tau if it has one."""
+        for name in ("key_param_tokens", "value_param_tokens"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is not None and saved.shape != own.shape and saved.shape[1:] == own.shape[1:]:
+                setattr(self, name, nn.Parameter(own.new_zeros(saved.shape)))
+        tau = state_dict.pop(prefix + "tau", None)
+        self.tau = torch.tensor(self.num_tokens**0.5, device=self.tau.device) if tau is None else tau.to(self.tau.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class TokenFormerAttention(nn.Module):
+    """Multi-head attention whose four projections are Pattentions. The token-token part is ordinary attention."""
+
+    def __init__(self, embed_dim, num_heads, qkv_tokens, proj_tokens, rotary=0.0, causal=False, **pattention):
+        super().__init__()
+        head_dim = check_heads(embed_dim, num_heads)
+        self.num_heads, self.causal = num_heads, causal
+        self.rotary_dim = int(head_dim * rotary)
+        self.query, self.key, self.value = (Pattention(embed_dim, embed_dim, qkv_tokens, **pattention) for _ in range(3))
+        self.proj = Pattention(embed_dim, embed_dim, proj_tokens, **pattention)
+
+    def forward(self, x, return_attn=False):
+        """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N)."""
+        q, k, v = (rearrange(p(x), "b n (h p) -> b h n p", h=self.num_heads) for p in (self.query, self.key, self.value))
+        if self.rotary_dim:
+            tables = rope_1d(x.shape[1], self.rotary_dim, device=x.device)
+            q, k = apply_rope(q, *tables), apply_rope(k, *tables)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril() if self.causal else None
+        out = attend(q, k, v, mask, return_attn)
+        out, attn = out if return_attn else (out, None)
+        out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
+        return (out, attn) if return_attn else out
+
+
+class TokenFormerBlock(nn.Module):
+    """x = x + attention(LN(x)); x = x + Pattention(LN(x)). LN has no weights; the feed-forward part is one single Pattention.
+
+    Args: qkv_tokens, proj_tokens, ffn_tokens: parameter tokens of each query / key / value, of the output projection, of the feed-forward part.
+    """
+
+    def __init__(self, embed_dim, num_heads, qkv_tokens, proj_tokens=None, ffn_tokens=None, rotary=0.0, causal=False, eps=1e-5, **pattention):
+        super().__init__()
+        proj_tokens = qkv_tokens if proj_tokens is None else proj_tokens
+        ffn_tokens = 4 * qkv_tokens if ffn_tokens is None else ffn_tokens
+        self.eps = eps
+        self.attention = TokenFormerAttention(embed_dim, num_heads, qkv_tokens, proj_tokens, rotary, causal, **pattention)
+        self.mlp = Pattention(embed_dim, embed_dim, ffn_tokens, **pattention)
+
+    def forward(self, x, return_attn=False):
+        check_tokens(x, name="x")
+        y = self.attention(F.layer_norm(x, x.shape[-1:], eps=self.eps), return_attn)
+        y, attn = y if return_attn else (y, None)
+        x = x + y
+        x = x + self.mlp(F.layer_norm(x, x.shape[-1:], eps=self.eps))
+        return (x, attn) if return_attn else x
+
+
+class _Tokenformer(nn.Module):
+    """The stack both models share: blocks, final LayerNorm without weights, growth."""
+
+    def _build(self, embed_dim, num_layers, num_heads, num_tokens, ffn_tokens, kind, **attention):
+        self.blocks = nn.ModuleList(
+            TokenFormerBlock(embed_dim, num_heads, num_tokens, num_tokens, ffn_tokens, kind=kind,
+                             value_std=2 / num_layers / embed_dim**0.5, **attention)
+            for _ in range(num_layers))
+
+    def _run(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return F.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+    def grow(self, num_new, init="zero", keep_tau=True, generator=None):
+        """Append num_new pairs to each of the four attention Pattentions and 4 * num_new to the feed-forward one, in every layer.
+
+        See `Pattention.grow`. Returns self; make a new optimizer afterwards.
+        """
+        for block in self.blocks:
+            for p in (block.attention.query, block.attention.key, block.attention.value, block.attention.proj):
+                p.grow(num_new, init, keep_tau, generator)
+            block.mlp.grow(4 * num_new, init, keep_tau, generator)
+        return self
+
+
+class TokenFormer(_Tokenformer):
+    """Language model: ids (B, T) long -> logits (B, T, vocab_size). Causal, rotary on the first quarter of each head, tied embedding.
+
+    Args: num_tokens n of the attention Pattentions, ffn_tokens (default 4 n). Defaults are the 150M model (App. table 9).
+    """
+
+    def __init__(self, vocab_size=50304, embed_dim=768, num_layers=12, num_heads=12, num_tokens=768, ffn_tokens=None,
+                 rotary=0.25, kind="l2_norm_gelu"):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self._build(embed_dim, num_layers, num_heads, num_tokens, ffn_tokens, kind, rotary=rotary, causal=True)
+
+    def forward(self, ids):
+        if ids.dim() != 2 or 0 in ids.shape:
+            raise ValueError(f"ids has shape {tuple(ids.shape)} but needs (B, T) with at least one token")
+        return self._run(self.embedding(ids)) @ self.embedding.weight.t()
+
+
+class TokenFormerViT(_Tokenformer):
+    """Vision model: images (B, in_chans, H, W) -> logits (B, num_classes). As a ViT ([CLS], learned positions) with TokenFormer blocks.
+
+    Patch embedding and head stay linear (inferred: the vision code is not released). Defaults are Base-dagger (86 M parameters).
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=768, num_layers=12, num_heads=12,
+                 num_tokens=576, ffn_tokens=None, kind="l2_norm_gelu"):
+        super().__init__()
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.grid = self.patch_embed.grid(img_size, img_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        self._build(embed_dim, num_layers, num_heads, num_tokens, ffn_tokens, kind)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        for weight in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def tokens(self, images):
+        """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first."""
+        x = self.patch_embed(images)
+        x = torch.cat([repeat(self.cls_token, "1 1 d -> b 1 d", b=x.shape[0]).to(x.dtype), x], dim=1)
+        return self._run(x + resize_pos_embed(self.pos_embed, self.grid, self.patch_embed.grid(*images.shape[-2:])))
+
+    def forward(self, images):
+        return self.head(self.tokens(images)[:, 0])
+
+
+def _official(embed_dim, num_layers, num_heads, num_tokens):
+    def build(**kwargs):
+        sizes = dict(embed_dim=embed_dim, num_layers=num_layers, num_heads=num_heads, num_tokens=num_tokens)
+        return TokenFormer(**{**sizes, **kwargs})
+    return build
+
+
+# Official language models (App. table 9), and the series that grows out of one model at D = 768.
+tokenformer_150m = _official(768, 12, 12, 768)
+tokenformer_450m = _official(1024, 24, 16, 1024)
+tokenformer_900m = _official(1280, 32, 16, 1280)
+tokenformer_1_5b = _official(1536, 40, 16, 1536)
+tokenformer_124m = _official(768, 12, 12, 576)
+tokenformer_354m = _official(768, 12, 12, 2140)
+tokenformer_757m = _official(768, 12, 12, 4850)
+tokenformer_1_4b = _official(768, 12, 12, 8620)

@@ -1,0 +1,58 @@
+"""Multi-head attention.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(P) + bias) V          P = channels of one head (Vaswani et al. 2017, eq. 1)
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .checks import check_heads
+from .positions import apply_rope
+
+
+def attend(q, k, v, bias=None, return_attn=False):
+    """softmax(q k^T / sqrt(P) + bias) v on (B, heads, N, P) tensors.
+
+    q: (B, heads, queries, P); k, v: (B, heads, keys, P). bias: None, a boolean mask (True = attend) or a float tensor added to
+    the logits, broadcastable to (B, heads, queries, keys). Returns (B, heads, queries, P); with return_attn=True also the
+    weights (B, heads, queries, keys). Without weights the fused kernel `scaled_dot_product_attention` runs.
+    """
+    if bias is not None and bias.dtype != torch.bool:
+        bias = bias.to(q.dtype)
+    if not return_attn:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)                     # b h q k
+    if bias is not None:
+        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    attn = logits.softmax(dim=-1)
+    return attn.to(v.dtype) @ v, attn
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused qkv projection; state-dict names `qkv`, `proj` as in timm and DeiT.
+
+    Args: embed_dim D, num_heads (must divide D), qkv_bias.
+    """
+
+    def __init__(self, embed_dim, num_heads, qkv_bias=True):
+        super().__init__()
+        check_heads(embed_dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x, bias=None, rope=None, return_attn=False):
+        """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N).
+
+        bias: boolean mask (True = attend) or additive float, broadcastable to (B, heads, N, N).
+        rope: (cos, sin) tables of `rope_1d` / `rope_2d`, applied to queries and keys.
+        """
+        q, k, v = rearrange(self.qkv(x), "b n (three h p) -> three b h n p", three=3, h=self.num_heads)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        out = attend(q, k, v, bias, return_attn)
+        out, attn = out if return_attn else (out, None)
+        out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
+        return (out, attn) if return_attn else out

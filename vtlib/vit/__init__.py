@@ -1,0 +1,5 @@
+"""The plain Vision Transformer, where everything starts."""
+
+from .vit import ViT, deit_small, deit_tiny, tiny, vit_base
+
+__all__ = ["ViT", "deit_small", "deit_tiny", "tiny", "vit_base"]

@@ -1,0 +1,109 @@
+"""ViT - An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929); sizes of DeiT (Touvron et al., ICML 2021,
+arXiv 2012.12877).
+
+The idea: cut the image into P x P patches, embed each linearly as one token, prepend a learned [CLS] token, add positions, run
+ordinary pre-norm transformer blocks, and classify from [CLS].
+
+    z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT._embed        (paper eq. 1)
+    z'  = z + MSA(LN(z));  z = z' + MLP(LN(z'))   vtlib.nn.Block    (eq. 2, 3)
+    y   = head(LN(z_L)[cls])                      ViT.forward       (eq. 4)
+
+State-dict names are timm's, so DeiT and ViT checkpoints of the same size load as they are. Different from the official code: positions
+can also be "sincos", "rope" or "none"; inputs of another size are accepted and the learned table is resized (bicubic).
+"""
+
+import torch
+from torch import nn
+
+from ..nn import Block, PatchEmbed, check_heads, resize_pos_embed, rope_2d, sincos_2d
+
+POSITIONS = ("learned", "sincos", "rope", "none")
+
+
+class ViT(nn.Module):
+    """Plain Vision Transformer for images (B, in_chans, H, W) -> logits (B, num_classes).
+
+    Args: img_size (int or (H, W), the size the learned positions are made for), patch_size P, num_classes (0: no head, features of
+    [CLS] come out), embed_dim D, num_layers, num_heads, mlp_ratio, qkv_bias, drop_path (rate of the last layer, linear from 0),
+    pos "learned" | "sincos" | "rope" (2-D rotary on queries and keys) | "none".
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=192, num_layers=12, num_heads=3,
+                 mlp_ratio=4.0, qkv_bias=True, drop_path=0.0, pos="learned"):
+        super().__init__()
+        if pos not in POSITIONS:
+            raise ValueError(f"pos={pos!r} must be one of {POSITIONS}")
+        self.head_dim = check_heads(embed_dim, num_heads)
+        self.pos = pos
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid = self.patch_embed.grid(height, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        if pos == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        rates = torch.linspace(0, drop_path, num_layers, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(_init)
+
+    def _embed(self, images):
+        """images -> (tokens (B, 1 + N, D) with positions, rotary tables or None)."""
+        x = self.patch_embed(images)                                                            # b n d
+        grid = self.patch_embed.grid(*images.shape[-2:])
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)        # b 1+n d
+        if self.pos == "learned":
+            x = x + resize_pos_embed(self.pos_embed, self.grid, grid)
+        elif self.pos == "sincos":
+            table = sincos_2d(grid, x.shape[-1], device=x.device).to(x.dtype)
+            x = torch.cat([x[:, :1], x[:, 1:] + table], dim=1)
+        rope = rope_2d(grid, self.head_dim, num_prefix=1, device=x.device) if self.pos == "rope" else None
+        return x, rope
+
+    def tokens(self, images, return_attn=False):
+        """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first; with return_attn=True also a list of (B, heads, 1+N, 1+N)."""
+        x, rope = self._embed(images)
+        attns = []
+        for block in self.blocks:
+            x = block(x, rope=rope, return_attn=return_attn)
+            if return_attn:
+                x, attn = x
+                attns.append(attn)
+        x = self.norm(x)
+        return (x, attns) if return_attn else x
+
+    def forward(self, images, return_attn=False):
+        """Logits (B, num_classes); with return_attn=True also the attention weights of each layer."""
+        x = self.tokens(images, return_attn)
+        x, attns = x if return_attn else (x, None)
+        logits = self.head(x[:, 0])
+        return (logits, attns) if return_attn else logits
+
+
+def _init(module):
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def tiny(**kwargs):
+    """A ViT for a laptop: 64 px, patch 8, D = 96, 4 layers, 3 heads (0.5 M parameters). Any argument of `ViT` can be given."""
+    return ViT(**{**dict(img_size=64, patch_size=8, embed_dim=96, num_layers=4, num_heads=3, num_classes=10), **kwargs})
+
+
+def deit_tiny(**kwargs):
+    """DeiT-Ti / ViT-Ti: D = 192, 12 layers, 3 heads, 5,717,416 parameters."""
+    return ViT(**{**dict(embed_dim=192, num_layers=12, num_heads=3), **kwargs})
+
+
+def deit_small(**kwargs):
+    """DeiT-S / ViT-S: D = 384, 12 layers, 6 heads, 22,050,664 parameters."""
+    return ViT(**{**dict(embed_dim=384, num_layers=12, num_heads=6), **kwargs})
+
+
+def vit_base(**kwargs):
+    """ViT-B / DeiT-B: D = 768, 12 layers, 12 heads, 86,567,656 parameters."""
+    return ViT(**{**dict(embed_dim=768, num_layers=12, num_heads=12), **kwargs})
