@@ -21,8 +21,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import DropPath, Mlp, attend, check_heads, check_images, check_multiple, pad_to_multiple
-from ..nn import relative_index, relative_offsets, window_merge, window_partition
+from ..nn import (
+    DropPath,
+    Mlp,
+    attend,
+    check_heads,
+    check_images,
+    check_multiple,
+    pad_to_multiple,
+    relative_index,
+    relative_offsets,
+    window_merge,
+    window_partition,
+)
 
 NEG_INF = -1e6
 

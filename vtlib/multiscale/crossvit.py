@@ -206,6 +206,8 @@ class CrossViT(nn.Module):
         if any(len(d) == 3 and d[2] not in (0, 1) for d in depth):
             raise ValueError(f"depth={depth}: only one cross-attention per encoder (third entry 0 or 1); "
                              "a second one would attend to its own output only")
+        if any(max(d[:2]) < 1 for d in depth):
+            raise ValueError(f"depth={depth}: each encoder needs at least one block in one of its branches")
         self.in_chans = in_chans
         self.patch_embed = nn.ModuleList(BranchEmbed(s, p, in_chans, d, multi_conv) for s, p, d in zip(img_size, patch_size, embed_dim))
         self.pos_embed = nn.ParameterList(torch.zeros(1, 1 + e.num_patches, d) for e, d in zip(self.patch_embed, embed_dim))
