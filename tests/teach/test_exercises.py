@@ -1,0 +1,262 @@
+"""The check machinery, on exercises registered under "99." for these tests only."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vtlib import teach
+from vtlib.teach import exercises
+from vtlib.teach.exercises import Wrong, check, expect, expect_error, untouched
+
+X = torch.arange(24.0).view(2, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    yield
+    for name in [name for name in exercises._REGISTRY if name.startswith(("98.", "99."))]:
+        del exercises._REGISTRY[name]
+
+
+@pytest.fixture
+def double():
+    def reference(x):
+        return x * 2
+
+    @check("99.double", reference=reference)
+    def _(fn):
+        with untouched(X):
+            got = fn(X)
+        expect(got, X * 2, what="doubled", mistakes={"three times, not twice": X * 3, "squared": lambda: X**2})
+
+    return reference
+
+
+def fails(fn, name="99.double") -> str:
+    with pytest.raises(Wrong) as caught:
+        teach.exercise(name, fn)
+    return str(caught.value)
+
+
+def test_not_attempted_gives_the_reference(double, capsys):
+    def stub(x):
+        raise NotImplementedError
+
+    assert teach.exercise("99.double", stub) is double
+    assert capsys.readouterr().out == ("99.double: not attempted yet - the reference takes its place, so the notebook runs on.\n")
+
+
+def test_right_gives_the_function_back(double, capsys):
+    def mine(x):
+        return x + x
+
+    assert teach.exercise("99.double", mine) is mine
+    assert capsys.readouterr().out == "99.double: correct.\n"
+
+
+def test_wrong_is_an_assertion_error_of_the_package(double):
+    assert issubclass(teach.Wrong, AssertionError) and teach.Wrong is Wrong
+    message = fails(lambda x: x * 3)
+    assert message.startswith("99.double: doubled: the values are off in 23 of 24 places")
+    assert "found:    [0, 3, 6, 9, 12, ...]" in message
+    assert "expected: [0, 2, 4, 6, 8, ...]" in message
+    assert "largest difference at [1, 2, 3]: found 69, expected 46" in message
+    assert message.endswith("likely cause: three times, not twice")
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda x: x**2, "likely cause: squared"),
+        (lambda x: None, "returned None - is a `return` missing?"),
+        (lambda x: (x * 2).numpy(), "found:    a numpy array of shape (2, 3, 4)"),
+        (lambda x: [x * 2], "found:    a list of 1"),
+        (lambda x: "tokens", "found:    a str"),
+        (lambda x: (x * 2).transpose(1, 2), "the axes are there, in another order"),
+        (lambda x: (x * 2)[None], "an axis of length 1 is too many or missing"),
+        (lambda x: (x * 2).flatten(1), "grouped in another way"),
+        (lambda x: (x * 2)[:, 0], "2 axes instead of 3"),
+        (lambda x: (x * 2)[:, 1:], "axis 1: 2 instead of 3"),
+        (lambda x: (x * 2).double(), "found:    torch.float64"),
+        (lambda x: x * 2 / 0, "24 of 24 values are not finite (1 NaN)"),
+        (lambda x: x * 5, "every value is 2.5 times the expected one"),
+        (lambda x: -2 * x, "every value is -1 times the expected one"),
+        (lambda x: x * 2 + 7, "every value is off by the same 7"),
+        (lambda x: (x * 2).flip(2), "the right values, in another order"),
+        (lambda x: x.mul_(2).clone().copy_(x / 1), "changed its input in place"),
+        (lambda x: x @ x, "your function raised RuntimeError"),
+        (lambda x, y: x, "TypeError"),
+    ],
+)
+def test_what_a_wrong_answer_is_told(double, answer, said):
+    original = X.clone()
+    try:
+        assert said in fails(answer)
+    finally:
+        X.copy_(original)
+
+
+def test_an_error_of_the_learner_is_chained_and_placed(double):
+    def mine(x):
+        return x.view(5)  # the line that fails
+
+    with pytest.raises(Wrong, match="your function raised RuntimeError") as caught:
+        teach.exercise("99.double", mine)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert "return x.view(5)  # the line that fails" in str(caught.value)
+
+
+def test_an_unusable_result_is_not_called_an_error_of_the_function():
+    @check("99.mean", reference=lambda x: x)
+    def _(fn):
+        expect(fn(X).mean(), X.mean())
+
+    assert "what your function returned cannot be used here: AttributeError" in fails(lambda x: None, "99.mean")
+
+
+def test_torch_saying_not_implemented_is_not_a_stub(double):
+    def mine(x):
+        raise NotImplementedError("Could not run 'aten::x' with arguments from the 'Meta' backend")
+
+    assert "your function raised NotImplementedError" in fails(mine)
+
+
+def test_a_class_can_be_the_answer(capsys):
+    class Linear(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    class Stub(nn.Module):
+        def forward(self, x):
+            raise NotImplementedError
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x.nothing
+
+    @check("99.module", reference=Linear)
+    def _(cls):
+        expect(cls()(X), X + 1)
+
+    assert teach.exercise("99.module", Linear) is Linear
+    assert teach.exercise("99.module", Stub) is Linear
+    assert teach.exercise("99.module", nn.Module) is Linear  # no forward yet
+    assert "your function raised AttributeError" in fails(Broken, "99.module")
+    assert "return x.nothing" in fails(Broken, "99.module")
+
+
+def test_an_answer_leaves_the_random_numbers_alone(double):
+    torch.manual_seed(3)
+    want = torch.rand(2)
+    torch.manual_seed(3)
+    teach.exercise("99.double", lambda x: x * 2 + 0 * torch.rand(()))
+    assert torch.equal(torch.rand(2), want)
+
+
+def test_the_called_result_instead_of_the_function(double):
+    with pytest.raises(TypeError, match="needs a function"):
+        teach.exercise("99.double", X)
+
+
+def test_names_and_lookup(double):
+    assert exercises.names("99") == ["99.double"]
+    assert exercises.get("99.double")[0] is double
+    with pytest.raises(ValueError, match=r"'99.tripple': no such exercise; there are: 99.double"):
+        teach.exercise("99.tripple", double)
+    with pytest.raises(ValueError, match="registered already"):
+        check("99.double", reference=double)
+    for bad in ("patchify", "0.patchify", "00.", "00patchify"):
+        with pytest.raises(ValueError, match="two digits"):
+            check(bad, reference=double)
+
+
+def test_the_module_of_a_notebook_is_imported_when_asked_for(monkeypatch, tmp_path):
+    (tmp_path / "nb98.py").write_text(
+        "from vtlib.teach.exercises import check, expect\n"
+        "@check('98.same', reference=lambda x: x)\ndef _(fn):\n    expect(fn(1), 1)\n"
+    )
+    monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
+    try:
+        assert exercises.names("98") == ["98.same"]
+        assert "98.same" in exercises.names()
+        assert exercises.names("97") == []
+    finally:
+        sys.modules.pop("vtlib.teach.exercises.nb98", None)
+
+
+def test_expect_other_kinds():
+    expect(3, 3)
+    expect(torch.tensor(0.5), 0.5)
+    expect(np.float32(0.5), 0.5)
+    expect(True, True)
+    expect((X, 1), (X, 1))
+    expect([X], (X,))
+    expect({"a": X}, {"a": X})
+    expect(torch.tensor([1.0, float("-inf"), float("nan")]), torch.tensor([1.0, float("-inf"), float("nan")]))
+    expect(torch.tensor([1, 2]), torch.tensor([1, 2]))
+    expect(np.arange(3), np.arange(3))
+    expect(X.clone().requires_grad_(), X)
+    expect(torch.zeros(0, 3), torch.zeros(0, 3))
+    expect(torch.tensor([1 + 2j]), torch.tensor([1 + 2j]))
+    for got, want, said in [
+        (True, 1, "the type is off"),
+        (1, True, "the type is off"),
+        (4, 3, "the value is off"),
+        ("a", "b", "the value is off"),
+        (float("nan"), 1.0, "not a finite number"),
+        ((X,), (X, X), "the length is off"),
+        (X, (X,), "the type is off"),
+        ({"b": 1}, {"a": 1}, "the keys are off"),
+        ((X, None), (X, X), r"result\[1\]: your function returned None"),
+        ((X, X + 1), (X, X), r"the result\[1\]: the values are off"),
+        ({"a": 2}, {"a": 1}, r"\['a'\]: the value is off"),
+        (torch.tensor([True, False]), torch.tensor([True, True]), r"largest difference at \[1\]: found False, expected True"),
+        (torch.tensor([1, 3]), torch.tensor([1, 2]), "1 of 2 places"),
+        (np.arange(3), X, "a numpy array"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")]), "found 2, expected nan"),
+        (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, float("-inf")]), "found inf, expected -inf"),
+        (torch.tensor([1 + 2j]), torch.tensor([1 - 2j]), "largest difference"),
+        (torch.tensor([-1]), torch.tensor([2**62]), "found -1"),
+    ]:
+        with pytest.raises(Wrong, match=said):
+            expect(got, want)
+
+
+def test_a_mistake_of_the_whole_explains_its_part():
+    with pytest.raises(Wrong, match=r"(?s)pair\[0\].*likely cause: the two are swapped") as caught:
+        expect((X, X + 1), (X + 1, X), what="pair", mistakes={"the two are swapped": (X, X + 1)})
+    assert str(caught.value).count("likely cause") == 1
+    with pytest.raises(Wrong, match="likely cause: squared"):
+        expect((X, X**2), (X, X), mistakes={"squared": X**2})
+    with pytest.raises(Wrong, match="likely cause: one token too many"):  # also when the shape differs
+        expect(X, X[:, 1:], mistakes={"one token too many": X})
+
+
+def test_tolerance_is_the_documented_one():
+    expect(torch.tensor([1.0 + 1e-5]), torch.tensor([1.0]))
+    with pytest.raises(Wrong):
+        expect(torch.tensor([1.001]), torch.tensor([1.0]))
+    expect(torch.tensor([1.001]), torch.tensor([1.0]), atol=0.01)
+
+
+def test_expect_error():
+    def raises(error):
+        raise error
+
+    expect_error(lambda: raises(ValueError("no")))
+    with pytest.raises(Wrong, match="nothing was raised"):
+        expect_error(lambda: None)
+    with pytest.raises(Wrong, match="found KeyError"):
+        expect_error(lambda: raises(KeyError("x")))
+    with pytest.raises(NotImplementedError):
+        expect_error(lambda: raises(NotImplementedError()))
+
+
+def test_a_check_can_live_in_any_module():
+    module = types.ModuleType("somewhere")
+    exec("from vtlib.teach.exercises import check\n@check('99.x', reference=len)\ndef f(fn): fn([])", vars(module))
+    assert teach.exercise("99.x", len) is len

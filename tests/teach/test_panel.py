@@ -1,0 +1,188 @@
+"""Panels and live curves, without a browser."""
+
+import base64
+import html
+import re
+import sys
+
+import ipywidgets
+import pytest
+import torch
+
+from vtlib import teach
+
+ALT = "A bar that grows with keep & nothing else."
+widgets = sys.modules["vtlib.teach.widgets"]
+live = sys.modules["vtlib.teach.live"]
+
+
+def slider(**kw):
+    return ipywidgets.IntSlider(value=3, min=1, max=9, description="keep", **kw)
+
+
+def draw(keep, mode="a"):
+    fig, ax = teach.figure(size=(2, 1))
+    ax.bar([0], [keep], color=teach.PALETTE[0 if mode == "a" else 1])
+    return fig
+
+
+@pytest.fixture
+def panel():
+    return teach.panel(draw, alt=ALT, keep=slider(), mode=ipywidgets.Dropdown(options=["a", "b"], description="mode"))
+
+
+def test_the_first_frame_stands_at_once(panel):
+    assert panel.frame.startswith(b"\x89PNG") and panel.image.value == panel.frame and len(panel.milliseconds) == 1
+    assert panel.values == {"keep": 3, "mode": "a"}
+    assert panel.controls["keep"].continuous_update is False
+
+
+def test_moving_a_control_changes_the_picture_once(panel):
+    seen = []
+    panel.image.observe(lambda change: seen.append(change["new"]), names="value")
+    panel.controls["keep"].value = 7
+    assert len(seen) == 1 and len(panel.milliseconds) == 2
+    panel.set(keep=2, mode="b")
+    assert len(seen) == 2 and seen[0] != seen[1] and panel.values == {"keep": 2, "mode": "b"}
+    panel.set(keep=3, mode="a")
+    assert panel.image.value == panel._first  # the same values draw the same picture
+
+
+def test_set_refuses_what_the_control_cannot_hold(panel):
+    before = panel.image.value
+    for values, said in [
+        ({"kepe": 2}, "kepe: no such control; there are: keep, mode"),
+        ({"keep": 99}, "keep=99: the control took 9"),
+        ({"mode": "z"}, "mode='z'"),
+        ({"keep": 5, "mode": "z"}, "mode='z'"),
+        ({"keep": "many"}, "keep='many'"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            panel.set(**values)
+        assert panel.values == {"keep": 3, "mode": "a"} and panel.image.value == before
+
+
+def test_an_error_is_written_below_the_picture_and_reaches_the_caller():
+    def fragile(keep):
+        if keep > 5:
+            raise ZeroDivisionError("no tokens <left>")
+        return draw(keep)
+
+    panel = teach.panel(fragile, alt=ALT, keep=slider())
+    before = panel.image.value
+    with pytest.raises(ZeroDivisionError):
+        panel.set(keep=8)
+    assert panel.message.value == "<pre>ZeroDivisionError: no tokens &lt;left&gt;</pre>" and panel.image.value == before
+    with pytest.raises(ZeroDivisionError):
+        panel.controls["keep"].value = 7
+    panel.set(keep=2)
+    assert panel.message.value == "" and panel.image.value != before
+    with pytest.raises(TypeError, match="draw returned NoneType"):
+        teach.panel(lambda keep: None, alt=ALT, keep=slider())
+
+
+def test_what_a_panel_needs():
+    for controls, said in [
+        ({}, "got none"),
+        ({"keep": 3}, "got int, needs an ipywidgets control"),
+        ({"keep": ipywidgets.IntSlider()}, "needs a description"),
+        ({"go": ipywidgets.Button(description="go")}, "with a value"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            teach.panel(draw, alt=ALT, **controls)
+    with pytest.raises(ValueError, match="alt="):
+        teach.panel(draw, alt="short", keep=slider())
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        slider(),
+        ipywidgets.FloatSlider(description="x"),
+        ipywidgets.IntRangeSlider(description="x"),
+        ipywidgets.SelectionSlider(options=[1, 2], description="x"),
+        ipywidgets.FloatLogSlider(description="x"),
+        ipywidgets.Checkbox(description="x"),
+        ipywidgets.Dropdown(options=[1, 2], description="x"),
+        ipywidgets.ToggleButtons(options=[1, 2], description="x"),
+        ipywidgets.RadioButtons(options=[1, 2], description="x"),
+        ipywidgets.Text(description="x"),
+        ipywidgets.BoundedIntText(description="x"),
+        ipywidgets.Select(options=[1, 2], description="x"),
+        ipywidgets.ToggleButton(description="x"),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_every_kind_of_control(control):
+    frame = teach.png(draw(1))
+    panel = teach.panel(lambda keep: frame, alt=ALT, keep=control)
+    assert panel.image.value == frame
+    if control.has_trait("continuous_update"):
+        assert control.continuous_update is False
+
+
+def test_show_is_one_bundle_for_all_places(panel, monkeypatch, capsys):
+    bundles = []
+    monkeypatch.setattr(widgets, "publish", bundles.append)
+    panel.set(keep=9)
+    panel.show()
+    panel._ipython_display_()
+    assert len(bundles) == 2
+    bundle = bundles[0]
+    assert list(bundle) == ["application/vnd.jupyter.widget-view+json", "text/html", "text/plain"]
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.box.model_id
+    match = re.match(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)"', bundle["text/html"])
+    assert html.unescape(match[1]) == ALT == bundle["text/plain"]
+    assert base64.b64decode(match[2]) == panel._first != panel.frame
+
+
+# ------------------------------------------------------------------------------------------------------------- live curves
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(live, "publish", lambda bundle, display_id, update: calls.append((bundle, display_id, update)))
+    return calls
+
+
+def test_a_live_curve_updates_one_output(outputs):
+    with teach.LiveCurve(30, "It falls", "loss", alt="The loss falls steadily from 3 to 0.", every=0) as curve:
+        for step in range(5):
+            curve.update(step, train=3 - step, test=torch.tensor(4.0 - step))
+    assert len(outputs) == 6 and [update for _, _, update in outputs] == [False] + [True] * 5
+    assert len({display_id for _, display_id, _ in outputs}) == 1
+    assert outputs[-1][0]["text/plain"] == "The loss falls steadily from 3 to 0. Last values: train -1, test 0."
+    assert set(outputs[-1][0]) == {"text/html", "text/plain"}
+    assert curve.history == {"train": ([0, 1, 2, 3, 4], [3, 2, 1, 0, -1]), "test": ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0])}
+
+
+def test_a_live_curve_redraws_now_and_then_only(outputs):
+    with teach.LiveCurve(500, "It falls", "loss", alt="The loss falls steadily from 3 to 0.", every=60) as curve:
+        for step in range(500):
+            curve.update(step, train=1 / (step + 1))
+    assert len(outputs) == 2  # the first point and the end
+
+
+def test_a_live_curve_survives_what_training_does(outputs):
+    with teach.LiveCurve(10, "It breaks", "loss", alt="The loss turns into NaN after a while.", every=0) as curve:
+        curve.update(0, train=float("nan"))
+        curve.update(1, train=2.0)
+        curve.update(25, train=float("inf"), test=0.5, third=0.5)  # beyond the end, and another name
+    ax = curve.figure().axes[0]
+    assert ax.get_xlim() == (0, 25)
+    labels = {t.get_text(): t.xy[1] for t in ax.texts}
+    assert set(labels) == {"train 2", "test 0.5", "third 0.5"}
+    assert abs(labels["test 0.5"] - labels["third 0.5"]) > 0.05  # they do not lie on each other
+    with pytest.raises(KeyError):
+        with teach.LiveCurve(10, "It stops", "loss", alt="The loss until the error came up.", every=0) as curve:
+            curve.update(0, train=1.0)
+            raise KeyError("stop")
+    assert "Last values: train 1." in outputs[-1][0]["text/plain"]  # what there was stays
+    count = len(outputs)
+    with teach.LiveCurve(10, "Nothing", "loss", alt="Nothing is drawn without any points."):
+        pass
+    assert len(outputs) == count
+    for total, alt, said in [(0, ALT, "total=0"), (3, "", "alt=")]:
+        with pytest.raises(ValueError, match=said):
+            teach.LiveCurve(total, "t", "y", alt=alt)

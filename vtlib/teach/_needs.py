@@ -1,0 +1,27 @@
+"""Looks for the packages a notebook imports; on import raises ImportError with the pip command when one is missing."""
+
+import importlib.util
+
+NEEDS = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "einops": "einops",
+    "safetensors": "safetensors",
+    "matplotlib": "matplotlib",
+    "ipywidgets": "ipywidgets",
+    "IPython": "ipython",
+}  # import name -> name for pip
+
+
+def require(modules=None) -> None:
+    """Raise ImportError with the pip command that installs what is missing.
+
+    modules: import names to look for (default: everything a notebook of this course imports).
+    """
+    modules = NEEDS if modules is None else modules
+    missing = [NEEDS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"the notebooks need {', '.join(missing)}; run:  pip install {' '.join(missing)}")
+
+
+require()
