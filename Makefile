@@ -1,0 +1,79 @@
+# make lab | make test are all a reader needs. Each target makes .venv when it is missing and installs again only when
+# pyproject.toml or constraints.txt changed.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+COLAB := .venv-colab
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=120 --nbval-kernel-startup-timeout=120 -n 2 --dist loadfile
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# The first Python that is new enough and can make environments; `make lab PYTHON=/path/to/python` overrules the search.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help lab test bench data colab notebooks test-colab lint clean
+
+help:
+	@echo "make lab         open the course in JupyterLab"
+	@echo "make test        unit tests and all notebooks"
+	@echo "make bench       each method against a naive reference, and its cost as N grows"
+	@echo "make data        rebuild the assets of data/"
+	@echo "make notebooks   execute all notebooks and store their outputs"
+	@echo "make colab       stamp the repository address and version into notebooks and README"
+	@echo "make test-colab  the notebooks under Colab's versions of the Jupyter side"
+	@echo "make lint        ruff"
+
+lab: $(VENV)/.course
+	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/00_visual_tokens.ipynb
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests notebooks $(NBVAL) --durations=15
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench
+
+data: $(VENV)/.dev
+	set -e; for script in data/build_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python tools/notebook.py run $(NOTEBOOKS)
+
+colab: $(VENV)/.dev
+	$(BIN)/python tools/notebook.py stamp
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+# Browser, structure and wheel tests belong to `make test`; here only the notebooks run, under the older Jupyter stack.
+test-colab: $(COLAB)/.ready
+	$(COLAB)/bin/python -m pytest notebooks $(NBVAL) --durations=5
+
+clean:
+	rm -rf $(VENV) $(COLAB) .pytest_cache .ruff_cache build dist
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { \
+	  echo "No Python >= 3.11 with venv found (looked for python3, python3.13, python3.12, python3.11)." >&2; \
+	  echo "Install one (on Debian/Ubuntu also its python3-venv package), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; }
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version.split()[0])'
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.course: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[course]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[course,dev]"
+	@touch $(VENV)/.course $@
+
+$(COLAB)/.ready: pyproject.toml tests/notebooks/colab-pins.txt $(VENV)/bin/python
+	$(VENV)/bin/python -m venv $(COLAB)
+	$(COLAB)/bin/python -m pip install -q -r tests/notebooks/colab-pins.txt
+	$(COLAB)/bin/python -m pip install -q --no-deps -e .
+	@touch $@

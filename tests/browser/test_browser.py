@@ -1,0 +1,89 @@
+"""Each notebook in a real JupyterLab: it runs without an error, and every control of every panel redraws its picture, quickly."""
+
+import statistics
+
+import nbformat
+import pytest
+
+from tests.browser.lab import REDRAW_LIMIT, drive, panels, redraws, report, run_all, shut_down
+from tools.notebook import code_cells, paths, read, tags
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+TINY = """
+import ipywidgets
+from vtlib import teach
+def draw(keep, mode, size, bold, dots, colour):
+    fig, ax = teach.figure()
+    ax.plot(range(keep), [size] * keep, "o-" if dots == "yes" else "-", linewidth=3 if bold else 1, color=teach.PALETTE[int(colour) + (mode == "b")])
+    ax.set_title(f"{keep} {mode}")
+    return fig
+p = teach.panel(draw, alt="A line whose length and colour follow the controls.",
+    keep=ipywidgets.IntSlider(value=4, min=2, max=9, description="keep"),
+    mode=ipywidgets.Dropdown(options=["a", "b", "c"], description="mode"),
+    size=ipywidgets.SelectionSlider(options=[1, 2, 4], value=4, description="size"),
+    bold=ipywidgets.Checkbox(value=False, description="bold"),
+    dots=ipywidgets.ToggleButtons(options=["yes", "no"], description="dots"),
+    colour=ipywidgets.RadioButtons(options=["0", "3", "6"], description="colour"))
+p.show()
+p.set(keep=5)
+"""
+STUCK = """
+import ipywidgets
+from vtlib import teach
+fig, ax = teach.figure()
+frame = teach.png(fig)
+teach.panel(lambda keep: frame, alt="A picture that never changes at all.", keep=ipywidgets.IntSlider(description="keep")).show()
+"""
+BROKEN = """
+import ipywidgets
+from vtlib import teach
+def draw(keep):
+    if keep == 2:
+        raise ValueError("two is not drawn")
+    fig, ax = teach.figure()
+    ax.plot([0, keep])
+    return fig
+teach.panel(draw, alt="A line that ends at the value of the slider.", keep=ipywidgets.IntSlider(description="keep")).show()
+"""
+
+
+def small(lab, name, *cells):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, lab.root / name)
+    return name
+
+
+def test_the_driver_moves_everything_and_sees_what_is_wrong(lab, page, record_property):
+    run_all(page, lab, small(lab, "tiny.ipynb", TINY, STUCK, BROKEN))
+    tiny, stuck, broken = panels(page, expected=3)
+    times = redraws(page, tiny)
+    record_property("redraw", f"a small panel: {report(times)}")
+    assert len(times) >= 15
+    assert statistics.median(times) < REDRAW_LIMIT
+    with pytest.raises(AssertionError, match="keep: moved .* the picture stayed the same"):
+        drive(page, stuck)
+    with pytest.raises(AssertionError, match="two is not drawn"):
+        drive(page, broken)
+    shut_down(page)
+
+
+def test_an_error_in_a_cell_is_found(lab, page):
+    name = small(lab, "error.ipynb", "1 / 0", "print(1)")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run_all(page, lab, name)
+    shut_down(page)
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda p: p.stem)
+def test_notebook(path, lab, page, record_property):
+    run_all(page, lab, path.name)
+    found = panels(page, expected=len([cell for cell in code_cells(read(path)) if "widget" in tags(cell)]))
+    medians = []
+    for k, panel in enumerate(found, start=1):
+        times = redraws(page, panel)
+        record_property("redraw", f"{path.stem}, panel {k}: {report(times)}")
+        medians.append(statistics.median(times))
+    assert max(medians, default=0) < REDRAW_LIMIT, f"{[round(m) for m in medians]} ms"
+    shut_down(page)

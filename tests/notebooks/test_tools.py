@@ -1,0 +1,174 @@
+"""tools/notebook.py on a small notebook made for it."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from tools import notebook as tool
+
+SOURCE = '''# %% [markdown]
+# # A title
+#
+# First words.
+
+# %% tags=["setup"]
+# written by stamp
+
+# %%
+import sys
+print("a"); sys.stdout.flush(); print("b")
+
+# %% tags=["exercise"]
+def double(x):
+    """Twice x."""
+    raise NotImplementedError
+
+double = teach.exercise("99.double", double)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>add</details>
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def double(x):
+#     return 2 * x
+# ```
+# </details>
+
+# %%
+double(4)
+'''
+TEACH = """class teach:
+    @staticmethod
+    def exercise(name, fn):
+        try:
+            fn(1)
+        except NotImplementedError:
+            return lambda x: -x
+        return fn"""
+
+
+@pytest.fixture
+def nb(tmp_path):
+    source, dest = tmp_path / "99_small.py", tmp_path / "99_small.ipynb"
+    source.write_text(SOURCE)
+    tool.convert(source, dest)
+    return dest
+
+
+def without_vtlib(path):
+    """The set-up cell replaced, so that the run needs nothing but a kernel."""
+    nb = tool.read(path)
+    nb.cells[1].source = TEACH
+    tool.write(nb, path)
+
+
+def test_convert_normalises_and_stamps(nb):
+    got = tool.read(nb)
+    assert [cell.id for cell in got.cells] == [f"c{i:03d}" for i in range(7)]
+    assert got.cells[1].source == tool.setup_source()
+    assert tool.badge("99_small.ipynb") in got.cells[0].source
+    assert got.cells[0].source.startswith("# A title") and got.cells[0].source.endswith("First words.")
+    assert [tool.tags(cell) for cell in got.cells] == [[], ["setup"], [], ["exercise"], ["hint"], ["solution"], []]
+    nbformat.validate(got)
+
+
+def test_stamp_is_idempotent_and_check_sees_drift(nb):
+    assert tool.stamp([nb]) == []
+    old = nb.read_text().replace("@v", "@v9").replace("/blob/v", "/blob/v9")
+    nb.write_text(old)
+    assert tool.main(["check", str(nb)]) == 1 and nb.read_text() == old
+    assert tool.stamp([nb]) == [nb] and tool.main(["check", str(nb)]) == 0
+
+
+def test_readme_badges_follow_the_address():
+    stale = f"| x | {tool.badge('07_x.ipynb')} |".replace("/blob/v", "/blob/v9")
+    assert stale != f"| x | {tool.badge('07_x.ipynb')} |"
+    assert tool.stamp_readme(stale) == f"| x | {tool.badge('07_x.ipynb')} |"
+
+
+def test_run_stores_outputs_and_is_repeatable(nb):
+    without_vtlib(nb)
+    tool.run(nb)
+    first = json.loads(nb.read_text())
+    assert first["metadata"].pop("vtlib")["seconds"] > 0
+    cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4]
+    assert cells[1]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]}]
+    assert cells[3]["outputs"][0]["data"] == {"text/plain": ["-4"]} and "execution" not in cells[3]["metadata"]
+    tool.run(nb)
+    second = json.loads(nb.read_text())
+    second["metadata"].pop("vtlib")
+    assert first == second
+
+
+def test_widget_view_gives_way_to_html():
+    data = {tool.WIDGET: {"model_id": "x"}, "text/html": "<img>", "text/plain": "a picture"}
+    bare = {tool.WIDGET: {"model_id": "x"}}
+    cell = nbformat.v4.new_code_cell(
+        "x", outputs=[nbformat.v4.new_output("display_data", data=data), nbformat.v4.new_output("display_data", data=bare)]
+    )
+    tool.tidy_outputs(nbformat.v4.new_notebook(cells=[cell]))
+    assert set(cell.outputs[0].data) == {"text/html", "text/plain"} and set(cell.outputs[1].data) == {tool.WIDGET}
+
+
+@pytest.mark.parametrize(
+    "code,said", [("1 / 0", "ZeroDivisionError"), ("import warnings; warnings.warn('careful')", "careful")]
+)
+def test_run_refuses_errors_and_stderr(nb, code, said, capsys):
+    without_vtlib(nb)
+    bad = tool.read(nb)
+    bad.cells[2].source = code
+    tool.write(bad, nb)
+    before = nb.read_text()
+    assert tool.main(["run", str(nb)]) == 1
+    err = capsys.readouterr().err
+    assert said in err and code in err
+    assert nb.read_text() == before
+
+
+def test_run_names_the_cell_that_takes_too_long(nb):
+    without_vtlib(nb)
+    slow = tool.read(nb)
+    slow.cells[2].source = "import time; time.sleep(20)"
+    with pytest.raises(tool.CellFailed, match="(?s)Timeout.*time.sleep"):
+        tool.execute(slow, folder=nb.parent, timeout=1)
+
+
+def test_solve_puts_the_solution_in_its_place(nb):
+    solved = tool.solve(tool.read(nb))
+    assert solved.cells[3].source == 'def double(x):\n    return 2 * x\n\n\ndouble = teach.exercise("99.double", double)'
+    without_vtlib(nb)
+    out = nb.parent / "solved.ipynb"
+    assert tool.main(["solve", str(nb), str(out)]) == 0
+    tool.run(out)
+    assert tool.code_cells(tool.read(out))[-1].outputs[0].data["text/plain"] == "8"
+
+
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        (lambda nb: nb.cells.pop(5), "tagged 'solution'"),
+        (lambda nb: nb.cells[5].update(source="no block"), "exactly one"),
+        (lambda nb: nb.cells[3].update(source="pass"), "never calls"),
+    ],
+)
+def test_solve_says_what_is_missing(nb, change, said):
+    bad = tool.read(nb)
+    change(bad)
+    with pytest.raises(ValueError, match=said):
+        tool.solve(bad)
+
+
+def test_magics_do_not_stop_the_parser():
+    assert tool.plain_python("if x:\n    %pip install y\n!ls") == "if x:\n    pass\npass"
+
+
+def test_command_line(nb):
+    got = subprocess.run([sys.executable, tool.ROOT / "tools" / "notebook.py", "check", nb], capture_output=True, text=True)
+    assert got.returncode == 0, got.stderr

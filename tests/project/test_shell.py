@@ -1,0 +1,218 @@
+"""What stands around the library: one set of version ranges, one address, a README that tells the truth, no litter."""
+
+import importlib.metadata
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from tools.notebook import BADGE_PATTERN, ROOT, badge, paths, project, read, stamp, tags
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+BEFORE_THE_COURSE = {"vit"}  # papers that a notebook builds and that are not among the 51
+CONDA_NAMES = {"pytorch": "torch"}  # conda's name -> pip's name
+BINARY = {".npz", ".safetensors", ".png", ".jpg", ".gif", ".mp4", ".ico", ".woff", ".ttf"}
+# Spelled in pieces, so that this file does not find itself.
+MACHINE = re.compile(
+    "|".join(
+        [
+            "/ro" + r"ot/",
+            "/ho" + r"me/[a-z]\w+/",
+            "/Use" + r"rs/\w+/",
+            "/wo" + r"rk/(main|shared)",
+            "/op" + r"t/(dev|pypi|wheels)",
+            "/tm" + r"p/w/",
+            "pypi" + r"\.org",
+            "pythonhosted" + r"\.org",
+            "download" + r"\.pytorch\.org",
+        ]
+    )
+)
+
+
+def table(heading):
+    """Rows of the first table below `## heading` of the README, as lists of cells."""
+    part = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1, "rows of different length"
+    return rows[2:]
+
+
+def ranges(requirements):
+    """{name: specifier} of a list like ["numpy>=2"]."""
+    found = {}
+    for text in requirements:
+        name, specifier = re.match(r"([\w.-]+)\s*(.*)", text).groups()
+        found[CONDA_NAMES.get(name.lower(), name.lower())] = specifier.replace(" ", "")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- versions
+def test_conda_and_pip_ask_for_the_same():
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = ranges([e for e in entries if isinstance(e, str)])
+    assert conda.pop("python") == PYPROJECT["project"]["requires-python"]
+    conda.pop("pip")
+    meta = PYPROJECT["project"]
+    assert conda == ranges(meta["dependencies"] + meta["optional-dependencies"]["course"])
+    assert [e["pip"] for e in entries if isinstance(e, dict)] == [["-e ."]]
+
+
+def test_constraints_are_exact_and_cover_what_we_ask_for():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    if not lines:
+        pytest.skip("a run against the newest releases")
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "name==version, without local parts such as +cpu"
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
+    meta = PYPROJECT["project"]
+    asked = ranges(meta["dependencies"] + [r for extra in meta["optional-dependencies"].values() for r in extra])
+    assert set(asked) <= pinned
+    assert "torch==2.13.0" in lines
+
+
+def test_ranges_hold_here():
+    meta = PYPROJECT["project"]
+    for name, specifier in ranges(meta["dependencies"] + meta["optional-dependencies"]["course"]).items():
+        if name == "ipywidgets":
+            continue  # 7.7.1, Colab's, has a test environment of its own
+        lowest = [int(n) for n in re.match(r">=([\d.]+)$", specifier).group(1).split(".")]
+        here = [int(n) for n in re.findall(r"\d+", importlib.metadata.version(name))[: len(lowest)]]
+        assert here >= lowest, name
+        assert "<" not in specifier and "==" not in specifier, f"{name}: ranges in pyproject have no upper end"
+
+
+def test_colab_pins_are_exact():
+    lines = [
+        line
+        for line in (ROOT / "tests" / "notebooks" / "colab-pins.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert {"ipywidgets==7.7.1", "ipython==7.34.0"} <= set(lines)
+
+
+# --------------------------------------------------------------------------------------------------------------- address
+def test_everything_is_stamped():
+    assert [str(path) for path in stamp(dry=True)] == [], "make colab"
+
+
+def test_one_address():
+    repository, version = project()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["repository-code"] == repository and str(citation["version"]) == version
+    assert citation["license"] == PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------- README
+def test_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`make ([a-z-]+)`", prose) + re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+    assert {"lab", "test", "bench", "data", "colab", "notebooks", "test-colab", "lint"} == named
+    assert named <= targets
+    for extra in re.findall(r'"\.\[(\w+)\]"', README):
+        assert extra in PYPROJECT["project"]["optional-dependencies"]
+    for name in re.findall(r"`((?:tools|tests|data|vtlib)/[\w/.]+\.\w+)`", README):
+        assert (ROOT / name).exists() or "NN" in name, name
+
+
+def test_the_first_commands_come_first():
+    first = re.search(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL).group(1)
+    assert re.findall(r"^make \w+", first, re.MULTILINE) == ["make lab", "make test"]
+
+
+def test_ci_runs_the_same_command():
+    run = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^make test$", run, re.MULTILINE) and re.search(r"^make test-colab$", run, re.MULTILINE)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert "make test PYTHON=python" in [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix == {"os": ["ubuntu-latest", "macos-latest"], "python": ["3.11", "3.13"]}
+    assert "schedule" in workflow[True]  # YAML reads the key `on` as true
+
+
+def test_course_map_lists_every_notebook():
+    rows = table("Course map")
+    numbers = [row[0] for row in rows]
+    assert numbers == [f"{i:02d}" for i in range(len(rows))]
+    listed = {re.search(r"\(notebooks/([\w.]+)\)", row[1]).group(1): row for row in rows if "(notebooks/" in row[1]}
+    assert set(listed) == {path.name for path in paths()}, "notebooks that are here, and notebooks that the map links to"
+    for name, row in listed.items():
+        assert name.startswith(row[0]) and row[5] == "done" and row[3]
+        assert BADGE_PATTERN.fullmatch(row[4]) and row[4] == badge(name)
+    for row in rows:
+        if row not in listed.values():
+            assert row[3:] == ["", "", "coming"]
+
+
+def test_paper_table():
+    rows, course = table("Papers"), {row[0]: row for row in table("Course map")}
+    assert len(rows) == 51
+    slugs = [row[0].strip("`") for row in rows]
+    assert len(set(slugs)) == 51 and all(re.fullmatch(r"[a-z0-9-]+", slug) for slug in slugs)
+    taught = {
+        tag.removeprefix("paper:"): path.name[:2]
+        for path in paths()
+        for cell in read(path).cells
+        for tag in tags(cell)
+        if tag.startswith("paper:")
+    }
+    assert set(taught) <= set(slugs) | BEFORE_THE_COURSE
+    for slug, method, title, authors, year, arxiv, notebook, numbers, status in rows:
+        slug = slug.strip("`")
+        name = re.sub(r"\[(.*)\]\(.*\)", r"\1", method)
+        assert name in course[notebook][2].split(", "), f"{slug}: the course map's row {notebook} does not name it"
+        assert title and authors and re.fullmatch(r"20[12]\d", year)
+        assert re.fullmatch(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", arxiv), slug
+        assert status == ("done" if taught.get(slug) == notebook else "coming"), f"{slug}: its notebook says otherwise"
+        cases = len(list((ROOT / "tests" / "golden" / slug).glob("*.json")))
+        assert numbers == f"{cases} in tests" if cases else numbers in ("planned", "none exist"), (
+            f"{slug}: {cases} golden cases"
+        )
+        if status == "done":
+            assert (ROOT / re.search(r"\((vtlib/[\w/]+\.py)\)", method).group(1)).exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- litter
+def tracked():
+    """Files of the repository, ignored ones left out; in a copy without git, everything outside hidden and build folders."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0 and listed.stdout:
+        return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    skip = re.compile(r"(^|/)(\.(?!ci|github|gitignore)[^/]*|__pycache__|build|dist|[^/]*\.egg-info)(/|$)")
+    return [p for p in ROOT.rglob("*") if p.is_file() and not skip.search(p.relative_to(ROOT).as_posix())]
+
+
+def test_no_litter():
+    bad = []
+    for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        if re.search(r"\.(orig|rej|bak|swp|pyc|log)$|~$|\.DS_Store|\.ipynb_checkpoints", name):
+            bad.append(f"{name}: should not be here")
+        if path.stat().st_size == 0 and path.name not in ("__init__.py", "py.typed", ".gitkeep"):
+            bad.append(f"{name}: empty")
+        if path.stat().st_size > 20e6:
+            bad.append(f"{name}: {path.stat().st_size / 1e6:.0f} MB")
+        if path.suffix in BINARY:
+            continue
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"base64,[A-Za-z0-9+/=\\n]+", "", text)
+        bad += [f"{name}: {match.group()}" for match in MACHINE.finditer(text)]
+        if "LICENSES" in path.parts:
+            continue  # word for word as their authors wrote them
+        if path.suffix in (".py", ".md", ".toml", ".yml", ".txt", ".cff") or path.name in ("Makefile", "run", ".gitignore"):
+            if text and not text.endswith("\n") or text.endswith("\n\n"):
+                bad.append(f"{name}: ends with one newline")
+            if path.suffix != ".md" and re.search(r"[ \t]+$", text, re.MULTILINE):
+                bad.append(f"{name}: spaces at the end of a line")
+    assert not bad
+
+
+@pytest.mark.parametrize("name", ["run"])
+def test_ci_script_is_executable(name):
+    assert (ROOT / ".ci" / name).stat().st_mode & 0o111

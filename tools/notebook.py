@@ -1,0 +1,313 @@
+"""Make, run and check the course's notebooks.
+
+python tools/notebook.py convert SRC.py notebooks/NN_x.ipynb   jupytext py:percent -> normalised notebook without outputs
+python tools/notebook.py run notebooks/NN_x.ipynb ...          execute in a fresh kernel and store the outputs
+python tools/notebook.py stamp [FILE ...]                      write set-up cell and Colab badge (all notebooks, and the README)
+python tools/notebook.py check [FILE ...]                      exit 1 when stamp would change something
+python tools/notebook.py solve FILE [DEST]                     the notebook with each solution in its exercise's place
+"""
+
+import argparse
+import ast
+import os
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+CELL_SECONDS = 120
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SETUP = """import sys
+if "google.colab" in sys.modules:  # on Colab: add what it lacks, leave its torch and numpy alone
+    %pip install -q --no-deps "vtlib @ git+{repository}@v{version}" torchmetrics lightning-utilities
+from vtlib import teach
+teach.setup(seed=0)"""
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+BADGE_PATTERN = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]*)\)")
+
+
+# ---------------------------------------------------------------------------------------------------------------- basics
+def paths(files=()):
+    """The named notebooks, or all of the course."""
+    return [Path(f) for f in files] or sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def code_cells(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def project():
+    """(repository address, version) from pyproject.toml, the one place that knows them."""
+    meta = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return meta["urls"]["Repository"].rstrip("/"), meta["version"]
+
+
+def setup_source():
+    repository, version = project()
+    return SETUP.format(repository=repository, version=version)
+
+
+def badge(name):
+    """Markdown of the Colab badge for notebooks/`name`, at the tag that the set-up cell installs."""
+    repository, version = project()
+    slug = repository.removeprefix("https://github.com/")
+    return BADGE.format(address=f"https://colab.research.google.com/github/{slug}/blob/v{version}/notebooks/{name}")
+
+
+def normalise(nb):
+    """Same bytes from the same notebook on every machine: ids, metadata and kernel name carry nothing local."""
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    seconds = nb.metadata.get("vtlib")
+    nb.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE})
+    if seconds:
+        nb.metadata["vtlib"] = seconds
+    for i, cell in enumerate(nb.cells):
+        cell["id"] = f"c{i:03d}"
+        kept = {"tags": list(tags(cell))} if tags(cell) else {}
+        cell["metadata"] = nbformat.from_dict(kept)
+        cell["source"] = cell["source"].rstrip()
+        if cell.cell_type == "code":
+            for output in cell.outputs:
+                if "metadata" in output:
+                    output["metadata"] = nbformat.from_dict({})
+    return nb
+
+
+def write(nb, path):
+    nbformat.validate(nb)
+    Path(path).write_text(nbformat.writes(nb).rstrip("\n") + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------------- run
+class CellFailed(Exception):
+    """A cell raised, or wrote to stderr. The message shows the cell."""
+
+
+def execute(nb, folder=NOTEBOOKS, timeout=CELL_SECONDS, env=None):
+    """Run `nb` in place from a fresh kernel started in `folder`; return the seconds it took. Raises CellFailed."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        nb,
+        timeout=timeout,
+        startup_timeout=120,
+        kernel_name="python3",
+        store_widget_state=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": str(folder)}},
+    )
+    kernel_env = (
+        {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | (env or {})
+    )
+    start = time.perf_counter()
+    try:
+        client.execute(env=kernel_env)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        done = [c for c in code_cells(nb) if c.execution_count or c.outputs]
+        source, trace = (done[-1].source, error_text(done[-1])) if done else ("(none has run)", "")
+        raise CellFailed(f"{type(error).__name__}\n--- the cell ---\n{source}\n--- the error ---\n{trace or error}") from None
+    seconds = time.perf_counter() - start
+    for cell in code_cells(nb):
+        if any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs):
+            text = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr")
+            raise CellFailed(
+                f"stderr output (warnings and progress bars don't belong into a lesson)"
+                f"\n--- the cell ---\n{cell.source}\n--- stderr ---\n{text}"
+            )
+    return seconds
+
+
+def error_text(cell):
+    """The traceback of a failed cell, without colour codes."""
+    lines = [line for o in cell.outputs if o.output_type == "error" for line in o.traceback]
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines))
+
+
+def tidy_outputs(nb):
+    """Keep what a reader without a kernel sees: no widget view where HTML stands beside it, streams in one piece."""
+    for count, cell in enumerate((c for c in code_cells(nb) if c.source.strip()), start=1):
+        cell.execution_count = count
+        merged = []
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output["execution_count"] = count
+            data = output.get("data", {})
+            if WIDGET in data and "text/html" in data:
+                del data[WIDGET]
+            last = merged[-1] if merged else None
+            if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+                last["text"] += output.text
+            else:
+                merged.append(output)
+        cell.outputs = merged
+    return nb
+
+
+def run(path):
+    """Execute a notebook and store its outputs and run time. On failure the file stays as it was."""
+    path = Path(path)
+    nb = read(path)
+    seconds = execute(nb, folder=path.resolve().parent)
+    tidy_outputs(nb)
+    nb.metadata["vtlib"] = {"seconds": round(seconds, 1)}
+    write(normalise(nb), path)
+    print(f"{path}: {seconds:.1f} s, {len(nb.cells)} cells, {path.stat().st_size / 1e6:.2f} MB")
+
+
+# ----------------------------------------------------------------------------------------------------------------- stamp
+def stamp_notebook(nb, name):
+    """Write set-up cell and badge into `nb` in place; return True when something changed."""
+    setups = [cell for cell in nb.cells if "setup" in tags(cell)]
+    if len(setups) != 1:
+        raise SystemExit(f"{name}: needs exactly one code cell tagged 'setup', found {len(setups)}")
+    before = nbformat.writes(nb)
+    setups[0].source = setup_source()
+    head = next(cell for cell in nb.cells if cell.cell_type == "markdown")
+    if BADGE_PATTERN.search(head.source):
+        head.source = BADGE_PATTERN.sub(lambda _: badge(name), head.source, count=1)
+    else:
+        title, _, rest = head.source.partition("\n")
+        head.source = f"{title}\n\n{badge(name)}\n\n{rest.lstrip()}".rstrip()
+    return nbformat.writes(nb) != before
+
+
+def stamp_readme(text):
+    """The README's badges, each pointing at the notebook it already names."""
+    return BADGE_PATTERN.sub(lambda m: badge(m.group(1).rsplit("/", 1)[-1]), text)
+
+
+def stamp(files=(), dry=False):
+    """Stamp notebooks (and the README when no file is named); return the files that changed or would change."""
+    changed = []
+    for path in paths(files):
+        nb = read(path)
+        if stamp_notebook(nb, path.name):
+            changed.append(path)
+            if not dry:
+                write(nb, path)
+    readme = ROOT / "README.md"
+    if not files and readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        if stamp_readme(text) != text:
+            changed.append(readme)
+            if not dry:
+                readme.write_text(stamp_readme(text), encoding="utf-8")
+    return changed
+
+
+# --------------------------------------------------------------------------------------------------------------- convert
+def convert(source, dest):
+    """jupytext py:percent -> a normalised, stamped notebook without outputs."""
+    import jupytext
+
+    nb = nbformat.from_dict(jupytext.read(source, fmt="py:percent"))
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    nb = normalise(nb)
+    stamp_notebook(nb, Path(dest).name)
+    write(nb, dest)
+    print(f"{dest}: {len(nb.cells)} cells")
+
+
+# ----------------------------------------------------------------------------------------------------------------- solve
+def plain_python(source):
+    """Notebook code as plain Python: magics and shell lines become `pass`, so that ast can read the rest."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def exercise_lines(source):
+    """[(exercise name, its line)] of the statements that call teach.exercise in a cell's source."""
+    source = plain_python(source)
+    found = []
+    for statement in ast.parse(source).body:
+        calls = [n for n in ast.walk(statement) if isinstance(n, ast.Call) and ast.unparse(n.func) == "teach.exercise"]
+        if calls and not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            found.append((ast.literal_eval(calls[0].args[0]), ast.get_source_segment(source, statement)))
+    return found
+
+
+def solution_code(cell):
+    """The one fenced python block of a markdown cell tagged `solution`."""
+    blocks = re.findall(r"^```python\s*\n(.*?)^```\s*$", cell.source, flags=re.MULTILINE | re.DOTALL)
+    if len(blocks) != 1:
+        raise ValueError(f"cell {cell.get('id')}: a solution needs exactly one ```python block, found {len(blocks)}")
+    return blocks[0].rstrip()
+
+
+def exercises(nb):
+    """[(index of the exercise cell, names, solution code)] in order. Each exercise's solution comes before the next exercise."""
+    found = []
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type != "code" or "exercise" not in tags(cell):
+            continue
+        names = [name for name, _ in exercise_lines(cell.source)]
+        if not names:
+            raise ValueError(f"cell {cell.get('id')}: tagged 'exercise' but never calls teach.exercise")
+        after = nb.cells[i + 1 :]
+        until = next((k for k, c in enumerate(after) if "exercise" in tags(c)), len(after))
+        solutions = [c for c in after[:until] if c.cell_type == "markdown" and "solution" in tags(c)]
+        if len(solutions) != 1:
+            raise ValueError(
+                f"exercise {names[0]}: needs one markdown cell tagged 'solution' after it, found {len(solutions)}"
+            )
+        found.append((i, names, solution_code(solutions[0])))
+    return found
+
+
+def solve(nb):
+    """`nb` with every stub replaced by its folded solution (in place)."""
+    for i, _, code in exercises(nb):
+        cell = nb.cells[i]
+        cell.source = "\n\n\n".join([code, "\n".join(line for _, line in exercise_lines(cell.source))])
+    return nb
+
+
+# ------------------------------------------------------------------------------------------------------------------ main
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["convert", "run", "stamp", "check", "solve"])
+    parser.add_argument("files", nargs="*")
+    args = parser.parse_args(argv)
+    if args.command == "convert":
+        convert(*args.files)
+    elif args.command == "run":
+        for path in paths(args.files):
+            try:
+                run(path)
+            except CellFailed as error:
+                print(f"{path}: {error}", file=sys.stderr)
+                return 1
+    elif args.command == "solve":
+        nb = solve(read(args.files[0]))
+        if args.files[1:]:
+            write(nb, args.files[1])
+        else:
+            print(nbformat.writes(nb))
+    else:
+        changed = stamp(args.files, dry=args.command == "check")
+        for path in changed:
+            print(f"{path}: {'out of date, run `make colab`' if args.command == 'check' else 'stamped'}")
+        return int(args.command == "check" and bool(changed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

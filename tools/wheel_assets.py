@@ -1,0 +1,22 @@
+"""Build hook: a real wheel carries the assets of data/ as vtlib/assets/; an editable install reads data/ where it is."""
+
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+LEFT_OUT = {".py", ".pyc", ".ipynb"}  # the scripts that rebuild the assets stay in the repository
+
+
+def assets(root: Path) -> dict[str, str]:
+    """Map each file of `root/data` that belongs into the wheel to its path inside the wheel."""
+    data = root / "data"
+    files = (p for p in sorted(data.rglob("*")) if p.is_file())
+    kept = (p for p in files if p.suffix not in LEFT_OUT and not any(q.startswith(".") for q in p.relative_to(data).parts))
+    return {str(p): f"vtlib/assets/{p.relative_to(data).as_posix()}" for p in kept}
+
+
+class AssetsHook(BuildHookInterface):
+    def initialize(self, version, build_data):
+        if version == "editable":
+            return
+        build_data["force_include"].update(assets(Path(self.root)))
