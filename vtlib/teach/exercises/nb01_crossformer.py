@@ -33,20 +33,21 @@ def _(fn):
     for weights in [[w] for w in kernels] + [kernels]:                           # each kernel alone first: its own grid, its own message
         sizes = ", ".join(str(w.shape[-1]) for w in weights)
         mistakes = {f"{message} (kernel {sizes})": lambda pad=pad: _padded(images, weights, 4, pad) for message, pad in {
+            "k - stride is the surplus of both sides together; each side gets half of it": lambda k: k - 4,
             "k // 2 keeps the grid of a kernel with stride 1; here one row and one column too many come out": lambda k: k // 2,
             "(k - 1) // 2 is the padding of odd kernels: the grid fits, but the kernel's centre is not the centre of its 4 x 4 patch":
                 lambda k: (k - 1) // 2,
-            "k - stride is the surplus of both sides together; each side gets half of it": lambda k: k - 4,
             "no padding: a kernel larger than the stride loses rows and columns at the border": lambda k: 0,
         }.items() if len(weights) == 1}
         if len(weights) == 1:
             mistakes[f"all of the surplus went to the top and left, so the kernel looks up and left of its patch (kernel {sizes})"] = (
                 lambda: _one_side(images, weights, 4))
         expect(fn(images, weights, 4), embed(images, weights, 4), what=f"token map of kernel {sizes}", mistakes=mistakes, atol=1e-4)
-    more = torch.randn(1, 3, 12, 12), [torch.randn(2, 3, k, k) for k in (2, 4, 6)]
-    expect(fn(*more, 2), embed(*more, 2), what="token map with stride 2 and kernels 2, 4, 6", atol=1e-4,
-           mistakes={"the stride 4 is written into the padding; use the argument `stride`":
-                     lambda: _padded(*more, 2, lambda k: max(0, (k - 4) // 2))})
+    for k in (2, 4, 6):
+        more = torch.randn(1, 3, 12, 12), [torch.randn(2, 3, k, k)]
+        expect(fn(*more, 2), embed(*more, 2), what=f"token map of kernel {k} with stride 2", atol=1e-4,
+               mistakes={"the stride 4 is written into the padding; use the argument `stride`":
+                         lambda: _padded(*more, 2, lambda k: max(0, (k - 4) // 2))})
 
 
 # --------------------------------------------------------------------------------------------------- 2: long-distance groups
@@ -90,19 +91,19 @@ def _(fn):
 # ------------------------------------------------------------------------------------------------------------ 3: the key mask
 def key_mask(x, multiple, group):
     real = pad_to_multiple(torch.ones_like(x[:1, :, :, :1]), multiple)[0]        # 1 h w 1, zeros where it is padding
-    return (1 - rearrange(group(real), "1 n k 1 -> n 1 k")) * NEG_INF
+    return (rearrange(group(real), "1 n k 1 -> n 1 k") - 1) * -NEG_INF
 
 
 def _mask(x, multiple, group, sides=lambda down, right: (0, right, 0, down)):
     down, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     real = F.pad(torch.ones_like(x[:1, :, :, 0]), sides(down, right))[..., None]
-    return (1 - rearrange(group(real), "1 n k 1 -> n 1 k")) * NEG_INF
+    return (rearrange(group(real), "1 n k 1 -> n 1 k") - 1) * -NEG_INF
 
 
 def _before(x, multiple, keys):
     """The mask cut into rows of `keys` slots without grouping."""
     real = pad_to_multiple(torch.ones_like(x[:1, :, :, :1]), multiple)[0]
-    return (1 - real.reshape(-1, 1, keys)) * NEG_INF
+    return (real.reshape(-1, 1, keys) - 1) * -NEG_INF
 
 
 @check("01.key_mask", reference=key_mask)
