@@ -15,7 +15,8 @@ import ipywidgets
 from vtlib import teach
 def draw(keep, mode, size, bold, dots, colour):
     fig, ax = teach.figure()
-    ax.plot(range(keep), [size] * keep, "o-" if dots == "yes" else "-", linewidth=3 if bold else 1, color=teach.PALETTE[int(colour) + (mode == "b")])
+    color = teach.PALETTE[int(colour) + (mode == "b")]
+    ax.plot(range(keep), [size] * keep, "o-" if dots == "yes" else "-", linewidth=3 if bold else 1, color=color)
     ax.set_title(f"{keep} {mode}")
     return fig
 p = teach.panel(draw, alt="A line whose length and colour follow the controls.",

@@ -193,13 +193,15 @@ class CrossViT(nn.Module):
 
     Pairs are (small-patch branch, large-patch branch). Args: img_size (each branch resizes the image, bicubic, to its own square size),
     patch_size, embed_dim, num_heads, mlp_ratio; depth: one (N, M) per multi-scale encoder, or the official triples (N, M, 0);
-    fusion "cross" | "none" | "all" | "cls" | "pairwise"; multi_conv: convolutional stem of the dagger models; drop_path: last rate.
+    fusion "cross" | "none" | "all" | "cls" | "pairwise"; multi_conv: convolutional stem of the dagger models; drop_path: last rate;
+    fan_in_projs: start f and g with a standard deviation of D^-0.5 instead of the official 0.02, which below a width of about 100 lets so
+    little through that whatever has to pass f and g learns late.
     Defaults are CrossViT-Ti. Raises ValueError for wrong channels, sizes, heads, depths.
     """
 
     def __init__(self, img_size=(240, 224), patch_size=(12, 16), in_chans=3, num_classes=1000, embed_dim=(96, 192),
                  depth=((1, 4), (1, 4), (1, 4)), num_heads=(3, 3), mlp_ratio=(4, 4), qkv_bias=True, drop_path=0.0,
-                 fusion="cross", multi_conv=False):
+                 fusion="cross", multi_conv=False, fan_in_projs=False):
         super().__init__()
         if fusion not in FUSIONS:
             raise ValueError(f"fusion={fusion!r} must be one of {FUSIONS}")
@@ -224,6 +226,10 @@ class CrossViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias) if module.bias is not None else None
+        if fan_in_projs:
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Linear) and "projs." in name:
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
     def embed(self, images):
         """images -> two sequences (B, 1 + N_i, D_i): own patches, own [CLS], own positions."""

@@ -4,7 +4,7 @@ arXiv 2012.12877).
 The idea: cut the image into P x P patches, embed each linearly as one token, prepend a learned [CLS] token, add positions, run
 ordinary pre-norm transformer blocks, and classify from [CLS].
 
-    z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT._embed        (paper eq. 1)
+    z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT.embed        (paper eq. 1)
     z'  = z + MSA(LN(z));  z = z' + MLP(LN(z'))   vtlib.nn.Block    (eq. 2, 3)
     y   = head(LN(z_L)[cls])                      ViT.forward       (eq. 4)
 
@@ -49,7 +49,7 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(_init)
 
-    def _embed(self, images):
+    def embed(self, images):
         """images -> (tokens (B, 1 + N, D) with positions, rotary tables or None)."""
         x = self.patch_embed(images)                                                            # b n d
         grid = self.patch_embed.grid(*images.shape[-2:])
@@ -64,7 +64,7 @@ class ViT(nn.Module):
 
     def tokens(self, images, return_attn=False):
         """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first; with return_attn=True also a list of (B, heads, 1+N, 1+N)."""
-        x, rope = self._embed(images)
+        x, rope = self.embed(images)
         attns = []
         for block in self.blocks:
             x = block(x, rope=rope, return_attn=return_attn)

@@ -1,0 +1,78 @@
+"""The shipped models of notebook 01: they load, say how they were made, and name pictograms on backgrounds they never saw."""
+
+import pytest
+import torch
+
+from vtlib import data
+from vtlib.multiscale import pretrained
+from vtlib.teach import flops
+
+FLOORS = {"vit": 60, "vit_pyramid": 56, "crossformer": 46}  # percent right, objects of 30 to 90 %; chance is 8
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    world = data.EmojiWorld(pretrained.SIZE, "test", pictograms=list(pretrained.CLASSES))
+    return world.classify(250, seed=77, scale=(0.3, 0.9), clutter=1)
+
+
+@pytest.mark.parametrize("name", pretrained.MODELS)
+@pytest.mark.parametrize("seed", pretrained.SEEDS)
+def test_names_pictograms_on_new_backgrounds(name, seed, held_out):
+    images, labels = held_out
+    with torch.no_grad():
+        right = 100 * (pretrained.emoji(name, seed)(images).argmax(dim=1) == labels).float().mean().item()
+    assert right > FLOORS.get(name, 45)
+    assert data.checkpoint(pretrained.stem(name, seed)).stat().st_size < 1.5e6
+
+
+def test_scores_tell_how_each_model_was_made():
+    rows = pretrained.scores()
+    assert set(rows) == {(name, seed) for name in pretrained.MODELS for seed in pretrained.SEEDS}
+    for (name, seed), row in rows.items():
+        assert row["command"] == f"python data/train_multiscale.py {name} --seed {seed}" and row["steps"] > 0 and row["minutes"] > 0
+        assert set(row["accuracy"]) == {"small", "medium", "large"}
+        assert ("branches" in row) == name.startswith("crossvit")
+
+
+@pytest.mark.parametrize("name", pretrained.MODELS)
+def test_every_config_builds(name):
+    assert pretrained.build(*pretrained.config(name))(torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)).shape == (1, 12)
+
+
+def test_seeds_differ(held_out):
+    images = held_out[0][:4]
+    with torch.no_grad():
+        assert not torch.allclose(pretrained.emoji("vit", 0)(images), pretrained.emoji("vit", 1)(images), atol=1e-2)
+
+
+def test_models_cost_about_the_same():
+    image = torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)
+    cost = [flops(pretrained.build(*pretrained.config(name)), image) for name in ("vit", "vit_pyramid", "crossvit", "crossformer")]
+    assert max(cost) < 1.1 * min(cost)
+
+
+def test_bad_names_and_sizes():
+    with pytest.raises(ValueError, match="name='vitt': needs one of vit, "):
+        pretrained.emoji("vitt")
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        pretrained.emoji("vit", seed=99)
+    with pytest.raises(ValueError, match="3 channels|channels"):
+        pretrained.build(*pretrained.config("vit"))(torch.rand(1, 1, 48, 48))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        pretrained.PyramidViT(40, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
+    with pytest.raises(ValueError, match="learned positions only"):
+        pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, pos="sincos")
+    model = pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
+    with pytest.raises(ValueError, match="patches high and wide"):
+        model(torch.rand(1, 3, 48, 48))
+
+
+def test_pyramid_sees_the_image_and_its_averages():
+    model = pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, num_classes=3).eval()
+    images = torch.rand(2, 3, 32, 32)
+    x, _ = model.embed(images)
+    assert x.shape == (2, 1 + 16 + 4, 8)
+    pooled = torch.nn.functional.avg_pool2d(images, 2)
+    torch.testing.assert_close(x[:, 17:], model.patch_embed(pooled) + model.pos_embed[:, 17:])
+    assert model(images).shape == (2, 3)
