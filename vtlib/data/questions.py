@@ -114,20 +114,21 @@ def presence(scene, world, rng, some):
     return name and (f"Is there {article(name)}?", "no", [])
 
 
-def side(scene, world, rng, some):
-    clear = [t for t in alone(scene) if abs(t.x - 0.5) > CLEAR]
+def half(scene, rng, axis, low, high, where):
+    """In which half of the picture an object that is there once, and clearly not in the middle, lies along `axis` ("x" or "y")."""
+    clear = [t for t in alone(scene) if abs(getattr(t, axis) - 0.5) > CLEAR]
     if not clear:
         return None
     t = rng.choice(clear)
-    return f"Is the {t.name} on the left or on the right?", "left" if t.x < 0.5 else "right", [t]
+    return f"Is the {t.name} {where}?", low if getattr(t, axis) < 0.5 else high, [t]
+
+
+def side(scene, world, rng, some):
+    return half(scene, rng, "x", "left", "right", "on the left or on the right")
 
 
 def height(scene, world, rng, some):
-    clear = [t for t in alone(scene) if abs(t.y - 0.5) > CLEAR]
-    if not clear:
-        return None
-    t = rng.choice(clear)
-    return f"Is the {t.name} at the top or at the bottom?", "top" if t.y < 0.5 else "bottom", [t]
+    return half(scene, rng, "y", "top", "bottom", "at the top or at the bottom")
 
 
 def relation(scene, world, rng, some):

@@ -4,7 +4,7 @@ arXiv 2012.12877).
 The idea: cut the image into P x P patches, embed each linearly as one token, prepend a learned [CLS] token, add positions, run
 ordinary pre-norm transformer blocks, and classify from [CLS].
 
-    z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT.embed        (paper eq. 1)
+    z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT.embed         (paper eq. 1)
     z'  = z + MSA(LN(z));  z = z' + MLP(LN(z'))   vtlib.nn.Block    (eq. 2, 3)
     y   = head(LN(z_L)[cls])                      ViT.forward       (eq. 4)
 
