@@ -7,7 +7,7 @@ torch, numpy, einops and safetensors. `vtlib.teach` is what the notebooks use; i
 import importlib
 
 __version__ = "0.1.0"
-_PACKAGES = ("nn", "tokens", "vit", "multiscale", "data", "hub", "teach")
+_PACKAGES = ("nn", "tokens", "vit", "multiscale", "vlm", "pruning", "data", "hub", "teach")
 
 
 def __getattr__(name):

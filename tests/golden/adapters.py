@@ -1,7 +1,12 @@
 """One adapter per (slug, function) of the golden cases: build vtlib's model from the case's config and weights, return named outputs.
 
-An adapter may return more than a case holds; the runner compares what the case holds. Later families register theirs here.
+An adapter may return more than a case holds; the runner compares what the case holds. Later families have files of their own,
+`adapters_<family or paper>.py` in this folder, which `find` imports.
 """
+
+import functools
+import importlib
+import pathlib
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +24,14 @@ def adapter(slug, function, inputs=()):
     return register
 
 
+@functools.cache
+def _import_families():
+    for file in sorted(pathlib.Path(__file__).parent.glob("adapters_*.py")):
+        importlib.import_module(f"{__package__}.{file.stem}")
+
+
 def find(slug, function):
+    _import_families()
     return ADAPTERS.get((slug, function))
 
 

@@ -1,6 +1,7 @@
 """Operations on sets of tokens: choose, take, put back, measure."""
 
 from .measure import entropy, redundancy
+from .plan import Plan, Stage, keep_all
 from .select import resolve_keep, scatter_back, take, top_tokens
 
-__all__ = ["entropy", "redundancy", "resolve_keep", "scatter_back", "take", "top_tokens"]
+__all__ = ["Plan", "Stage", "entropy", "keep_all", "redundancy", "resolve_keep", "scatter_back", "take", "top_tokens"]

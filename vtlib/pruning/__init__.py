@@ -1,0 +1,4 @@
+"""Token pruning and merging for vision-language models: one file a paper, one interface (score, select, apply).
+
+`vtlib.pruning.METHODS` lists all of them, baselines included.
+"""
