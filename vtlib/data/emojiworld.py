@@ -36,7 +36,7 @@ class EmojiWorld:
     size: an int or (H, W) in pixels.
     split: "train", "test" or "all". Splits share no pictogram (about 80 / 20, by a hash of the code points; drawings that look the same
         stay together) and no background photograph.
-    artist: "noto", "twemoji" or "both".
+    artist: "noto", "twemoji" or "both"; or a list with one of these per pictogram, in the order of `classes`: whose drawings of it appear.
     pictograms: None for all of the split; a list of names for a closed set, which then is the same in every split (splits differ in
         their backgrounds only); an int takes that many of the split's.
     ValueError when an argument is none of these.
@@ -48,11 +48,15 @@ class EmojiWorld:
     def __init__(self, size=96, split: str = "train", artist: str = "noto", pictograms=None):
         self.size = image_size(size)
         self.split = split
-        if artist not in (*ARTISTS, "both"):
-            raise ValueError(f"artist={artist!r}: needs noto, twemoji or both")
-        self.artist = artist
-        self.artists = ARTISTS if artist == "both" else (artist,)
         self.table = torch.tensor(choose(pictograms, split))
+        each = [artist] if isinstance(artist, str) else list(artist)
+        wrong = [a for a in each if a not in (*ARTISTS, "both")]
+        if wrong or len(each) not in (1, len(self.table)):
+            raise ValueError(f"artist={artist!r}: needs noto, twemoji or both, or a list of these with one for each of {len(self.table)} pictograms")
+        self.artist = each[0] if len(set(each)) == 1 else "mixed"
+        self.artists = (self.artist,) if self.artist in ARTISTS else ARTISTS
+        # per pictogram: the only artist who draws it here, or -1
+        self.only = torch.tensor([ARTISTS.index(a) if a in ARTISTS else -1 for a in each]) if self.artist == "mixed" else None
         self.classes = [row_name(i) for i in self.table.tolist()]
         self.photos = backgrounds.names(split)
 
@@ -275,6 +279,9 @@ class EmojiWorld:
         artists = self.artists if artists is None else artists
         if artist is None:
             artist = torch.randint(len(artists), (batch, slots), generator=generator)
+            if self.only is not None:
+                only = self.only[which.clamp(min=0)]
+                artist = torch.where(only >= 0, only, artist)
         if isinstance(background, tuple):
             image, photo = background
         else:

@@ -1,0 +1,372 @@
+"""A Llama-shaped decoder that can lose visual tokens on the way: sequence, positions, masks and caches shrink, and decoding goes on.
+
+    hidden state   x = x + o(attention(rope(q(n(x))), rope(k(n(x))), v(n(x)))),   x = x + down(silu(gate(n'(x))) * up(n'(x)))
+    n = RMSNorm    (Touvron et al. 2023, arXiv 2302.13971);  grouped keys and values and biases on q, k, v as in Qwen2
+
+State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_attn.q_proj.weight`, ...), so official weights load as they are.
+What a cut inside the decoder may look at is a `State`; when to cut is a list of `vtlib.tokens.Stage`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..nn import attend, check_heads, check_tokens
+from ..tokens import Plan, Stage, keep_all, take, top_tokens
+
+POSITIONS, MODES = ("renumber", "keep"), ("drop", "mask")
+
+
+# ------------------------------------------------------------------------------------------------------------------ layers
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
+
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, embed_dim, num_heads, num_kv_heads, qkv_bias):
+        super().__init__()
+        self.head_dim = check_heads(embed_dim, num_heads)
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.q_proj = nn.Linear(embed_dim, num_heads * self.head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.o_proj = nn.Linear(num_heads * self.head_dim, embed_dim, bias=False)
+
+    def repeat(self, x):
+        """(B, kv heads, N, P) -> (B, heads, N, P): each key and value head serves several query heads."""
+        return x if self.num_heads == self.num_kv_heads else x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+
+
+class Mlp(nn.Module):
+    def __init__(self, embed_dim, hidden_dim):
+        super().__init__()
+        self.gate_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.up_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps):
+        super().__init__()
+        self.input_layernorm = RMSNorm(embed_dim, eps)
+        self.self_attn = SelfAttention(embed_dim, num_heads, num_kv_heads, qkv_bias)
+        self.post_attention_layernorm = RMSNorm(embed_dim, eps)
+        self.mlp = Mlp(embed_dim, hidden_dim)
+
+    def qk(self, x, rope):
+        """Rotated queries (B, heads, S, P) and keys (B, kv heads, S, P) of this layer for its input x."""
+        y = self.input_layernorm(x)
+        split = dict(p=self.self_attn.head_dim)
+        q = rearrange(self.self_attn.q_proj(y), "b s (h p) -> b h s p", **split)
+        k = rearrange(self.self_attn.k_proj(y), "b s (h p) -> b h s p", **split)
+        return rotate(q, *rope), rotate(k, *rope)
+
+    def forward(self, x, rope, mask=None, past=None, watch=False):
+        """x (B, S, D) -> (x, (k, v), transition).
+
+        rope: tables (B or 1, S, P). mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal. past: (k, v) of
+        earlier tokens. (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P). transition: None, or with watch
+        {"attention": (magnitude, direction), "mlp": ...}, each (B, S): |out| / |in| and cos(in, out) of the module between its norm and the sum.
+        """
+        y = self.input_layernorm(x)
+        attn = self.self_attn
+        q, k, v = (rearrange(proj(y), "b s (h p) -> b h s p", p=attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if mask is None:
+            out = F.scaled_dot_product_attention(q, attn.repeat(k), attn.repeat(v), is_causal=q.shape[2] > 1)
+        else:
+            out = attend(q, attn.repeat(k), attn.repeat(v), mask)
+        out = attn.o_proj(rearrange(out, "b h s p -> b s (h p)"))
+        x = x + out
+        z = self.post_attention_layernorm(x)
+        change = self.mlp(z)
+        seen = {"attention": transition(y, out), "mlp": transition(z, change)} if watch else None
+        return x + change, (k, v), seen
+
+
+def transition(before, after):
+    """How a module changes tokens (B, S, D): magnitude |after| / |before| and direction cos(before, after), each (B, S)."""
+    magnitude = after.float().norm(dim=-1) / before.float().norm(dim=-1).clamp(min=1e-12)
+    return magnitude, F.cosine_similarity(before.float(), after.float(), dim=-1)
+
+
+def rotate(x, cos, sin):
+    """Rotary embedding in the rotate-half layout: x (B, heads, S, P), tables (B or 1, S, P)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos[:, None].to(x.dtype) + torch.cat([-b, a], dim=-1) * sin[:, None].to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------ what a cut may look at
+@dataclass
+class Transition:
+    """What a watched layer did to every token that was there: attention and mlp as (magnitude, direction), each (B, S_l), S_l the length then.
+
+    valid (B, S_l): no padding. visual: where the image's tokens were. now (B, n): for each visual token that is alive now its place among them.
+    """
+
+    attention: tuple[Tensor, Tensor]
+    mlp: tuple[Tensor, Tensor]
+    valid: Tensor
+    visual: slice
+    now: Tensor
+
+
+@dataclass
+class State:
+    """The running decoder at a cut: `after` layers have run on a sequence text | n visual tokens | text.
+
+    hidden (B, S, D): the residual stream. entered: what the last layer was given (None before the first layer), same shape.
+    positions (B, S). valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for tokens dropped earlier.
+    visual: slice of the sequence. num_visual: how many visual tokens there were at the start. plan: what happened to them so far.
+    transitions {layer: Transition}, 1-based, of the layers that stages watch.
+    """
+
+    decoder: "Decoder"
+    after: int
+    hidden: Tensor
+    entered: Tensor | None
+    positions: Tensor
+    valid: Tensor
+    visual: slice
+    num_visual: int
+    plan: Plan
+    transitions: dict[int, Transition] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, n, D): the visual tokens' residual stream."""
+        return self.hidden[:, self.visual]
+
+    @property
+    def alive(self) -> Tensor:
+        """(B, n) bool: visual tokens that can still be kept (all of them unless mode is "mask")."""
+        return self.valid[:, self.visual]
+
+    @property
+    def asking(self) -> Tensor:
+        """(B, S) bool: the text behind the image, padding excluded."""
+        behind = torch.arange(self.hidden.shape[1], device=self.hidden.device) >= self.visual.stop
+        return self.valid & behind
+
+    def qk(self, layer="next") -> tuple[Tensor, Tensor]:
+        """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come ("next", from the residual stream as it is) or
+        of the one that has just run ("last"). ValueError when there is no such layer."""
+        number = self.after if layer == "next" else self.after - 1
+        if not 0 <= number < len(self.decoder.layers):
+            raise ValueError(f"after={self.after}: there is no {layer} layer in a decoder with {len(self.decoder.layers)}")
+        block = self.decoder.layers[number]
+        q, k = block.qk(self.hidden if layer == "next" else self.entered, self.decoder.rope(self.positions))
+        return q, block.self_attn.repeat(k)
+
+    def logits(self, rows=slice(None), layer="next") -> Tensor:
+        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), -inf where a key is later or not valid: (B, heads, rows, S)."""
+        q, k = self.qk(layer)
+        size = q.shape[2]
+        order = torch.arange(size, device=q.device)
+        see = (order[rows, None] >= order) & self.valid[:, None, None, :]                            # b 1 rows s
+        see = see | (order[rows, None] == order)                                                     # no row is left without a key
+        return ((q[:, :, rows] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).masked_fill(~see, float("-inf"))
+
+    def attention(self, rows=slice(None), layer="next") -> Tensor:
+        """Softmax of `logits` over all keys: (B, heads, rows, S)."""
+        return self.logits(rows, layer).float().softmax(dim=-1)
+
+    def top(self, score, keep) -> Plan:
+        """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are never chosen. keep may be 0."""
+        score = score.masked_fill(~self.alive, float("-inf"))
+        index = top_tokens(score, keep) if keep else torch.zeros(len(score), 0, dtype=torch.long, device=score.device)
+        return Plan(index, score.shape[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- the cache
+@dataclass
+class Cache:
+    """Keys and values of each layer, (B, kv heads, n_l, P) with its own n_l, and what decoding needs to go on.
+
+    valid: per layer (B, n_l) bool. shift: per layer, by how much positions are lower than in layer 0 (0 when they are kept).
+    next (B,): position of the next token in layer 0.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    valid: list[Tensor]
+    shift: list[int]
+    next: Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        """n_l of each layer."""
+        return [k.shape[2] for k in self.keys]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+
+@dataclass
+class Prefill:
+    """hidden (B, S', D) after the last norm; valid (B, S'); visual: slice of S'; cache; plan: from the first visual tokens to the last ones;
+    states: one `State` a stage, as its plan saw it; plans: one `Plan` a stage, over the tokens that were alive."""
+
+    hidden: Tensor
+    valid: Tensor
+    visual: slice
+    cache: Cache
+    plan: Plan
+    states: list[State]
+    plans: list[Plan]
+
+
+# -------------------------------------------------------------------------------------------------------------- the decoder
+class Decoder(nn.Module):
+    """Layers and last norm; embeddings and the output matrix belong to the model around it.
+
+    Args: embed_dim D, num_layers, num_heads, num_kv_heads (default: num_heads), hidden_dim of the gated MLP, qkv_bias, rope_base, eps.
+    """
+
+    def __init__(self, embed_dim=128, num_layers=6, num_heads=4, num_kv_heads=None, hidden_dim=256, qkv_bias=False, rope_base=10000.0, eps=1e-5):
+        super().__init__()
+        num_kv_heads = num_kv_heads or num_heads
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+        head_dim = check_heads(embed_dim, num_heads)
+        if head_dim % 2:
+            raise ValueError(f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a head; rotary positions need an even number")
+        self.embed_dim, self.head_dim, self.rope_base = embed_dim, head_dim, rope_base
+        self.layers = nn.ModuleList(Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps) for _ in range(num_layers))
+        self.norm = RMSNorm(embed_dim, eps)
+
+    def rope(self, positions):
+        """Tables (cos, sin), each (B, S, P), for integer positions (B, S): angle = position * base^(-2i/P)."""
+        freq = self.rope_base ** (-torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim)
+        angle = positions[..., None].float() * freq
+        angle = torch.cat([angle, angle], dim=-1)
+        return angle.cos(), angle.sin()
+
+    def forward(self, x, positions=None, mask=None):
+        """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1; mask as in `Layer` (default causal)."""
+        check_tokens(x, self.embed_dim, "x")
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+        rope = self.rope(positions)
+        for layer in self.layers:
+            x, _, _ = layer(x, rope, mask)
+        return self.norm(x)
+
+    def prefill(self, x, visual=None, stages=(), valid=None, positions="renumber", mode="drop") -> Prefill:
+        """Run the prompt, cutting visual tokens where `stages` say.
+
+        x (B, S, D): text | image | text, padded at the end. visual: slice of S that the image's tokens fill. valid (B, S) bool, False = padding.
+        positions: "renumber" counts 0 ... len - 1 again after every cut; "keep" lets survivors keep the numbers they had.
+        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from later layers' queries, and saves nothing: the same
+        numbers for plans that do not look at dropped tokens, at full length. It needs positions="keep" and plans that do not merge.
+        """
+        check_tokens(x, self.embed_dim, "x")
+        batch, size, _ = x.shape
+        stages = sorted(stages, key=lambda s: s.after)
+        if positions not in POSITIONS or mode not in MODES:
+            raise ValueError(f"positions={positions!r}, mode={mode!r}: need one of {POSITIONS} and one of {MODES}")
+        if mode == "mask" and positions != "keep":
+            raise ValueError('mode="mask" leaves tokens where they are: it needs positions="keep"')
+        if stages and visual is None:
+            raise ValueError("stages cut visual tokens: visual=slice(start, stop) must say where they are")
+        late = [s.after for s in stages if not 0 <= s.after < len(self.layers)]
+        if late:
+            raise ValueError(f"a stage after layer {late[0]} is outside 0 ... {len(self.layers) - 1}: a later layer must use what it leaves")
+        visual = visual or slice(0, 0)
+        if not 0 <= visual.start <= visual.stop <= size:
+            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens")
+        padded = valid is not None
+        valid = torch.ones(batch, size, dtype=torch.bool, device=x.device) if valid is None else valid
+        where = torch.arange(size, device=x.device).expand(batch, -1)
+        num_visual = visual.stop - visual.start
+        cache = Cache([], [], [], [], valid.sum(1))
+        plan, states, plans, seen, shift = keep_all(batch, num_visual, x.device), [], [], {}, 0
+        watched = {n for s in stages for n in s.watch}
+        rope, mask, entered = self.rope(where), causal(valid) if padded else None, None
+        for i, layer in enumerate(self.layers):
+            for stage in (s for s in stages if s.after == i):
+                state = State(self, i, x, entered, where, valid, visual, num_visual, plan, dict(seen))
+                cut = stage.plan(state, stage.count(num_visual))
+                if cut.num_tokens != visual.stop - visual.start:
+                    raise ValueError(f"the stage after layer {i} made a plan for {cut.num_tokens} tokens; {visual.stop - visual.start} are there")
+                states.append(state)
+                plans.append(cut)
+                if mode == "mask":
+                    if cut.merges:
+                        raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
+                    valid = torch.cat([valid[:, : visual.start], cut.kept() & valid[:, visual], valid[:, visual.stop :]], dim=1)
+                    mask, plan = causal(valid), Plan(cut.index, num_visual)
+                    continue
+                x, where, valid = (splice(t, visual, f) for t, f in ((x, cut.apply), (where, lambda t: take(t, cut.index)),
+                                                                      (valid, lambda t: torch.ones_like(cut.index, dtype=torch.bool))))
+                entered = None if entered is None else splice(entered, visual, cut.apply)
+                if positions == "renumber":
+                    shift += visual.stop - visual.start - len(cut)
+                    where = torch.arange(x.shape[1], device=x.device).expand(batch, -1)
+                plan = plan.then(cut)
+                visual = slice(visual.start, visual.start + len(cut))
+                seen = {n: Transition(t.attention, t.mlp, t.valid, t.visual, take(t.now, cut.index)) for n, t in seen.items()}
+                rope, mask = self.rope(where), causal(valid) if padded else None
+            entered = x
+            x, (k, v), change = layer(x, rope, mask, watch=i + 1 in watched)
+            if change:
+                now = torch.arange(visual.stop - visual.start, device=x.device).expand(batch, -1)
+                seen[i + 1] = Transition(change["attention"], change["mlp"], valid, visual, now)
+            cache.keys.append(k)
+            cache.values.append(v)
+            cache.valid.append(valid)
+            cache.shift.append(shift)
+        return Prefill(self.norm(x), valid, visual, cache, plan, states, plans)
+
+    def step(self, x, cache: Cache):
+        """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in place by one entry a layer."""
+        check_tokens(x, self.embed_dim, "x")
+        tables = {shift: self.rope(cache.next[:, None] - shift) for shift in set(cache.shift)}
+        one = torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)
+        for i, layer in enumerate(self.layers):
+            cache.valid[i] = torch.cat([cache.valid[i], one], dim=1)
+            x, (cache.keys[i], cache.values[i]), _ = layer(x, tables[cache.shift[i]], cache.valid[i][:, None, None, :],
+                                                          (cache.keys[i], cache.values[i]))
+        cache.next = cache.next + 1
+        return self.norm(x)
+
+
+def causal(valid):
+    """(B, 1, S, S) bool, True = attend: earlier or same place, and a valid key; every row sees itself."""
+    order = torch.arange(valid.shape[1], device=valid.device)
+    return ((order[:, None] >= order) & valid[:, None, None, :]) | (order[:, None] == order)
+
+
+def splice(t, visual, change):
+    """t (B, S, ...) with change(t[:, visual]) in the place of t[:, visual]."""
+    return torch.cat([t[:, : visual.start], change(t[:, visual]), t[:, visual.stop :]], dim=1)
+
+
+def schedule_lengths(stages: list[Stage], num_layers, num_text, num_visual):
+    """Sequence length in each layer for a list of stages: what the FLOP count of a schedule needs."""
+    lengths, alive = [], num_visual
+    for i in range(num_layers):
+        for stage in stages:
+            if stage.after == i:
+                alive = stage.count(num_visual)
+        lengths.append(num_text + alive)
+    return lengths
