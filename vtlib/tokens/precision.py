@@ -1,0 +1,17 @@
+"""Scores decide by small differences, so they are computed in float32 at least, whatever the model around them runs in."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def full_precision(device: torch.device):
+    """A context without autocast: inside, a product of float32 tensors stays float32."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 -> float32, anything wider as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
