@@ -1,10 +1,11 @@
 """Train TinyVLM, the small vision-language model that pruning is tried on, and write data/checkpoints/tinyvlm.safetensors.
 
-    OMP_NUM_THREADS=1 python data/train_tinyvlm.py see        # 1. the encoder, from exact masks      -> WORK/see.safetensors
-    OMP_NUM_THREADS=1 python data/train_tinyvlm.py read       # 2. projector and decoder, encoder frozen -> WORK/read.safetensors
-    OMP_NUM_THREADS=1 python data/train_tinyvlm.py all        # 3. everything at a low rate, scores, the checkpoint
+    OMP_NUM_THREADS=1 python data/train_tinyvlm.py see        # 1. the encoder, from exact masks     -> WORK/see.safetensors
+    OMP_NUM_THREADS=1 python data/train_tinyvlm.py read       # 2. projector and decoder            -> WORK/read.safetensors
+    OMP_NUM_THREADS=1 python data/train_tinyvlm.py all        # 3. everything at a low rate         -> WORK/all.safetensors
+    OMP_NUM_THREADS=1 python data/train_tinyvlm.py ship       # 4. scores, and the checkpoint in half precision
 
-Each step starts from what the one before wrote (WORK: --work, default /tmp/tinyvlm) and takes --steps, --seed. All in bfloat16 autocast,
+Each step starts from what the one before wrote (WORK: --work, default build/tinyvlm) and takes --steps, --seed. All in bfloat16 autocast,
 the weights in float32.
 
 Held out from training: the test backgrounds; and of every fifth pictogram the drawing by Twemoji. On the test side these pictograms appear in
@@ -23,36 +24,22 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vtlib.data import EmojiWorld
 from vtlib.data.text import WORDS
-from vtlib.vlm.encoder import Encoder
+from vtlib.vlm import Encoder, TinyVLM, exam
+from vtlib.vlm.exam import KINDS, PICTOGRAMS, VOCABULARY
+from vtlib.vlm.tinyvlm import words
 
-PICTOGRAMS = ["octopus", "butterfly", "penguin", "crab", "turtle", "sunflower", "cactus", "snail", "banana", "strawberry", "watermelon", "carrot",
-              "pineapple", "doughnut", "slice of pizza", "automobile", "rocket", "umbrella", "sailboat", "helicopter", "bicycle", "balloon", "trophy",
-              "soccer ball", "wrapped present", "guitar", "key", "pencil", "sunglasses", "bell"]
-HELD_OUT = [k for k in range(len(PICTOGRAMS)) if k % 5 == 2]
-SMALL, LARGE = 64, 128
-SCALE = {SMALL: (0.28, 0.85), LARGE: (0.14, 0.45)}
-OBJECTS = {SMALL: (1, 3), LARGE: (1, 5)}
-
-
-def world(size, split):
-    """Train: of the held-out pictograms only Noto's drawings. Test: of those only Twemoji's, on unseen backgrounds."""
-    other = "noto" if split == "train" else "twemoji"
-    return EmojiWorld(size, split, artist=[other if k in HELD_OUT else "both" for k in range(len(PICTOGRAMS))], pictograms=PICTOGRAMS)
-
-
-def scenes(place, batch, seed, **options):
-    size = place.size[0]
-    return place.scenes(batch, seed, **{**dict(objects=OBJECTS[size], scale=SCALE[size], repeat=0.4, signs=0.3), **options})
+SMALL, LARGE = 64, exam.SIZE
+SHAPE = {SMALL: dict(scale=(0.28, 0.85), objects=(1, 3)), LARGE: {}}  # the drawings are as many pixels large at both sizes
 
 
 # ---------------------------------------------------------------------------------------------------------------- 1. see
 def patch_labels(scene, patch=8):
     """What each patch shows, from the exact masks.
 
-    label (B, N) long: 0 background, 1 + pictogram, then 1 + pictograms + word on a sign; -1 where less than half is clear.
-    place (B, N, 3): from the patch's middle to the middle of its object's box (x, y) in units of the picture, and the object's scale.
+    label (B, N) long: 0 background, 1 + pictogram, then 1 + pictograms + word on a sign.
+    target (B, N, 3): from the patch's middle to the middle of its object's box (x, y) in units of the picture, and the object's scale.
+    thing, middle (B, N) bool: whether an object is seen here, whether its middle is here.
     """
     sign = scene.sign if scene.sign is not None else torch.zeros_like(scene.instance, dtype=torch.bool)
     cover = torch.cat([(~scene.masks.any(1) & ~sign)[:, None], scene.masks, sign[:, None]], 1).float()
@@ -137,7 +124,7 @@ def see(args):
     for step in range(total):
         size, batch = (SMALL, 64) if step < small else (LARGE, 32)
         schedule(optimizer, args.peak or 2e-3, step, total)
-        loss, row = see_loss(encoder, heads, scenes(world(size, "train"), batch, args.seed * 10**6 + step))
+        loss, row = see_loss(encoder, heads, exam.scenes(batch, args.seed * 10**6 + step, "train", size, **SHAPE[size]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -149,20 +136,128 @@ def see(args):
             save_file({**{f"encoder.{k}": v for k, v in encoder.state_dict().items()}, **{f"heads.{k}": v for k, v in heads.state_dict().items()}},
                       args.work / "see.safetensors")
     with torch.no_grad():
-        rows = [see_loss(encoder, heads, scenes(world(LARGE, "test"), 64, 990_000 + k))[1] for k in range(4)]
+        rows = [see_loss(encoder, heads, exam.scenes(64, 990_000 + k))[1] for k in range(4)]
     report(total, total, rows, start)
+
+
+# --------------------------------------------------------------------------------------------------------------- 2. read
+COMMON, RARE = ("presence", "count", "count_category"), ("side", "height", "relation", "category", "sign")
+
+
+def ask(scene, seed, common=5, rare=7):
+    """Questions of all kinds to each scene: lists of `Question`."""
+    return [a + b for a, b in zip(scene.questions(common, seed, COMMON), scene.questions(rare, seed, RARE))]
+
+
+def read_loss(model, scene, asked, frozen):
+    """Mean over kinds of the answers' cross-entropy, and a small one between projected patches and their names."""
+    ids, target, kind = exam.pack(model.ids, asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+            features = model.encode(scene.images).features
+        tokens = model.projector(features)
+        logits = model.packed(tokens, ids).float()
+    each = F.cross_entropy(logits.flatten(0, 2), target.flatten(), ignore_index=-100, reduction="none").view_as(target)
+    each = each.sum(-1) / (target >= 0).sum(-1).clamp(min=1)                     # b q
+    right = ((logits.argmax(-1) == target) | (target < 0)).all(-1).float()
+    row = {}
+    loss = 0
+    for k, name in enumerate(KINDS):
+        here = kind == k
+        row[name] = right[here].mean().item() if here.any() else float("nan")
+        loss = loss + each[here].sum() / max(8, here.sum())
+    label, _, thing, _ = patch_labels(scene)
+    names = torch.stack([model.embed_tokens.weight[[model.ids[w] for w in words(n)]].mean(0) for n in PICTOGRAMS])
+    cosine = F.normalize(tokens.float()[thing], dim=-1) @ F.normalize(names, dim=-1).T
+    align = F.cross_entropy(cosine * 10, label[thing] - 1)
+    row["loss"], row["align"] = loss.item() / len(KINDS), align.item()
+    return loss / len(KINDS) + 0.1 * align, row
+
+
+def save(model, path):
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+
+
+def read(args, frozen=True):
+    torch.manual_seed(args.seed + 1)
+    model, start = TinyVLM(VOCABULARY), time.perf_counter()
+    if frozen:
+        state = load_file(args.work / "see.safetensors")
+        model.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+    else:
+        model.load_state_dict(load_file(args.work / "read.safetensors"))
+    reader = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    groups = [{"params": reader}] if frozen else [{"params": reader}, {"params": model.encoder.parameters(), "scale": 0.3}]
+    peak = args.peak or (1.5e-3 if frozen else 4e-4)
+    optimizer = torch.optim.AdamW(groups, peak, weight_decay=0.02, betas=(0.9, 0.98))
+    small, total, rows = int(args.steps * args.small), args.steps, []
+    for step in range(total):
+        size, batch = (SMALL, 48) if step < small else (LARGE, 24)
+        schedule(optimizer, peak, step, total)
+        seed = args.seed * 10**6 + (400_000 if frozen else 700_000) + step
+        scene = exam.scenes(batch, seed, "train", size, **SHAPE[size])
+        loss, row = read_loss(model, scene, ask(scene, seed), frozen)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rows.append(row)
+        if (step + 1) % 50 == 0:
+            report(step + 1, total, rows[-50:], start)
+        if (step + 1) % 250 == 0 or step + 1 == total:
+            save(model, args.work / ("read.safetensors" if frozen else "all.safetensors"))
+
+
+# ------------------------------------------------------------------------------------------------------------- 3. scores
+@torch.no_grad()
+def score(model, pictures=400):
+    """{"held out": accuracy of each kind, "blind": the same with each picture's questions put to the next picture, "other artist": only
+    questions that rest on a drawing no training scene showed, "train drawings": those that rest on the others alone}."""
+    model.eval()
+    taken = exam.exam(pictures)
+    tokens = torch.cat([model.encode(part).tokens for part in taken.images.split(50)])
+
+    def right(tokens):
+        parts = zip(tokens.split(50), taken.ids.split(50))
+        return taken.grade(torch.cat([model.packed(t, i) for t, i in parts]))
+
+    hits, kind = right(tokens), taken.kind
+    new = torch.zeros_like(kind, dtype=torch.bool)
+    rests = torch.zeros_like(new)
+    for b, row in enumerate(taken.asked):
+        for q, question in enumerate(row):
+            held = [int(taken.scenes.pictogram[b, k]) in exam.HELD_OUT for k in question.objects]
+            rests[b, q], new[b, q] = bool(held), any(held)
+    table = {"held out": taken.table(hits), "blind": taken.table(right(tokens.roll(1, 0))),
+             "other artist": hits[new].float().mean().item(), "train drawings": hits[rests & ~new].float().mean().item()}
+    return {name: {k: round(v, 3) for k, v in row.items()} if isinstance(row, dict) else round(row, 3) for name, row in table.items()}
+
+
+def ship(args):
+    """The checkpoint: half precision, scores measured on what is stored."""
+    model = TinyVLM(VOCABULARY)
+    model.load_state_dict({k: v.half().float() for k, v in load_file(args.work / "all.safetensors").items()})
+    table = score(model)
+    for name, row in table.items():
+        print(name, row)
+    header = {"config": {"vocabulary": list(VOCABULARY)}, "scores": table, "command": args.command or "python data/train_tinyvlm.py see, read, all, ship"}
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, args.out, {k: json.dumps(v) for k, v in header.items()})
+    print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.2f} MB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["see", "read", "all"])
+    parser.add_argument("step", choices=["see", "read", "all", "ship"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--peak", type=float, default=None)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/tinyvlm"))
+    parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
+    parser.add_argument("--peak", type=float, default=None, help="highest learning rate")
+    parser.add_argument("--command", help="what to write into the file's header")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "checkpoints" / "tinyvlm.safetensors"))
+    parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    {"see": see}[args.step](args)
+    {"see": see, "read": read, "all": lambda a: read(a, frozen=False), "ship": ship}[args.step](args)
 
 
 if __name__ == "__main__":
