@@ -72,7 +72,8 @@ def test_weights_of_one_are_no_weights():
     tokens = torch.randn(2, 20, 4)
     ones = torch.ones(2, 20)
     assert torch.equal(greedy_maxmin(tokens, 8, ones)[0], greedy_maxmin(tokens, 8)[0])
-    assert torch.equal(greedy_maxmin(tokens, 8, ones, "weight")[0], greedy_maxmin(tokens, 8, first=torch.zeros(2, dtype=torch.long))[0])
+    start = torch.zeros(2, dtype=torch.long)
+    assert torch.equal(greedy_maxmin(tokens, 8, ones, "weight")[0], greedy_maxmin(tokens, 8, first=start)[0])
 
 
 def test_weight_zero_comes_last():
@@ -111,7 +112,7 @@ def test_invariants(n, dim, seed, data):
     moved = greedy_maxmin(tokens[:, shuffle], keep)[0]
     for b in range(2):
         alone = distances(tokens[b]).fill_diagonal_(9).amin(dim=1).sort(descending=True).values
-        if alone[0] - alone[1] > 1e-9:                                            # two tokens that are each other's nearest are a tie
+        if alone[0] - alone[1] > 1e-9:                                            # two tokens, each other's nearest: a tie
             assert torch.equal(shuffle[moved[b]], index[b])
 
 

@@ -10,7 +10,7 @@ from ..nn.checks import check_tokens
 from .select import resolve_keep
 
 
-def _full_precision(device: torch.device):
+def full_precision(device: torch.device):
     """No autocast inside: a choice among near-equals is not left to eight bits."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
@@ -30,13 +30,13 @@ def greedy_maxmin(tokens: Tensor, keep: int | float, weight: Tensor | None = Non
 
     tokens (B, N, D). keep: int or fraction (`resolve_keep`) -> T. weight (B, N): w >= 0, None is 1. The first token:
     None: argmax of w_i min over j != i of d(i, j), the most isolated token; "weight": argmax w; a tensor (B,): these tokens.
-    Returns index (B, T) long in order of choice, and gains (B, T): the score of each choice when it was made; gains[:, 0] is w when
-    first="weight", otherwise the weighted distance to the nearest other token (inf when N = 1).
+    Returns index (B, T) long in order of choice, and gains (B, T): the score of each choice when it was made; gains[:, 0] is w
+    when first="weight", otherwise the weighted distance to the nearest other token (inf when N = 1).
 
-    Without weights gains[:, 1:] never rise and gains[:, -1] is the smallest distance in the set. A chosen token is masked, so no token comes
-    twice, not even among exact copies; ties go to the lower index. Computed in float32 at least, gains come in the dtype of the tokens; no
-    gradient. Cost N^2 D for the cosines and N T for the choices: one running vector "nearest chosen" instead of T scans of the whole set.
-    ValueError: keep out of range, shapes that do not fit, an unknown `first`.
+    Without weights gains[:, 1:] never rise and gains[:, -1] is the smallest distance in the set. A chosen token is masked, so no
+    token comes twice, not even among exact copies; ties go to the lower index. Computed in float32 at least, gains come in the
+    dtype of the tokens; no gradient. Cost N^2 D for the cosines and N T for the choices: one running vector "nearest chosen"
+    instead of T scans of the whole set. ValueError: keep out of range, shapes that do not fit, an unknown `first`.
     """
     check_tokens(tokens)
     batch, num_tokens, _ = tokens.shape
@@ -50,7 +50,7 @@ def greedy_maxmin(tokens: Tensor, keep: int | float, weight: Tensor | None = Non
     if isinstance(first, str) and weight is None:
         raise ValueError("first='weight' but weight=None: it needs weights (B, N)")
 
-    with torch.no_grad(), _full_precision(tokens.device):
+    with torch.no_grad(), full_precision(tokens.device):
         x = unit(tokens)
         cosine = x @ x.transpose(1, 2)                                           # b n n
         cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)                        # nobody is its own neighbour

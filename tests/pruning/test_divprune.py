@@ -1,0 +1,203 @@
+"""DivPrune: against a loop as the release runs, against the true optimum, the card's checks and the paper's table of
+operations."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtlib.pruning import divprune as dp
+from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
+from vtlib.tokens.greedy import greedy_maxmin
+from vtlib.tokens.plan import Stage
+from vtlib.vlm.vision import VisionOutputs
+
+
+def seeded(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def vision_of(tokens, grid=None):
+    return VisionOutputs(tokens, grid or (1, tokens.shape[1]), torch.nn.Identity(), num_prefix=0)
+
+
+def naive(tokens, keep):
+    """One image; at each step every token against the whole chosen set. O(M T^2)."""
+    n = len(tokens)
+    d = [[1 - F.cosine_similarity(tokens[i], tokens[j], dim=0).item() for j in range(n)] for i in range(n)]
+    chosen = [max(range(n), key=lambda i: (sorted(d[j][i] for j in range(n) if j != i)[0], -i))]
+    while len(chosen) < keep:
+        rest = [i for i in range(n) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: (min(d[i][j] for j in chosen), -i)))
+    return chosen
+
+
+def test_equals_the_loop():
+    tokens = seeded(4, 25, 6) * torch.rand(4, 25, 1, generator=torch.Generator().manual_seed(9), dtype=torch.float64).add(0.1)
+    plan = dp.prune(vision_of(tokens, (5, 5)), 9)
+    for b in range(4):
+        assert plan.index[b].tolist() == sorted(naive(tokens[b], 9))             # raster order, not the order of choice
+        assert greedy_maxmin(tokens, 9)[0][b].tolist() == naive(tokens[b], 9)
+
+
+def test_works_on_projected_tokens():
+    """After the projector: a projector that turns far tokens into near ones changes the choice."""
+    features = seeded(2, 30, 6)
+    squash = torch.diag(torch.tensor([1.0, 1, 1e-3, 1e-3, 1e-3, 1e-3], dtype=torch.float64))
+    vision = VisionOutputs(features, (5, 6), lambda x: x @ squash, num_prefix=0)
+    assert torch.equal(dp.prune(vision, 6).index, dp.select(features @ squash, 6).index)
+    assert not torch.equal(dp.prune(vision, 6).index, dp.select(features, 6).index)
+
+
+def test_gains_and_smallest_distance():
+    tokens = seeded(3, 40, 5)
+    index, gains = greedy_maxmin(tokens, 10)
+    plan = dp.select(tokens, 10)
+    assert torch.equal(plan.index, index.sort(dim=1).values)
+    torch.testing.assert_close(dp.smallest_distance(plan.apply(tokens)), gains[:, -1])
+    torch.testing.assert_close(dp.score(tokens).amax(dim=1), gains[:, 0])
+
+
+def test_identity_rounding_nesting():
+    tokens = seeded(2, 21, 4)
+    assert torch.equal(dp.select(tokens, 21).apply(tokens), tokens)
+    assert len(dp.select(seeded(1, 576, 4), 0.098)) == 56                         # round(56.448)
+    assert len(dp.select(tokens, 0.5)) == 10                                     # Python: 10.5 to the even side
+    kept = [dp.select(tokens, keep).kept() for keep in range(1, 22)]
+    assert all(not (a & ~b).any() for a, b in itertools.pairwise(kept))
+
+
+def test_greedy_against_the_optimum():
+    tokens = seeded(60, 11, 4)
+    best, value = dp.optimum(tokens, 4)
+    for b in range(3):
+        d = dp.distances(tokens[b : b + 1])[0]
+        def worst(subset, d=d):
+            return min(d[i, j].item() for i, j in itertools.combinations(subset, 2))
+        subset = max(itertools.combinations(range(11), 4), key=worst)
+        assert best[b].tolist() == list(subset) and abs(value[b].item() - worst(subset)) < 1e-12
+    ratio = greedy_maxmin(tokens, 4)[1][:, -1] / value
+    assert (ratio >= 0.25).all() and (ratio <= 1 + 1e-12).all()                  # OPT / 2 in chords, OPT / 4 in cosine distance
+    assert (ratio < 1 - 1e-9).any() and (ratio > 1 - 1e-9).any()                  # "exact" it is not, but sometimes
+    assert (dp.smallest_distance(tokens[:, :4]) / value).mean() < 0.7 * ratio.mean()  # the first four: any
+
+
+def test_coverage():
+    tokens = seeded(2, 12, 3)
+    index = dp.select(tokens, 4).index
+    got = dp.coverage(tokens, index)
+    for b in range(2):
+        d = dp.distances(tokens[b : b + 1])[0]
+        want = [0 if i in index[b] else min(d[i, j].item() for j in index[b]) for i in range(12)]
+        torch.testing.assert_close(got[b], torch.tensor(want, dtype=torch.float64))
+
+
+def test_worst_coverage_beats_chance_but_the_mean_need_not():
+    """Two tight crowds and a few loners: max-min spends tokens on the loners, chance follows the crowds."""
+    generator = torch.Generator().manual_seed(0)
+    crowd = torch.randn(1, 2, 16, generator=generator).repeat_interleave(60, dim=1)
+    crowd = crowd + 0.15 * torch.randn(1, 120, 16, generator=generator)
+    tokens = torch.cat([crowd, torch.randn(1, 12, 16, generator=generator)], dim=1)
+    chance = torch.randperm(132, generator=generator)[None, :12]
+    ours = dp.coverage(tokens, dp.select(tokens, 12).index)
+    blind = dp.coverage(tokens, chance)
+    assert ours.max() < 0.9 * blind.max()
+    ours, blind = (c[:, :120].mean() for c in (ours, blind))
+    assert blind < ours                                                          # in the crowds chance is the better cover
+
+
+@given(st.integers(2, 12), st.integers(0, 10**6), st.data())
+@settings(max_examples=30, deadline=None)
+def test_properties(n, seed, data):
+    keep = data.draw(st.integers(1, n))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(-1, 2, (2, n, 3), generator=generator).double()       # copies, opposite tokens and zeros
+    plan = dp.select(tokens, keep)
+    assert plan.kept().sum(dim=1).tolist() == [keep] * 2
+    lengths = torch.tensor([0.5, 1, 4.0]).double()[torch.randint(0, 3, (2, n, 1), generator=generator)]
+    assert torch.equal(dp.select(tokens * lengths, keep).index, plan.index)
+    assert not dp.distances(tokens).isnan().any()
+
+
+def test_batch_is_each_image_alone():
+    tokens = seeded(5, 30, 8)
+    together = dp.select(tokens, 7).index
+    for b in range(5):
+        assert torch.equal(dp.select(tokens[b : b + 1], 7).index[0], together[b])
+
+
+def test_meta_half_autocast_compile():
+    with torch.device("meta"):
+        vision = vision_of(torch.empty(2, 9, 4), (3, 3))
+        assert dp.prune(vision, 3).apply(vision.tokens).shape == (2, 3, 4)
+    tokens = seeded(2, 60, 16, dtype=torch.float32)
+    want = dp.select(tokens, 12).index
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dp.select(tokens, 12).index, want)
+    half = dp.select(tokens.bfloat16(), 12)
+    assert half.apply(tokens.bfloat16()).dtype == torch.bfloat16
+    compiled = torch.compile(lambda x: dp.select(x, 12).index, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(tokens), want)
+
+
+# ---------------------------------------------------------------- operations
+TEXT = [15, 15, 23, 83, 25, 113, 15, 39, 21, 91, 57]                             # prompts of the release's image benchmarks
+NEXT = [2225, 1922, 2239, 1927, 2108, 1882, 2292, 2249, 2250, 1598, 2116]        # visual tokens of LLaVA-1.6 on them
+VIDEO = [28, 63, 21, 38, 196]
+
+
+@pytest.mark.parametrize("visual, text, ratio, model, want", [
+    ([576] * 11, TEXT, 0.098, (32, 4096, 11008), (3.2280, 0.5122, 15.6303)),
+    ([576] * 11, TEXT, 0.098, (40, 5120, 13824), (6.2813, 1.0020, 15.7132)),
+    (NEXT, TEXT, 0.098, (32, 4096, 11008), (11.8489, 1.2659, 10.7966)),
+    ([1152] * 5, VIDEO, 0.1, (32, 4096, 11008), (6.5386, 0.9371, 14.1044)),
+], ids=["1.5-7B", "1.5-13B", "1.6-7B", "video"])
+def test_the_papers_table(visual, text, ratio, model, want):
+    layers, dim, hidden = model
+    full, short = ([decoder_flops(tokens_per_layer(layers, v, t, cuts(v)), dim, hidden) / 1e12 for v, t in zip(visual, text)]
+                   for cuts in (lambda v: (), lambda v: [(0, v - round((1 - ratio) * v))]))
+    ratios = [100 * s / f for s, f in zip(short, full)]
+    got = [sum(x) / len(x) for x in (full, short, ratios)]
+    assert [round(x, 4) for x in got] == list(want)
+
+
+def test_tokens_per_layer():
+    assert tokens_per_layer(4, 10, 3) == [13] * 4
+    assert tokens_per_layer(4, 10, 3, [(0, 5)]) == [8] * 4
+    assert tokens_per_layer(5, 10, 3, [(1, 0.5), (3, 2), (4, 0)]) == [13, 8, 8, 5, 3]
+    assert tokens_per_layer(3, 10, 0, [Stage(2, 4, lambda state, keep: None)]) == [10, 10, 4]
+    assert tokens_per_layer(3, 10, 2, [(3, 1)]) == [12] * 3                       # after the last layer: nothing left to save
+    for cuts, words in [([(2, 5), (1, 4)], "after layer 1"), ([(4, 5)], "0 ... 3"), ([(0, 5), (1, 6)], "only 5 visual"),
+                        ([(0, 11)], "keep=11")]:
+        with pytest.raises(ValueError, match=words):
+            tokens_per_layer(3, 10, 2, cuts)
+    with pytest.raises(ValueError, match="num_layers=0"):
+        tokens_per_layer(0, 10, 2)
+
+
+def test_decoder_flops():
+    assert decoder_flops([3, 5], 2, 7) == (4 * 3 * 4 + 2 * 9 * 2 + 2 * 3 * 14) + (4 * 5 * 4 + 2 * 25 * 2 + 2 * 5 * 14)
+    assert decoder_flops([3], 2, 7, gated=True) - decoder_flops([3], 2, 7) == 3 * 14
+    assert cache_bytes([3, 5], 4) == 2 * 8 * 4 * 2
+    for bad in ([], [4, -1]):
+        with pytest.raises(ValueError, match="num_tokens"):
+            decoder_flops(bad, 2, 7)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda x: dp.select(x, 6), "keep=6 but there are 5 tokens"),
+    (lambda x: dp.select(x[0], 2), "3 axes"),
+    (lambda x: dp.smallest_distance(x[:, :1]), "T >= 2"),
+    (lambda x: dp.optimum(x, 1), "keep=1"),
+    (lambda x: dp.optimum(x, 3, limit=5), "10 subsets"),
+])
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.randn(2, 5, 3))
+
+
+def test_declarations():
+    assert dp.NEEDS == set() and dp.SPACE == "tokens" and dp.ASKS_TEXT is False
