@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ..nn import attend, check_heads, check_tokens
 from ..tokens import Plan, Stage, keep_all, take, top_tokens
+from ..tokens.precision import full_precision, widen
 
 POSITIONS, MODES = ("renumber", "keep"), ("drop", "mask")
 
 
 # ------------------------------------------------------------------------------------------------------------------ layers
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 at least."""
 
     def __init__(self, dim, eps=1e-5):
         super().__init__()
@@ -30,7 +31,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        y = x.float()
+        y = widen(x)
         return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
@@ -76,11 +77,11 @@ class Layer(nn.Module):
         k = rearrange(self.self_attn.k_proj(y), "b s (h p) -> b h s p", **split)
         return rotate(q, *rope), rotate(k, *rope)
 
-    def forward(self, x, rope, mask=None, past=None, watch=False):
+    def forward(self, x, rope, mask=None, past=None, watch=False, attention=None):
         """x (B, S, D) -> (x, (k, v), transition).
 
         rope: tables (B or 1, S, P). mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal. past: (k, v) of
-        earlier tokens. (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P). transition: None, or with watch
+        earlier tokens. attention: a function (q, k, v) -> (B, heads, S, P) to use instead. (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P). transition: None, or with watch
         {"attention": (magnitude, direction), "mlp": ...}, each (B, S): |out| / |in| and cos(in, out) of the module between its norm and the sum.
         """
         y = self.input_layernorm(x)
@@ -89,7 +90,9 @@ class Layer(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        if mask is None:
+        if attention is not None:
+            out = attention(q, attn.repeat(k), attn.repeat(v))
+        elif mask is None:
             out = F.scaled_dot_product_attention(q, attn.repeat(k), attn.repeat(v), is_causal=q.shape[2] > 1)
         else:
             out = attend(q, attn.repeat(k), attn.repeat(v), mask)
@@ -103,8 +106,8 @@ class Layer(nn.Module):
 
 def transition(before, after):
     """How a module changes tokens (B, S, D): magnitude |after| / |before| and direction cos(before, after), each (B, S)."""
-    magnitude = after.float().norm(dim=-1) / before.float().norm(dim=-1).clamp(min=1e-12)
-    return magnitude, F.cosine_similarity(before.float(), after.float(), dim=-1)
+    before, after = widen(before), widen(after)
+    return after.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12), F.cosine_similarity(before, after, dim=-1)
 
 
 def rotate(x, cos, sin):
@@ -136,6 +139,7 @@ class State:
     positions (B, S). valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for tokens dropped earlier.
     visual: slice of the sequence. num_visual: how many visual tokens there were at the start. plan: what happened to them so far.
     transitions {layer: Transition}, 1-based, of the layers that stages watch.
+    running (B, S) bool: all but padding; the tokens that mode "mask" has hidden still run, as queries whose output nobody reads.
     """
 
     decoder: "Decoder"
@@ -148,6 +152,7 @@ class State:
     num_visual: int
     plan: Plan
     transitions: dict[int, Transition] = field(default_factory=dict)
+    running: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -176,17 +181,16 @@ class State:
         return q, block.self_attn.repeat(k)
 
     def logits(self, rows=slice(None), layer="next") -> Tensor:
-        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), -inf where a key is later or not valid: (B, heads, rows, S)."""
+        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), -inf where a key is later or not valid: (B, heads, rows, S).
+        In float32 at least. Rows of padding and of tokens that mode "mask" has hidden are there too, with what they would see."""
         q, k = self.qk(layer)
-        size = q.shape[2]
-        order = torch.arange(size, device=q.device)
-        see = (order[rows, None] >= order) & self.valid[:, None, None, :]                            # b 1 rows s
-        see = see | (order[rows, None] == order)                                                     # no row is left without a key
-        return ((q[:, :, rows] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).masked_fill(~see, float("-inf"))
+        with full_precision(q.device):
+            logits = (widen(q[:, :, rows]) * q.shape[-1] ** -0.5) @ widen(k).transpose(-2, -1)
+        return logits.masked_fill(~causal(self.valid, rows), float("-inf"))
 
     def attention(self, rows=slice(None), layer="next") -> Tensor:
         """Softmax of `logits` over all keys: (B, heads, rows, S)."""
-        return self.logits(rows, layer).float().softmax(dim=-1)
+        return self.logits(rows, layer).softmax(dim=-1)
 
     def top(self, score, keep) -> Plan:
         """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are never chosen. keep may be 0."""
@@ -274,10 +278,14 @@ class Decoder(nn.Module):
     def prefill(self, x, visual=None, stages=(), valid=None, positions="renumber", mode="drop") -> Prefill:
         """Run the prompt, cutting visual tokens where `stages` say.
 
-        x (B, S, D): text | image | text, padded at the end. visual: slice of S that the image's tokens fill. valid (B, S) bool, False = padding.
+        x (B, S, D): text | image | text. visual: slice of S that the image's tokens fill. valid (B, S) bool, False = padding, which may be
+        anywhere: nobody attends to it and positions do not count it.
         positions: "renumber" counts 0 ... len - 1 again after every cut; "keep" lets survivors keep the numbers they had.
-        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from later layers' queries, and saves nothing: the same
-        numbers for plans that do not look at dropped tokens, at full length. It needs positions="keep" and plans that do not merge.
+        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from later layers' queries, its own included, and saves
+        nothing: hidden tokens run on as queries, at full length. Both give survivors the same numbers when the plans choose the same tokens.
+        "mask" needs positions="keep" and plans that do not merge.
+        ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a plan for another number of tokens; `visual` or
+        `valid` that do not fit x; an unknown mode or positions.
         """
         check_tokens(x, self.embed_dim, "x")
         batch, size, _ = x.shape
@@ -291,12 +299,17 @@ class Decoder(nn.Module):
         late = [s.after for s in stages if not 0 <= s.after < len(self.layers)]
         if late:
             raise ValueError(f"a stage after layer {late[0]} is outside 0 ... {len(self.layers) - 1}: a later layer must use what it leaves")
+        early = [(s.after, n) for s in stages for n in s.watch if not 1 <= n <= s.after]
+        if early:
+            raise ValueError(f"the stage after layer {early[0][0]} watches layer {early[0][1]}: layers 1 ... {early[0][0]} have run by then")
         visual = visual or slice(0, 0)
-        if not 0 <= visual.start <= visual.stop <= size:
-            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens")
+        if not (isinstance(visual.start, int) and isinstance(visual.stop, int) and 0 <= visual.start <= visual.stop <= size):
+            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens: it needs 0 <= start <= stop <= {size}")
         padded = valid is not None
-        valid = torch.ones(batch, size, dtype=torch.bool, device=x.device) if valid is None else valid
-        where = torch.arange(size, device=x.device).expand(batch, -1)
+        if padded and (valid.shape != (batch, size) or valid.dtype != torch.bool):
+            raise ValueError(f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = {(batch, size)}")
+        valid = valid if padded else torch.ones(batch, size, dtype=torch.bool, device=x.device)
+        where, running = count(valid) if padded else torch.arange(size, device=x.device).expand(batch, -1), valid
         num_visual = visual.stop - visual.start
         cache = Cache([], [], [], [], valid.sum(1))
         plan, states, plans, seen, shift = keep_all(batch, num_visual, x.device), [], [], {}, 0
@@ -304,7 +317,7 @@ class Decoder(nn.Module):
         rope, mask, entered = self.rope(where), causal(valid) if padded else None, None
         for i, layer in enumerate(self.layers):
             for stage in (s for s in stages if s.after == i):
-                state = State(self, i, x, entered, where, valid, visual, num_visual, plan, dict(seen))
+                state = State(self, i, x, entered, where, valid, visual, num_visual, plan, dict(seen), running)
                 cut = stage.plan(state, stage.count(num_visual))
                 if cut.num_tokens != visual.stop - visual.start:
                     raise ValueError(f"the stage after layer {i} made a plan for {cut.num_tokens} tokens; {visual.stop - visual.start} are there")
@@ -313,15 +326,16 @@ class Decoder(nn.Module):
                 if mode == "mask":
                     if cut.merges:
                         raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
-                    valid = torch.cat([valid[:, : visual.start], cut.kept() & valid[:, visual], valid[:, visual.stop :]], dim=1)
-                    mask, plan = causal(valid), Plan(cut.index, num_visual)
+                    if len(cut) < num_visual:                                    # otherwise nothing is hidden and the fast path may stay
+                        valid = splice(valid, visual, lambda t: t & cut.kept())
+                        mask, plan = causal(valid), Plan(cut.index, num_visual)
                     continue
-                x, where, valid = (splice(t, visual, f) for t, f in ((x, cut.apply), (where, lambda t: take(t, cut.index)),
-                                                                      (valid, lambda t: torch.ones_like(cut.index, dtype=torch.bool))))
-                entered = None if entered is None else splice(entered, visual, cut.apply)
+                x, entered = (None if t is None else splice(t, visual, cut.apply) for t in (x, entered))
+                where, valid = (splice(t, visual, lambda t: take(t, cut.index)) for t in (where, valid))
+                running = valid
                 if positions == "renumber":
                     shift += visual.stop - visual.start - len(cut)
-                    where = torch.arange(x.shape[1], device=x.device).expand(batch, -1)
+                    where = count(valid) if padded else torch.arange(x.shape[1], device=x.device).expand(batch, -1)
                 plan = plan.then(cut)
                 visual = slice(visual.start, visual.start + len(cut))
                 seen = {n: Transition(t.attention, t.mlp, t.valid, t.visual, take(t.now, cut.index)) for n, t in seen.items()}
@@ -338,8 +352,12 @@ class Decoder(nn.Module):
         return Prefill(self.norm(x), valid, visual, cache, plan, states, plans)
 
     def step(self, x, cache: Cache):
-        """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in place by one entry a layer."""
+        """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in place by one entry a layer.
+        ValueError unless x has one token for each of the cache's samples and the cache an entry for each layer."""
         check_tokens(x, self.embed_dim, "x")
+        if x.shape[:2] != (len(cache.next), 1) or len(cache.keys) != len(self.layers):
+            raise ValueError(f"x has shape {tuple(x.shape)}, the cache {len(cache.next)} samples and {len(cache.keys)} layers: "
+                             f"needs ({len(cache.next)}, 1, {self.embed_dim}) and {len(self.layers)} layers")
         tables = {shift: self.rope(cache.next[:, None] - shift) for shift in set(cache.shift)}
         one = torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)
         for i, layer in enumerate(self.layers):
@@ -350,10 +368,17 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-def causal(valid):
-    """(B, 1, S, S) bool, True = attend: earlier or same place, and a valid key; every row sees itself."""
+def causal(valid, rows=slice(None)):
+    """(B, 1, rows, S) bool, True = attend: earlier or same place, and a valid key. A row without any such key sees itself."""
     order = torch.arange(valid.shape[1], device=valid.device)
-    return ((order[:, None] >= order) & valid[:, None, None, :]) | (order[:, None] == order)
+    alone = (valid.long().cumsum(dim=1) == 0)[:, None, rows, None]                                   # b 1 rows 1
+    row = order[rows, None]
+    return ((row >= order) & valid[:, None, None, :]) | (alone & (row == order))
+
+
+def count(valid):
+    """(B, S) bool -> (B, S) long: positions 0, 1, ... of the valid tokens; padding takes the one before it (0 in front)."""
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def splice(t, visual, change):
