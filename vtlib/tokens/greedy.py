@@ -1,25 +1,17 @@
 """Greedy max-min selection: tokens that lie far from each other, one at a time."""
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_tokens
+from .precision import full_precision, widen
 from .select import resolve_keep
-
-
-def full_precision(device: torch.device):
-    """No autocast inside: a choice among near-equals is not left to eight bits."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
     """tokens (..., D) -> x / max(|x|, eps), float32 at least. A zero token stays zero: its cosine to all is 0, its distance 1."""
-    wide = tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
-    return F.normalize(wide, dim=-1, eps=eps)
+    return F.normalize(widen(tokens), dim=-1, eps=eps)
 
 
 def greedy_maxmin(tokens: Tensor, keep: int | float, weight: Tensor | None = None, first: str | Tensor | None = None,
