@@ -7,19 +7,20 @@ from einops import rearrange
 from .adapters import adapter
 
 TOWER, LAYERS = "vision_tower.vision_model.", range(48)
-PARTS = ("weight", "bias")
-CLIP = (TOWER + "embeddings.class_embedding", TOWER + "embeddings.patch_embedding.weight", TOWER + "embeddings.position_embedding.weight",
-        *(f"{TOWER}{norm}.{part}" for norm in ("pre_layrnorm", "post_layernorm") for part in PARTS),
-        *(f"{TOWER}encoder.layers.{i}.{name}.{part}" for i in LAYERS for part in PARTS
-          for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")))
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+CLIP = (*(f"{TOWER}embeddings.{name}" for name in ("class_embedding", "patch_embedding.weight", "position_embedding.weight")),
+        *(f"{TOWER}{norm}.{part}" for norm in ("pre_layrnorm", "post_layernorm") for part in ("weight", "bias")),
+        *(f"{TOWER}encoder.layers.{i}.{name}.{part}" for i in LAYERS for part in ("weight", "bias")
+          for name in (*QKV, "self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")))
 LLAMA = ("model.norm.weight", "model.embed_tokens.weight",
          *(f"model.layers.{i}.{name}.weight" for i in LAYERS
-           for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-                        "input_layernorm", "post_attention_layernorm")))
+           for name in (*QKV, "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm",
+                        "post_attention_layernorm")))
 
 
 def clip_tower(weights, pixels, heads, layers):
-    """CLIP's vision tower up to the last layer but one: hidden state, that layer's weights and its keys (after bias, before any scaling)."""
+    """CLIP's vision tower up to the last layer but one: hidden state, that layer's weights and its keys (after bias, before any
+    scaling)."""
     def linear(x, name):
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
@@ -27,7 +28,8 @@ def clip_tower(weights, pixels, heads, layers):
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
     kernel = weights["embeddings.patch_embedding.weight"]
     x = rearrange(F.conv2d(pixels, kernel, stride=kernel.shape[-1]), "b d h w -> b (h w) d")
-    x = torch.cat([weights["embeddings.class_embedding"].expand(len(x), 1, -1), x], dim=1) + weights["embeddings.position_embedding.weight"]
+    x = torch.cat([weights["embeddings.class_embedding"].expand(len(x), 1, -1), x], dim=1)
+    x = x + weights["embeddings.position_embedding.weight"]
     x = norm(x, "pre_layrnorm")
     for i in range(layers - 1):
         at = f"encoder.layers.{i}."
@@ -40,7 +42,8 @@ def clip_tower(weights, pixels, heads, layers):
     return x, attention, k
 
 
-@adapter("visiondrop", "CLIPVisionTower_VisionZip.forward with CLIPAttention_forward / CLIP_EncoderLayer_forward", inputs=("pixel_values", *CLIP))
+@adapter("visiondrop", "CLIPVisionTower_VisionZip.forward with CLIPAttention_forward / CLIP_EncoderLayer_forward",
+         inputs=("pixel_values", *CLIP))
 def encoder_stage(case):
     from vtlib.pruning.visiondrop import prune, score
     from vtlib.vlm.vision import VisionOutputs
@@ -48,16 +51,18 @@ def encoder_stage(case):
     c, clip = case.config, case.config["clip"]
     if clip["hidden_act"] != "quick_gelu":
         raise ValueError(f"hidden_act={clip['hidden_act']}")
-    hidden, attention, keys = clip_tower(case.weights(TOWER), case.tensors["pixel_values"], clip["num_attention_heads"], clip["num_hidden_layers"])
+    hidden, attention, keys = clip_tower(case.weights(TOWER), case.tensors["pixel_values"], clip["num_attention_heads"],
+                                         clip["num_hidden_layers"])
     side = clip["image_size"] // clip["patch_size"]
     vision = VisionOutputs(hidden, (side, side), torch.nn.Identity(), cls_row=attention[:, :, 0, 1:], keys=keys.mean(dim=1))
     s, d = score(vision), c["dominant"]
     plan = prune(vision, d + c["contextual"], c["contextual"])
-    falling = 1 + s.argsort(dim=1, descending=True, stable=True)[:, : d - 1]     # the release lists the dominant tokens by score, the plan in raster order
+    falling = 1 + s.argsort(dim=1, descending=True, stable=True)[:, : d - 1]     # the release's list; the plan has raster order
     falling = torch.cat([torch.zeros_like(falling[:, :1]), falling], dim=1)
     if not torch.equal(falling.sort(dim=1).values, plan.index[:, :d]):
         raise ValueError("the plan's dominant tokens are not the top of the score")
-    return dict(hidden_states=hidden, attention=attention, metric=vision.keys, score=s, dominant_indices=falling, tokens_out=plan.apply(hidden))
+    return dict(hidden_states=hidden, attention=attention, metric=vision.keys, score=s, dominant_indices=falling,
+                tokens_out=plan.apply(hidden))
 
 
 @adapter("visiondrop", "LlamaModel.visiondrop_forward, visiondrop_rank_drop", inputs=("inputs_embeds", *LLAMA))
@@ -66,13 +71,15 @@ def llm_stages(case):
     from vtlib.vlm.decoder import Decoder, splice
 
     c = case.config
-    model = Decoder(c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"], c["intermediate_size"],
-                    rope_base=c["rope_theta"], eps=c["rms_norm_eps"])
+    model = Decoder(c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"],
+                    c["intermediate_size"], rope_base=c["rope_theta"], eps=c["rms_norm_eps"])
     model.load_state_dict({name: w for name, w in case.weights("model.").items() if not name.startswith("embed_tokens")})
     start, budgets = c["system_tokens"], [tuple(pair) for pair in c["image_token_list"]]
-    run = model.prefill(case.tensors["inputs_embeds"], slice(start, start + c["visual_tokens_in"]), stages(budgets, len(model.layers), c["layer_list"]))
+    run = model.prefill(case.tensors["inputs_embeds"], slice(start, start + c["visual_tokens_in"]),
+                        stages(budgets, len(model.layers), c["layer_list"]))
     out = dict(last_hidden_state=run.hidden)
     for i, (state, plan, (d, _)) in enumerate(zip(run.states, run.plans, budgets)):
-        out |= {f"stage{i}.hidden_in": state.hidden, f"stage{i}.importance": visual_score(state), f"stage{i}.dominant_indices": plan.index[:, :d],
+        out |= {f"stage{i}.hidden_in": state.hidden, f"stage{i}.importance": visual_score(state),
+                f"stage{i}.dominant_indices": plan.index[:, :d],
                 f"stage{i}.hidden_out": splice(state.hidden, state.visual, plan.apply)}
     return out

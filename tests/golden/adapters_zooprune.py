@@ -7,7 +7,8 @@ from .adapters import adapter
 PROJECTOR = tuple(f"mm_projector.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
 
 
-@adapter("zooprune", "zoo_prune_get_sensitivity; low-rank projector block of LlavaLlamaForCausalLM.__init__", inputs=("features", "directions", *PROJECTOR))
+@adapter("zooprune", "zoo_prune_get_sensitivity; low-rank projector block of LlavaLlamaForCausalLM.__init__",
+         inputs=("features", "directions", *PROJECTOR))
 def sensitivity(case):
     from vtlib.pruning.zooprune import low_rank, sensitivity
 
@@ -20,7 +21,7 @@ def sensitivity(case):
                sensitivity_lowrank=sensitivity(x, short, step=c["h"], directions=u), lowrank_projection=short(x))
     exact = sensitivity(x.double(), project, step=c["h"], directions=u)
     error = (exact - t["sensitivity_float64"]).abs().max()
-    if error > 1e-6:                                                             # far below the case's tolerance, which is for float32
+    if error > 1e-6:                                                        # far below the case's tolerance, which is for float32
         raise ValueError(f"float64 sensitivity is off by {error}")
     return out | dict(sensitivity_float64=exact)
 
@@ -40,5 +41,6 @@ def sads_multi_view(case):
     label = case.tensors["view_label"]
     views = [torch.nonzero(label == v)[:, 0] for v in label.unique() if v >= 0]
     views = torch.nn.utils.rnn.pad_sequence(views, batch_first=True, padding_value=-1)
-    index, _ = sads_views(case.tensors["sensitivity"][None], case.tensors["tokens"][None], views, len(views) * case.config["keep_per_view"])
+    keep = len(views) * case.config["keep_per_view"]
+    index, _ = sads_views(case.tensors["sensitivity"][None], case.tensors["tokens"][None], views, keep)
     return dict(selected=index[0].flatten())

@@ -110,7 +110,8 @@ def test_score_equals_plain_loops(table, raw_singles):
     x, a = example(num_tokens=num_tokens)
     for weight in (0.09, 1.0):
         got = score(x, a, table, weight, raw_singles)
-        want = torch.tensor([loop_score(x[b], a[b], crop_lists(table), weight, raw_singles) for b in range(2)], dtype=torch.float64)
+        want = [loop_score(x[b], a[b], crop_lists(table), weight, raw_singles) for b in range(2)]
+        want = torch.tensor(want, dtype=torch.float64)
         torch.testing.assert_close(got, want)
 
 
@@ -122,7 +123,8 @@ def test_bands_are_even_runs(num_tokens, data):
     crops = crop_lists(bands(num_tokens, num_crops))
     assert [i for crop in crops for i in crop] == list(range(num_tokens))
     sizes = [len(crop) for crop in crops]
-    assert sizes == [num_tokens // num_crops + 1] * (num_tokens % num_crops) + [num_tokens // num_crops] * (num_crops - num_tokens % num_crops)
+    short, longer = divmod(num_tokens, num_crops)
+    assert sizes == [short + 1] * longer + [short] * (num_crops - longer)
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.data())
@@ -197,7 +199,7 @@ def test_crop_weights():
     torch.testing.assert_close(crop_weights(h, table).sum(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-5, rtol=0)
     torch.testing.assert_close(crop_weights(h, table, 0.0), torch.full((2, 6), 1 / 6, dtype=torch.float64), atol=1e-5, rtol=0)
     sharp = crop_weights(h, table, float("inf"))
-    assert torch.equal(sharp.argmax(dim=1), crop_scores(h, table).argmax(dim=1)) and torch.allclose(sharp.amax(1), torch.ones(2).double(), atol=1e-5)
+    assert torch.equal(sharp.argmax(dim=1), crop_scores(h, table).argmax(dim=1)) and (sharp.amax(dim=1) > 0.9999).all()
     assert torch.equal(quotas(crop_weights(h, table, 200.0), torch.full((6,), 5), 5).amax(dim=1), torch.tensor([5, 5]))
     shares = [float(crop_weights(h, table, tau).amax()) for tau in (0, 0.5, 1, 2, 4)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
@@ -236,7 +238,8 @@ def test_every_crop_one_token():
     assert plan.index.shape == (2, 15) and torch.equal(plan.index, plan.role)
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 1.0), st.floats(0, 4), st.integers(0, 5), st.sampled_from(holov.LAYOUTS))
+@given(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 1.0), st.floats(0, 4), st.integers(0, 5),
+       st.sampled_from(holov.LAYOUTS))
 @SETTINGS
 def test_exact_budget_without_repeats(h, w, fraction, tau, seed, layout):
     v = vision((h, w), seed=seed)
@@ -269,7 +272,8 @@ def test_release_loses_what_a_crop_cannot_hold():
 
 
 def test_sharper_attention_costs_the_release_more_rows():
-    """The quota is proportional to attention mass, so sharpening it (the order of tokens stays) empties slots; tau < 1 or the paper's rule cure it."""
+    """The quota is proportional to attention mass, so sharpening it (the order of tokens stays) empties slots; tau < 1 or the
+    paper's rule cure it."""
     lost = []
     x, a = example(num_tokens=64, power=2)
     table = bands(64, 8)
@@ -368,9 +372,11 @@ def test_refetch():
 
 
 @pytest.mark.parametrize("bad, message", [
-    (dict(keep=31), "keep=31 but there are 30 tokens"), (dict(keep=0), "keep=0"), (dict(keep=5, num_crops=31), "num_crops=31 but there are 30"),
+    (dict(keep=31), "keep=31 but there are 30 tokens"), (dict(keep=0), "keep=0"),
+    (dict(keep=5, num_crops=31), "num_crops=31 but there are 30"),
     (dict(keep=5, num_crops=0), "num_crops=0"), (dict(keep=5, allocate="both"), "allocate='both' must be one of"),
-    (dict(keep=5, rank_by="size"), "rank_by='size'"), (dict(keep=5, order="up"), "order='up'"), (dict(keep=5, layout="rings"), "layout='rings'"),
+    (dict(keep=5, rank_by="size"), "rank_by='size'"), (dict(keep=5, order="up"), "order='up'"),
+    (dict(keep=5, layout="rings"), "layout='rings'"),
     (dict(keep=5, tau=-1.0), "tau=-1.0"), (dict(keep=5, tau=float("nan")), "tau=nan"),
     (dict(keep=5, num_crops=(2, 3)), r"num_crops=\(2, 3\) must be an int"),
     (dict(keep=5, num_crops=(6, 3), layout="rectangles"), "num_crops=6 but there are 5"),
@@ -388,5 +394,5 @@ def test_bad_shapes():
         score(x, a[:, None].expand(-1, 3, -1), bands(30, 3))
     with pytest.raises(ValueError, match=r"must agree in \(B, N\)"):
         score(x[:, :20], a, bands(30, 3))
-    with pytest.raises(ValueError, match=r"crops has shape \(3, 7\) but needs"):
+    with pytest.raises(ValueError, match=r"crops has shape \(3, 7\) but needs \(C, M\) with C M >= 30"):
         select(a, a, bands(20, 3), 5)

@@ -17,7 +17,8 @@ def vision(batch=2, grid=(3, 5), num_prefix=1, seed=0, dtype=torch.float32):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
     attention = randn(batch, 4, num_prefix + n, num_prefix + n).softmax(dim=-1)
     row = attention[:, :, 0, num_prefix:] if num_prefix else None
-    return VisionOutputs(randn(batch, num_prefix + n, 8), grid, torch.nn.Identity(), num_prefix, row, randn(batch, num_prefix + n, 6), {2: attention})
+    selected, keys = randn(batch, num_prefix + n, 8), randn(batch, num_prefix + n, 6)
+    return VisionOutputs(selected, grid, torch.nn.Identity(), num_prefix, row, keys, {2: attention})
 
 
 def loop_plan(importance, keys, keep, contextual, num_prefix):
@@ -131,7 +132,8 @@ def test_batch_half_precision_and_meta():
 
 
 @pytest.mark.parametrize("bad, message", [
-    (dict(keep=17), "keep=17 but there are 16 tokens"), (dict(keep=0), "keep=0"), (dict(keep=5, contextual=5), r"contextual=5 but keep=5.*0 \.\.\. 4"),
+    (dict(keep=17), "keep=17 but there are 16 tokens"), (dict(keep=0), "keep=0"),
+    (dict(keep=5, contextual=5), r"contextual=5 but keep=5.*0 \.\.\. 4"),
     (dict(keep=5, contextual=-1), "contextual=-1"), (dict(keep=5, contextual=2.0), "contextual=2.0"),
 ])
 def test_bad_input(bad, message):
@@ -188,7 +190,7 @@ def test_stages_equal_plain_loops(num_kv_heads, normalise):
         for state, plan, (d, c) in zip(run.states, run.plans, [(9, 3), (4, 2)]):
             attention, keys = loop_attention(model, state)
             n = attention.shape[2]
-            keys_seen = torch.arange(n)[:, None] + 4 if normalise == "chance" else 1           # 3 text tokens, the visual ones so far, itself
+            keys_seen = torch.arange(n)[:, None] + 4 if normalise == "chance" else 1  # 3 of text, visual ones so far, itself
             by = n if normalise == "none" else torch.arange(n, 0, -1)
             want = (attention[..., state.visual].mean(1) * keys_seen).sum(1) / by
             torch.testing.assert_close(visual_score(state, normalise).double(), want, atol=1e-6, rtol=1e-5)
@@ -212,8 +214,7 @@ def test_text_is_copied_positions_are_renumbered_nothing_is_lost():
         d = int((plan.role[0] == 0).sum())
         assert torch.equal(plan.apply(state.tokens)[:, :d], state.tokens.gather(1, plan.index[:, :d, None].expand(-1, -1, 16)))
         assert (plan.source() >= 0).all()
-    assert (run.plan.source() >= 0).all() and run.plan.source().max() == 3       # through all stages: one slot for each of the 20 tokens
-    assert set(run.plan.source()[0].tolist()) == {0, 1, 2, 3}
+    assert set(run.plan.source()[0].tolist()) == {0, 1, 2, 3}            # through all stages: each of the 20 has a slot
 
 
 def test_contextual_tokens_stand_behind_the_dominant_ones_at_the_next_stage():
@@ -282,8 +283,8 @@ def test_causal_bias_in_closed_form():
 
 
 def test_place_of_the_kept():
-    """Random tokens, several seeds, 0 = first, 1 = last. When attention is nearly flat, dividing columns leaves the order as it is; comparing with
-    chance does not. When attention is decided, both help."""
+    """Random tokens, several seeds, 0 = first, 1 = last. When attention is nearly flat, dividing columns leaves the order as it
+    is; comparing with chance does not. When attention is decided, both help."""
     place = {}
     for normalise in visiondrop.NORMALISE:
         for gain in (1, 8):

@@ -71,7 +71,8 @@ def test_mean_of_lengths_not_length_of_the_mean():
 
 
 def test_exact_value_and_order_of_the_error():
-    """E|Ju| over the same directions by forward-mode differentiation; the central difference is off by O(h^2): half the step, a quarter of it."""
+    """E|Ju| over the same directions by forward-mode differentiation; the central difference is off by O(h^2): half the step, a
+    quarter of it."""
     x, net, u = features(), projector(), torch.randn(16, 6, generator=generator(2), dtype=torch.float64)
     unit = u / u.norm(dim=1, keepdim=True)
     exact = torch.stack([torch.func.jvp(net, (x,), (d.expand_as(x),))[1].norm(dim=-1) for d in unit]).mean(0)
@@ -88,7 +89,7 @@ def test_linear_projectors_know_nothing(h):
     torch.testing.assert_close(s, s[:1, :1].expand_as(s))
     torch.testing.assert_close(sensitivity(x, lambda t: t, step=h), torch.ones_like(s))
     turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator(), dtype=torch.float64))
-    torch.testing.assert_close(sensitivity(x, lambda t: 3.5 * t @ turn, step=h), torch.full_like(s, 3.5))   # equal singular values
+    torch.testing.assert_close(sensitivity(x, lambda t: 3.5 * t @ turn, step=h), torch.full_like(s, 3.5))  # equal singular values
 
 
 def test_linear_projector_in_float32_turns_rounding_into_weights():
@@ -136,7 +137,8 @@ def test_chunks_and_lengths_of_directions_do_not_matter():
 
 
 def test_half_precision_is_widened():
-    """Weights and features in bfloat16: the arithmetic is float32. Done naively in bfloat16 the estimate is mostly rounding noise."""
+    """Weights and features in bfloat16: the arithmetic is float32. Done naively in bfloat16 the estimate is mostly rounding
+    noise."""
     net, x = projector(16, 24, torch.bfloat16), features(1, 40, 16, torch.bfloat16)
     u = torch.randn(64, 16, generator=generator(2))
     want = sensitivity(x.float(), copy.deepcopy(net).float(), directions=u)
@@ -178,7 +180,8 @@ def test_low_rank_of_nested_and_single_modules():
     torch.testing.assert_close(low_rank(single, 3)(torch.eye(5)), single(torch.eye(5)))
     assert low_rank(single.bfloat16(), 2)[0].weight.dtype == torch.bfloat16
     for net, rank, message in [(nn.Linear(4, 3), 4, "rank=4 does not lie in 1 ... 3"), (nn.Linear(4, 3), 0, "rank=0"),
-                               (projector(), (2, 2, 2), "2 Linear layers"), (nn.GELU(), 2, "0 Linear layers"), (abs, 2, "needs an nn.Module")]:
+                               (projector(), (2, 2, 2), "2 Linear layers"), (nn.GELU(), 2, "0 Linear layers"),
+                               (abs, 2, "needs an nn.Module")]:
         with pytest.raises(ValueError, match=message):
             low_rank(net, rank)
 
@@ -201,7 +204,8 @@ def naive_sads(s, z, keep):
 def test_equals_naive_search(num_tokens, seed, data):
     keep = data.draw(st.integers(1, num_tokens))
     g = generator(seed)
-    s, z = torch.rand(1, num_tokens, generator=g, dtype=torch.float64), torch.randn(1, num_tokens, 5, generator=g, dtype=torch.float64)
+    s = torch.rand(1, num_tokens, generator=g, dtype=torch.float64)
+    z = torch.randn(1, num_tokens, 5, generator=g, dtype=torch.float64)
     index, gains = sads(s, z, keep)
     assert index[0].tolist() == naive_sads(s[0].tolist(), z[0], keep)
     assert torch.equal(select(s, z, keep).index, index.sort(dim=1).values)
@@ -275,7 +279,8 @@ def test_views_of_uneven_length():
         s[0, 6] = s[0, 7]
         index, _ = sads_views(s, z, views, 6)
         assert sorted(index[0, 1].tolist()) == [5, 6, 7]
-        assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0]) and torch.equal(index[:, 1], 5 + sads(s[:, 5:], z[:, 5:], 3)[0])
+        assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0])
+        assert torch.equal(index[:, 1], 5 + sads(s[:, 5:], z[:, 5:], 3)[0])
     with pytest.raises(ValueError, match=r"keep=8 is 4 for each of 2 views; it must lie in 1 ... 3"):
         sads_views(s, z, views, 8)
     with pytest.raises(ValueError, match="keep=1 is 0 for each of 2 views"):
@@ -326,8 +331,9 @@ def test_compiles():
 
 
 @pytest.mark.parametrize("bad, message", [
-    (dict(keep=13), "keep=13 but there are 12 tokens"), (dict(keep=0.0), "keep=0.0"), (dict(keep=3, num_directions=0), "num_directions=0"),
-    (dict(keep=3, step=0.0), "step=0.0 must be positive"), (dict(keep=3, chunk=0), "chunk=0"), (dict(keep=3, chunk=2.0), "chunk=2.0"),
+    (dict(keep=13), "keep=13 but there are 12 tokens"), (dict(keep=0.0), "keep=0.0"),
+    (dict(keep=3, num_directions=0), "num_directions=0"), (dict(keep=3, step=0.0), "step=0.0 must be positive"),
+    (dict(keep=3, chunk=0), "chunk=0"), (dict(keep=3, chunk=2.0), "chunk=2.0"),
     (dict(keep=3, directions=torch.ones(4, 5)), r"directions has shape \(4, 5\) but needs \(m, 6\)"),
     (dict(keep=3, directions=torch.ones(0, 6)), "m >= 1"), (dict(keep=3, rank=7), "rank=7 does not lie in 1 ... 6"),
 ])
@@ -337,7 +343,7 @@ def test_bad_input(bad, message):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"sensitivity has shape \(2, 11\) but the tokens need \(B, N\) = \(2, 12\)"):
+    with pytest.raises(ValueError, match=r"sensitivity has shape \(2, 11\) but the tokens need \(2, 12\)"):
         select(torch.rand(2, 11), features(), 3)
     with pytest.raises(ValueError, match=r"views has shape \(12,\)"):
         select_views(torch.rand(2, 12), features(), torch.arange(12), 3)

@@ -71,7 +71,7 @@ def test_without_followers_a_target_stays_as_it_is():
     keys = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.1]], [[1.0, 0.0]], [[1.0, 0.2]], [[2.0, 0.1]]]).view(1, 6, 2)
     plan = merge_to_targets(keys, torch.zeros(1, 0, dtype=torch.long), 6)
     assert torch.equal(plan.apply(x), x)                                          # all are targets
-    plan = merge_to_targets(keys, torch.tensor([[3, 5]]), 2)                      # rest 0 1 2 4, targets 0 and 2: 1 and 4 follow 2
+    plan = merge_to_targets(keys, torch.tensor([[3, 5]]), 2)                     # rest 0 1 2 4, targets 0 and 2: 1 and 4 follow 2
     assert plan.index.tolist() == [[3, 5, 0, 2]] and torch.equal(plan.apply(x)[:, 2], x[:, 0])
     torch.testing.assert_close(plan.apply(x)[0, 3], x[0, 2] + (x[0, 1] + x[0, 4]) / 2)
 
@@ -92,7 +92,8 @@ def test_contextual_tokens_are_about_twice_as_long():
 
 
 def test_strided():
-    assert strided(17, 4).tolist() == [0, 4, 8, 12] and strided(7, 4).tolist() == [0, 1, 2, 3] and strided(3, 5).tolist() == [0, 1, 2]
+    assert strided(17, 4).tolist() == [0, 4, 8, 12] and strided(7, 4).tolist() == [0, 1, 2, 3]
+    assert strided(3, 5).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="count=0 must be at least 1"):
         strided(5, 0)
 
@@ -117,7 +118,7 @@ def test_batch_of_one_half_precision_and_meta():
 def test_bad_input():
     _, keys, kept = example(2, 8, 5, 0)
     for count in (4, -1):
-        with pytest.raises(ValueError, match=f"num_targets={count} but 5 of 8 tokens are kept: it must lie in 0 ... 3"):
+        with pytest.raises(ValueError, match=f"num_targets={count} but 5 of 8 tokens are kept: needs 0 ... 3"):
             merge_to_targets(keys, kept, count)
     with pytest.raises(ValueError, match=r"keys \(2, 8, 3\) and kept \(1, 5\) need"):
         merge_to_targets(keys, kept[:1], 1)

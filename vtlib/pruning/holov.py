@@ -1,9 +1,10 @@
-"""HoloV - Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (Zou, Lu, Wang, Yan, Lyu, Zheng, Zhang,
-Hu, NeurIPS 2025, arXiv 2510.02912).
+"""HoloV - Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (Zou, Lu, Wang, Yan, Lyu,
+Zheng, Zhang, Hu, NeurIPS 2025, arXiv 2510.02912).
 
-The idea: keeping the tokens with the highest attention keeps clusters of look-alikes around the highlights and loses the scene. So the
-picture is cut into crops, and every crop first gets a quota of the budget, by how much attention it draws and how varied it is inside;
-only then do tokens compete, and only within their crop. It runs before the language model and needs the [CLS] row and the projected tokens.
+The idea: keeping the tokens with the highest attention keeps clusters of look-alikes around the highlights and loses the scene.
+So the picture is cut into crops, and every crop first gets a quota of the budget, by how much attention it draws and how varied
+it is inside; only then do tokens compete, and only within their crop. It runs before the language model and needs the [CLS] row
+and the projected tokens.
 
     crops = runs of consecutive raster tokens         bands                  (sec. 4.1; `rectangles` is this package's extension)
     V_i, gamma, H = A + weight gamma V                score                  (eq. 1-3; A = 1000 a, a = [CLS] row, mean over heads)
@@ -13,9 +14,9 @@ only then do tokens compete, and only within their crop. It runs before the lang
     FFN'(x), pruned tokens come back                  refetch                (sec. 4.1.1, appendix D; not in the release)
 
 Paper and official code (obananas/HoloV) differ in four places, each a parameter here:
-- allocate: a quota may exceed its crop. "paper" hands the surplus to crops with free places, "release" loses it and pads with zero rows (index -1).
-  The paper gives no tie rule for the surplus; the one in `quotas` is ours. The release also scores a crop of one token by its raw attention, a
-  thousand times less than the rest; "release" copies that too.
+- allocate: a quota may exceed its crop. "paper" hands the surplus to crops with free places, "release" loses it and pads with
+  zero rows (index -1). The paper gives no tie rule for the surplus; the one in `quotas` is ours. The release also scores a crop
+  of one token by its raw attention, a thousand times less than the rest; "release" copies that too.
 - variance_weight: the release has 0.09 before gamma, the paper nothing (1.0), which makes both terms equal in mean.
 - rank_by: inside a crop the release ranks by attention, the paper by H ("score").
 - order: "release" goes crop by crop and, inside, by falling attention, which shuffles positions; "raster" sorts.
@@ -47,9 +48,10 @@ def default_crops(num_tokens: int, keep: int) -> int:
 
 
 def bands(num_tokens: int, num_crops: int, device=None) -> Tensor:
-    """Crops = runs of consecutive tokens, the first N % C of them one longer. -> (C, M) long, token indices; -1 fills rows shorter than M.
+    """Crops = runs of consecutive tokens, the first N % C of them one longer. -> (C, M) long: token indices, -1 = filling.
 
-    Several views of one image are concatenated before, so a band may run from one view into the next. ValueError unless 1 <= C <= N.
+    Several views of one image are concatenated before, so a band may run from one view into the next.
+    ValueError unless 1 <= C <= N.
     """
     if not 1 <= num_crops <= num_tokens:
         raise ValueError(f"num_crops={num_crops} but there are {num_tokens} tokens; it must lie in 1 ... {num_tokens}")
@@ -60,9 +62,10 @@ def bands(num_tokens: int, num_crops: int, device=None) -> Tensor:
 
 
 def rectangles(grid: tuple[int, int], num_crops: int | tuple[int, int], device=None) -> Tensor:
-    """Crops = R x S rectangles of the grid, as even as possible. -> (R S, M) long, token indices, -1 = filling. Not in paper or release.
+    """Crops = R x S rectangles of the grid, as even as possible. -> (R S, M) long: token indices, -1 = filling.
 
-    num_crops: (R, S), or C, which is split into the two factors that give the squarest crops. ValueError when C has no factors that fit.
+    An extension: not in paper or release. num_crops: (R, S), or C, which is split into the two factors that give the squarest
+    crops. ValueError when C has no factors that fit.
     """
     h, w = grid
     if isinstance(num_crops, int):
@@ -83,18 +86,19 @@ def _to_crops(x, crops):
 
 def _check(attention, crops, name="attention"):
     if attention.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(attention.shape)} but needs (B, N), one number per patch (mean over heads, no [CLS] key)")
+        raise ValueError(f"{name} has shape {tuple(attention.shape)} but needs (B, N): one number a patch, the mean over heads")
     if crops.dim() != 2 or crops.numel() < attention.shape[1]:
-        raise ValueError(f"crops has shape {tuple(crops.shape)} but needs (C, M) with room for {attention.shape[1]} tokens; see `bands`")
+        raise ValueError(f"crops has shape {tuple(crops.shape)} but needs (C, M) with C M >= {attention.shape[1]}; see `bands`")
 
 
 # ------------------------------------------------------------------------------------------------ score
 def score(tokens: Tensor, attention: Tensor, crops: Tensor, variance_weight: float = 0.09, raw_singles: bool = False) -> Tensor:
     """H = A + variance_weight gamma V per token (eq. 1-3). tokens (B, N, D) projected, attention (B, N), crops (C, M) -> (B, N).
 
-    In a crop of M tokens, with S the cosine similarities and a zero diagonal: mu_i = sum_j S_ij / (M-1), V_i = sum_j (S_ij - mu_i)^2 / (M-1)
-    (the zero on the diagonal takes part and adds mu_i^2), A = 1000 attention, gamma = mean|A| / (mean|V| + 1e-6), so that gamma V has the mean
-    of A. V is large where some neighbours are alike and others are not. A crop of one token has V = 0; raw_singles: it then also counts
+    In a crop of M tokens, with S the cosine similarities and a zero diagonal:
+        mu_i = sum_j S_ij / (M-1),    V_i = sum_j (S_ij - mu_i)^2 / (M-1)      the zero on the diagonal takes part, it adds mu_i^2
+        A = 1000 attention,           gamma = mean|A| / (mean|V| + 1e-6)       so that gamma V has the mean of A
+    V is large where some neighbours are alike and others are not. A crop of one token has V = 0; raw_singles: it then also counts
     its attention without the 1000 (the release's quirk). Cost N^2 D / C. Half precision is computed in float32.
     """
     check_tokens(tokens)
@@ -129,7 +133,10 @@ def crop_scores(token_score: Tensor, crops: Tensor) -> Tensor:
 
 
 def crop_weights(token_score: Tensor, crops: Tensor, tau: float = 1.0) -> Tensor:
-    """w_c = s_c^tau / sum of s^tau (eq. 4). (B, N), (C, M) -> (B, C). tau = 0: all crops alike; 1: both releases; infinity: one crop takes all."""
+    """w_c = s_c^tau / sum of s^tau (eq. 4). token_score (B, N), crops (C, M) -> (B, C).
+
+    tau = 0: all crops alike; 1: both releases; infinity: one crop takes all. ValueError for tau < 0.
+    """
     if not tau >= 0:
         raise ValueError(f"tau={tau} must be a number >= 0")
     s = crop_scores(token_score, crops)
@@ -147,10 +154,11 @@ def _rank(x):
 def quotas(weight: Tensor, sizes: Tensor, keep: int, allocate: str = "paper") -> Tensor:
     """Places per crop: weight (B, C), sizes (C,) tokens per crop, keep K -> (B, C) long.
 
-    q_c = floor(w_c K); the rest goes, one each, to the crops with the largest weight. "release" stops here: q_c may exceed the size.
+    q_c = floor(w_c K); the rest goes, one each, to the crops with the largest weight (not the largest remainder).
+    "release" stops here: q_c may exceed the size.
     "paper": clamp q to the size M; while tokens are left, crop c gets floor(left share_c), at most its free places, with
-    share_c = w_c (M_c - q_c) / sum; when all of these are 0, one each by falling share, ties to the lower index (our rule). Then 0 <= q <= M
-    and sum q = K.
+    share_c = w_c (M_c - q_c) / sum. When all of these are 0, one each by falling share, ties to the lower index (our rule).
+    Then 0 <= q <= M and sum q = K.
     """
     _check_choice("allocate", allocate, ALLOCATE)
     quota = (weight * keep).floor().long()                                                      # b c
@@ -171,12 +179,13 @@ def quotas(weight: Tensor, sizes: Tensor, keep: int, allocate: str = "paper") ->
     return quota
 
 
-def select(token_score: Tensor, attention: Tensor, crops: Tensor, keep: int | float, allocate: str = "paper", rank_by: str = "attention",
-           tau: float = 1.0, order: str = "raster") -> Plan:
-    """Quotas between the crops, then the best q_c tokens of each crop (eq. 4, 5). token_score, attention (B, N), crops (C, M) -> Plan.
+def select(token_score: Tensor, attention: Tensor, crops: Tensor, keep: int | float, allocate: str = "paper",
+           rank_by: str = "attention", tau: float = 1.0, order: str = "raster") -> Plan:
+    """Quotas between the crops, then the best q_c tokens of each crop (eq. 4, 5). token_score, attention (B, N), crops (C, M).
 
-    rank_by: "attention" or "score" (H). A crop whose quota covers it stays in raster order. order: "raster" sorts all; "release": crop
-    by crop, by falling rank inside. role = the slot's crop. With allocate="release" the slots nobody fills are last: index and role -1.
+    rank_by: "attention" or "score" (H). order: "raster" sorts all; "release": crop by crop, by falling rank inside; a crop whose
+    quota covers it stays in raster order. role = the slot's crop. With allocate="release" the slots that nobody fills are last,
+    index and role -1. ValueError: keep out of range, unknown choices, shapes that do not fit.
     """
     _check(token_score, crops, "token_score")
     _check(attention, crops)
@@ -208,9 +217,10 @@ def select(token_score: Tensor, attention: Tensor, crops: Tensor, keep: int | fl
 def prune(vision, keep: int | float, num_crops: int | tuple[int, int] | None = None, layout: str = "bands",
           allocate: str = "paper", rank_by: str = "attention", variance_weight: float = 0.09, tau: float = 1.0,
           order: str = "raster") -> Plan:
-    """The plan for `vision.tokens` of a `VisionOutputs`. num_crops: None = `default_crops`; layout: "bands" or, an extension, "rectangles" (then also (R, S)).
+    """The plan for `vision.tokens` of a `VisionOutputs`: `score`, then `select`.
 
-    ValueError for wrong choices, for keep out of range and when the encoder has no [CLS] row (`score` and `select` take any attention).
+    num_crops: None = `default_crops`; layout: "bands" or, an extension, "rectangles" (then also (R, S)). ValueError for wrong
+    choices, keep out of range and an encoder without [CLS] row (`score` and `select` take any attention).
     """
     _check_choice("layout", layout, LAYOUTS)
     _check_choice("allocate", allocate, ALLOCATE)
@@ -228,10 +238,10 @@ def prune(vision, keep: int | float, num_crops: int | tuple[int, int] | None = N
 
 
 def refetch(x: Tensor, pruned: Tensor, ffn: Tensor, beta: float, activation=torch.nn.functional.silu) -> Tensor:
-    """FFN'(x) = beta sum_i phi(<x, z_i>) z_i + (1 - beta) FFN(x): pruned tokens as an extra memory of a middle layer's FFN (appendix D).
+    """FFN'(x) = beta sum_i phi(<x, z_i>) z_i + (1 - beta) FFN(x): pruned tokens as a memory of a middle layer (appendix D).
 
-    x (B, T, D) the FFN's input, pruned z (B, R, D), ffn = FFN(x) -> (B, T, D). Which layer, when, and which beta are not given in the paper,
-    and the release does not have it: an exercise, nothing is claimed for it.
+    x (B, T, D) the FFN's input, pruned z (B, R, D), ffn = FFN(x) -> (B, T, D), phi = activation. Which layer, when, and which
+    beta are not given in the paper, and the release does not have it: an exercise, nothing is claimed for it.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta} must lie in [0, 1]")

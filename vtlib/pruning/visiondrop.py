@@ -1,22 +1,25 @@
-"""VisionDrop - Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment (Xu, Wang, Luo, Du, AAAI 2026, arXiv 2506.22283).
+"""VisionDrop - Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment (Xu, Wang, Luo, Du, AAAI 2026, arXiv
+2506.22283).
 
-The idea: pruners inside a language model let the question choose, but there the text looks at the visual tokens nearest to it (causal order),
-from deep, entangled representations, without a sense of the grid. VisionDrop ranks visual tokens by what visual tokens attend to, in the encoder
-and again at several depths of the language model. At each stage the best stay as "dominant" tokens and the others are folded into a few "contextual" ones.
+The idea: pruners inside a language model let the question choose, but there the text looks at the visual tokens nearest to it
+(causal order), from deep, entangled representations, without a sense of the grid. VisionDrop ranks visual tokens by what visual
+tokens attend to, in the encoder and again at several depths of the language model. At each stage the best stay as "dominant"
+tokens and the others are folded into a few "contextual" ones.
 
-    stage 0, behind the encoder:     score_n = [CLS] row over the patches, summed over heads                       score, prune
-    stages 1-3, after LLM layers:    score_n = mean over visual rows and heads of softmax(q k^T / sqrt(P))         visual_score, stages
-                                     q, k of the next layer; softmax over the whole causal row, then only visual columns
-    dominant = top d by score; contextual_j = target_j + mean of its followers                                     reduce, tokens.merge
-    tokens per stage                                                                                               schedule
+    stage 0, encoder:    score_n = [CLS] row over the patches, summed over heads                      score, prune
+    stages 1-3, LLM:     score_n = mean over visual rows and heads of softmax(q k^T / sqrt(P))        visual_score, stages
+                         q, k of the next layer; softmax over the whole causal row, then only visual columns
+    dominant = top d by score; contextual_j = target_j + mean of its followers                        reduce, tokens.merge
+    tokens per stage                                                                                  schedule
 
-"[CLS]" counts as a dominant token: its hidden state goes through the projector and becomes a visual token. Contextual tokens stand behind the
-dominant ones, and the next stage's strided targets run over that order. "32 tokens" is a mean over layers: 48, 35, 26, 19.
+[CLS] counts as a dominant token: its hidden state goes through the projector and becomes a visual token. Contextual tokens stand
+behind the dominant ones, and the next stage's strided targets run over that order. "32 tokens" is the mean of 48, 35, 26, 19.
 
-How it differs from the official code (Ruixxxx/VisionDrop, on VisionZip and PyramidDrop): both stages share one merge; contextual = 0 skips it
-(there: division by zero) and grouped keys are repeated (there: not needed). Not in the release: the score of encoders without [CLS] (paper text), budgets
-other than the one of 32 tokens (`schedule` continues its geometric rule: inferred), and `normalise` (`visual_score`), which is no part of the paper:
-under the causal mask more rows see early tokens, and early rows share their attention among fewer keys, so the score favours the top of the picture.
+How it differs from the official code (Ruixxxx/VisionDrop, on VisionZip and PyramidDrop): both stages share one merge;
+contextual=0 skips it (there: division by zero) and grouped keys are repeated (there: not needed). Not in the release: the score
+of encoders without [CLS] (paper text), budgets other than that of 32 tokens (`schedule` continues its geometric rule: inferred),
+and `normalise` (`visual_score`), which is no part of the paper: under the causal mask more rows see early tokens, and early rows
+share their attention among fewer keys, so the score favours the top of the picture.
 """
 
 import functools
@@ -38,15 +41,15 @@ NORMALISE = ("none", "column", "chance")
 
 # ------------------------------------------------------------------------------------------------ budgets
 def default_contextual(keep: int) -> int:
-    """c of d + c = keep: an eighth, rounded up; 6, 5, 4, 3 of the release's 48, 35, 26, 19. At least one dominant token is left."""
+    """c of d + c = keep: an eighth, rounded up (6, 5, 4, 3 of the release's 48, 35, 26, 19), but never all."""
     return max(0, min(-(-keep // 8), keep - 1))
 
 
 def schedule(average: int | float, num_stages: int = 4) -> list[tuple[int, int]]:
-    """(dominant, contextual) of each stage, the encoder's first, for about `average` tokens in the mean over layers in equal groups.
+    """(dominant, contextual) of each stage, the encoder's first, for about `average` tokens in the mean over layers.
 
-    The release's [(42, 6), (30, 5), (22, 4), (16, 3)] for 32 follows 1.5 average 0.73^s; other budgets by that rule are inferred, and up to
-    rounding 0.5 % below `average`. ValueError unless average >= 1 and num_stages >= 1.
+    The release's [(42, 6), (30, 5), (22, 4), (16, 3)] for 32 follows 1.5 average 0.73^s; other budgets by that rule are inferred,
+    and up to rounding 0.5 % below `average`. ValueError unless average >= 1 and num_stages >= 1.
     """
     if not average >= 1 or num_stages < 1:
         raise ValueError(f"average={average}, num_stages={num_stages}: both must be at least 1")
@@ -57,8 +60,9 @@ def schedule(average: int | float, num_stages: int = 4) -> list[tuple[int, int]]
 def reduce(score: Tensor, keys: Tensor, keep: int, contextual: int | None = None, num_prefix: int = 0) -> Plan:
     """The step that all stages share: d = keep - contextual dominant tokens in raster order, then the contextual ones.
 
-    score (B, N - num_prefix), keys (B, N, P). The num_prefix first tokens are always dominant and count. contextual: None = `default_contextual`;
-    0 = drop the others. keep = N changes nothing. ValueError for a keep that is no int in 1 ... N, a contextual that leaves no dominant token.
+    score (B, N - num_prefix), keys (B, N, P). The num_prefix first tokens are always dominant and count. contextual: None =
+    `default_contextual`; 0 = drop the others. keep = N changes nothing. ValueError for a keep that is no int in 1 ... N, a
+    contextual that leaves no dominant token.
     """
     num_tokens = keys.shape[1]
     if score.shape != (len(keys), num_tokens - num_prefix):
@@ -71,7 +75,7 @@ def reduce(score: Tensor, keys: Tensor, keep: int, contextual: int | None = None
     if contextual is None:
         contextual = min(default_contextual(keep), keep - least)
     if isinstance(contextual, bool) or not isinstance(contextual, int) or not 0 <= contextual <= keep - least:
-        raise ValueError(f"contextual={contextual!r} but keep={keep}: it must be an int in 0 ... {keep - least}, so that a dominant token is left")
+        raise ValueError(f"contextual={contextual!r} but keep={keep}: it must be an int in 0 ... {keep - least}")
     if keep == num_tokens:
         return keep_all(len(keys), num_tokens, keys.device, num_prefix)
     score = F.pad(score, (num_prefix, 0), value=torch.inf)
@@ -80,17 +84,20 @@ def reduce(score: Tensor, keys: Tensor, keep: int, contextual: int | None = None
 
 # ------------------------------------------------------------------------------------------------ stage 0: the encoder
 def score(vision, layer: int | None = None) -> Tensor:
-    """(B, N): attention of [CLS] to each patch, summed over heads. Without [CLS] (num_prefix = 0, paper text): attention received, summed over heads,
-    mean over queries, in vision.attention[layer]; layer may be left out when only one was asked for."""
+    """(B, N): attention of [CLS] to each patch, summed over heads.
+
+    Without [CLS] (num_prefix = 0, paper text): attention received, summed over heads, mean over queries, in
+    vision.attention[layer]; layer may be left out when only one was asked for.
+    """
     if vision.num_prefix:
         if vision.cls_row is None:
-            raise ValueError("vision.cls_row is None but VisionDrop reads the [CLS] row: ask the encoder for need={'cls_row', 'keys'}")
+            raise ValueError("vision.cls_row is None but VisionDrop ranks by it: ask the encoder for need={'cls_row', 'keys'}")
         return vision.cls_row.sum(dim=1)                                                        # b n
     layers = sorted(vision.attention)
     if layer is None and len(layers) == 1:
         layer = layers[0]
     if layer not in vision.attention:
-        raise ValueError(f"layer={layer} but vision.attention has the layers {layers}: without [CLS] the selected layer's weights are needed")
+        raise ValueError(f"layer={layer} but vision.attention has the layers {layers}: without [CLS] one is needed")
     return vision.attention[layer].sum(dim=1).mean(dim=1)                                       # b h q n -> b n
 
 
@@ -109,18 +116,18 @@ def prune(vision, keep: int | float, contextual: int | None = None, layer: int |
 def visual_score(state, normalise: str = "none") -> Tensor:
     """(B, n): attention each visual token receives from visual tokens in the layer to come, mean over heads and over visual rows.
 
-    The softmax runs over the whole causal row, text before the image included, and is not re-normalised. Column j is seen by the rows i >= j only,
-    and row i shares its attention among p + i + 1 keys (p text tokens before the image). normalise:
-    "none": the paper's; all columns are divided by n. Identical tokens get 1/n sum_{i>=j} 1/(p+i+1): falling steeply in j.
-    "column": by the n - j rows that see it. Still falling, as early rows have fewer keys: from mean_i 1/(p+i+1) at j = 0 to 1/(p+n).
-    "chance": the same of (p+i+1) x attention, which is 1 where a row has no preference: identical tokens all get 1.
+    The softmax runs over the whole causal row, text before the image included, and is not re-normalised. Column j is seen by the
+    rows i >= j only, and row i shares its attention among p + i + 1 keys (p text tokens before the image). So by `normalise`:
+    - "none", the paper's: the sum over rows / n. Identical tokens get 1/n sum_{i>=j} 1/(p+i+1), falling steeply in j.
+    - "column": the sum / (n - j), the rows that see j. From mean_i 1/(p+i+1) at j = 0 to 1/(p+n): less steep, the same order.
+    - "chance": "column" of (p+i+1) x attention, which is 1 where a row has no preference. Identical tokens all get 1.
     state: `vtlib.vlm.decoder.State`; rows of tokens that are only hidden (mode "mask") do not vote.
     """
     if normalise not in NORMALISE:
         raise ValueError(f"normalise={normalise!r} must be one of {NORMALISE}")
     attention = state.attention(rows=state.visual)[..., state.visual].mean(dim=1)               # b rows columns
     if normalise == "chance":
-        attention = attention * state.valid.cumsum(dim=1)[:, state.visual, None]                # keys that the row sees
+        attention = attention * state.valid.cumsum(dim=1)[:, state.visual, None]                # keys the row sees
     votes = state.alive.to(attention.dtype)                                                     # b rows
     received = (votes[..., None] * attention).sum(dim=1)                                        # b columns
     voters = votes.sum(dim=1, keepdim=True)
@@ -130,7 +137,7 @@ def visual_score(state, normalise: str = "none") -> Tensor:
 
 
 def plan_stage(state, keep: int, contextual: int | None = None, normalise: str = "none") -> Plan:
-    """One cut: `visual_score`, then `reduce` with the next layer's rotated keys (mean over heads) as the metric. keep 0: nothing stays."""
+    """One cut: `visual_score`, then `reduce` with the next layer's rotated keys, mean over heads, as metric. keep may be 0."""
     s = visual_score(state, normalise)
     contextual = default_contextual(keep) if contextual is None else contextual
     if keep == 0 or contextual == 0:
@@ -141,18 +148,19 @@ def plan_stage(state, keep: int, contextual: int | None = None, normalise: str =
 
 def stages(budgets: Sequence[int | float | tuple[int, int]], num_layers: int, after: Sequence[int] | None = None,
            contextual: int | None = None, normalise: str = "none") -> list[Stage]:
-    """Stages 1, 2, ... for `Decoder.prefill(..., stages=...)`; with positions="renumber", as in the release, each cut counts positions anew.
+    """Stages 1, 2, ... for `Decoder.prefill(..., stages=...)`; the release's positions are positions="renumber".
 
-    budgets: tokens left after each cut, as pairs (dominant, contextual), or totals (int, or fraction of the visual tokens the decoder was given) that
-    `contextual` and its rule split. after: how many layers have run at each cut; default: equal groups, 8, 16, 24 of 32. ValueError for
-    cuts that are not in rising order or have no layer behind them (the scores are those of the next layer).
+    budgets: tokens left after each cut, as pairs (dominant, contextual), or totals (int, or fraction of the visual tokens the
+    decoder was given) that `contextual` and its rule split. after: how many layers have run at each cut; default: equal groups,
+    8, 16, 24 of 32. ValueError for cuts that are not in rising order or have no layer behind them (the scores are those of the
+    next layer).
     """
     if after is None:
         after = [num_layers * (s + 1) // (len(budgets) + 1) for s in range(len(budgets))]
     if len(after) != len(budgets):
         raise ValueError(f"after={list(after)} has {len(after)} entries but there are {len(budgets)} budgets")
     if any(not 0 <= a < num_layers for a in after) or any(b <= a for a, b in zip(after, after[1:])):
-        raise ValueError(f"after={list(after)} must rise and stay in 0 ... {num_layers - 1}: each cut is scored with the next of {num_layers} layers")
+        raise ValueError(f"after={list(after)} must rise and stay in 0 ... {num_layers - 1}: a cut needs a next layer")
     if normalise not in NORMALISE:
         raise ValueError(f"normalise={normalise!r} must be one of {NORMALISE}")
     out = []

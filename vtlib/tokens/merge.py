@@ -19,12 +19,13 @@ def strided(num_tokens: int, count: int, device=None) -> Tensor:
 def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: int = 0) -> Plan:
     """The plan [kept tokens | num_targets contextual tokens] in which every token has its place.
 
-        out_j = x_target(j) + mean of x over the followers of target j              (a sum: about twice a token's length; x alone without any)
+        out_j = x_target(j) + mean of x over the followers of target j     (a sum, about twice as long; without followers x)
 
-    keys (B, N, P): what "alike" is measured on. kept (B, d) long: tokens that stay as they are, in output order. The R = N - d others are
-    taken in order: every (R // num_targets)-th is a target (`strided`), each of the rest follows the target with the largest cosine of keys,
-    ties to the first. Slots d ... d + num_targets - 1 are the targets' in order. num_targets = 0: the others are dropped. role 0 "dominant", 1 "contextual".
-    ValueError when there are fewer others than targets, and for shapes that do not fit.
+    keys (B, N, P): what "alike" is measured on. kept (B, d) long: tokens that stay as they are, in output order. The R = N - d
+    others are taken in order: every (R // num_targets)-th is a target (`strided`), each of the rest follows the target with the
+    largest cosine of keys, ties to the first. Slots d ... d + num_targets - 1 are the targets' in order. num_targets = 0: the
+    others are dropped. role 0 "dominant", 1 "contextual". ValueError when there are fewer others than targets, and for shapes
+    that do not fit.
     """
     if keys.dim() != 3 or kept.dim() != 2 or len(kept) != len(keys):
         raise ValueError(f"keys {tuple(keys.shape)} and kept {tuple(kept.shape)} need the shapes (B, N, P) and (B, d)")
@@ -32,7 +33,7 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     num_kept, device = kept.shape[1], keys.device
     others = num_tokens - num_kept
     if not 0 <= num_targets <= others:
-        raise ValueError(f"num_targets={num_targets} but {num_kept} of {num_tokens} tokens are kept: it must lie in 0 ... {others}, the others")
+        raise ValueError(f"num_targets={num_targets} but {num_kept} of {num_tokens} tokens are kept: needs 0 ... {others}")
     role = torch.arange(num_kept + num_targets, device=device).expand(batch, -1) >= num_kept
     roles = ("dominant", "contextual")
     if num_targets == 0:
