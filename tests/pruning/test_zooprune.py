@@ -273,14 +273,15 @@ def test_views_are_pruned_one_by_one():
 def test_views_of_uneven_length():
     """Unpadded tiles have fewer tokens; -1 fills the table and is never chosen, not even by a view that keeps all it has."""
     g = generator()
-    views = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, -1, -1]])
-    for _ in range(20):
-        s, z = torch.rand(1, 8, generator=g), torch.randn(1, 8, 2, generator=g)
-        s[0, 6] = s[0, 7]
-        index, _ = sads_views(s, z, views, 6)
-        assert sorted(index[0, 1].tolist()) == [5, 6, 7]
-        assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0])
-        assert torch.equal(index[:, 1], 5 + sads(s[:, 5:], z[:, 5:], 3)[0])
+    for filled in ([5, 6, 7, -1, -1], [-1, 5, -1, 6, 7]):
+        views = torch.tensor([[0, 1, 2, 3, 4], filled])
+        for _ in range(10):
+            s, z = torch.rand(1, 8, generator=g), torch.randn(1, 8, 2, generator=g)
+            z[0, 6] = z[0, 5]                                                     # distance 0 to a token that may be chosen before
+            index, _ = sads_views(s, z, views, 6)
+            assert sorted(index[0, 1].tolist()) == [5, 6, 7]
+            assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0])
+            assert torch.equal(index[:, 1], 5 + sads(s[:, 5:], z[:, 5:], 3)[0])
     with pytest.raises(ValueError, match=r"keep=8 is 4 for each of 2 views; it must lie in 1 ... 3"):
         sads_views(s, z, views, 8)
     with pytest.raises(ValueError, match="keep=1 is 0 for each of 2 views"):

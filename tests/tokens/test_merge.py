@@ -104,10 +104,13 @@ def test_batch_of_one_half_precision_and_meta():
     for b in range(4):
         one = merge_to_targets(keys[b:b + 1], kept[b:b + 1], 3)
         assert torch.equal(one.slot[0], many.slot[b]) and torch.equal(one.weight[0], many.weight[b])
-    low = keys.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        plan = merge_to_targets(low.float(), kept, 3)
-    assert torch.equal(plan.slot, merge_to_targets(low, kept, 3).slot)
+    many_keys = torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(0))
+    first = torch.arange(2).expand(2, -1)
+    with torch.autocast("cpu", torch.bfloat16):                                   # rounding would move some of 600 followers
+        plan = merge_to_targets(many_keys, first, 40)
+    assert torch.equal(plan.slot, merge_to_targets(many_keys, first, 40).slot)
+    plan = merge_to_targets(keys.bfloat16(), kept, 3)
+    assert torch.equal(plan.slot, merge_to_targets(keys.bfloat16().float(), kept, 3).slot)
     assert plan.apply(x.bfloat16()).dtype == torch.bfloat16
     plan = merge_to_targets(keys.to("meta"), kept.to("meta"), 3)
     assert plan.apply(x.to("meta")).shape == (4, 8, 5)
