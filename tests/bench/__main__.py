@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-FAMILIES = ("multiscale",)
+FAMILIES = ("multiscale", "pruning")
 
 
 def main():

@@ -97,7 +97,7 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
     of the b they grew from. Ties: lower index.
     """
     metric = vision.features if metric is None else metric
-    batch, num_tokens, dim = metric.shape
+    batch, num_tokens, _ = metric.shape
     want = tuple(vision.features.shape[:2])
     if (batch, num_tokens) != want:
         raise ValueError(f"metric has shape {tuple(metric.shape)} but there are (B, N) = {want} patches to compare")
@@ -121,9 +121,12 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
         rank = stays.long().cumsum(dim=1) - 1                                    # number of each survivor afterwards
         slot = rank.gather(1, target).gather(1, slot)
         place = place.gather(1, survivors)
-        total = torch.zeros_like(x).scatter_add(1, target[..., None].expand_as(x), x * size[..., None])
+        start = torch.arange(batch, device=x.device)[:, None]                    # whole rows move, of all images at once
+        rows = (x * size[..., None]).flatten(0, 1)
+        x = rows.index_select(0, (start * alive + survivors).flatten())
+        x.index_add_(0, (start * survivors.shape[1] + rank.gather(1, into)).flatten(), rows[(start * alive + old).flatten()])
         size = torch.zeros_like(size).scatter_add(1, target, size).gather(1, survivors)
-        x = total.gather(1, survivors[..., None].expand(-1, -1, dim)) / size[..., None]
+        x = x.unflatten(0, (batch, -1)) / size[..., None]
     origin = torch.arange(num_tokens, device=x.device).expand(batch, -1)
     return Plan(place, num_tokens, origin, slot, 1 / size.gather(1, slot))
 
