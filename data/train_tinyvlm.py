@@ -8,11 +8,11 @@
 Each step starts from what the one before wrote (WORK: --work, default build/tinyvlm) and takes --steps, --seed. All in bfloat16 autocast,
 the weights in float32.
 
-Held out from training: the test backgrounds; and of every fifth pictogram the drawing by Twemoji. On the test side these pictograms appear in
-just that drawing.
+Held out from training: the test backgrounds; and of every fifth pictogram the drawing by Twemoji. The exam (`vtlib.vlm.exam`) shows all drawings.
 """
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -24,6 +24,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vtlib.data import EmojiWorld, backgrounds, pictograms
 from vtlib.data.text import WORDS
 from vtlib.vlm import Encoder, TinyVLM, exam
 from vtlib.vlm.exam import KINDS, PICTOGRAMS, VOCABULARY
@@ -31,6 +32,51 @@ from vtlib.vlm.tinyvlm import words
 
 SMALL, LARGE = 64, exam.SIZE
 SHAPE = {SMALL: dict(scale=(0.28, 0.85), objects=(1, 3)), LARGE: {}}  # the drawings are as many pixels large at both sizes
+
+
+# ------------------------------------------------------------------------------------------------------- what is behind, and the light
+@functools.cache
+def strangers(size):
+    """A world of pictograms that are none of ours, nor named like one: what may lie behind without being asked about."""
+    ours = set(words(" ".join(PICTOGRAMS))) | {"of"}
+    rows = [k for k in pictograms.in_split("train") if not ours & set(words(pictograms.name_of(k)))]
+    return EmojiWorld(size, "train", artist="both", pictograms=rows)
+
+
+def backdrop(size, batch, seed):
+    """(B, 3, H, W) in [0, 1]: the train photographs as they are, recoloured, or blended with each other or with noise, some turned upside down;
+    half of them with strange objects on top. Nine photographs alone teach the encoder these nine: it then sees objects on every other one."""
+    generator = torch.Generator().manual_seed(seed)
+    make = functools.partial(backgrounds.make, split="train", size=(size, size), batch=batch, generator=generator, device=torch.device("cpu"))
+    first, second, noise = (make(kind)[0] / 255 for kind in ("photo", "photo", "noise"))
+    kind, share = torch.rand(batch, 1, 1, 1, generator=generator), torch.rand(batch, 1, 1, 1, generator=generator)
+    second = second.gather(1, torch.rand(batch, 3, generator=generator).argsort(1)[..., None, None].expand_as(second))  # colours swapped
+    image = torch.where(kind < 0.35, first, torch.where(kind < 0.55, second, torch.where(kind < 0.75, first.lerp(second, share), torch.where(
+        kind < 0.9, first.lerp(noise, share), noise))))
+    image = torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.25, image.flip(-2), image)
+    with_objects = strangers(size).scenes(batch, seed, objects=(1, 4), scale=SHAPE[size].get("scale", exam.SCALE), background=image.clamp(0, 1)).images
+    return torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5, with_objects, image).clamp(0, 1)
+
+
+def light(images, seed):
+    """Other light on whole pictures, differently on each: colours mixed a little, brightness, contrast, gamma, a blur, grain."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, *shape):
+        return torch.empty(len(images), *shape).uniform_(low, high, generator=generator)
+
+    mix = torch.eye(3) + draw(-0.15, 0.15, 3, 3)
+    out = torch.einsum("bchw,bdc->bdhw", images, mix / mix.sum(-1, keepdim=True))
+    out = ((out - 0.5) * draw(0.7, 1.25, 1, 1, 1) + 0.5 + draw(-0.15, 0.15, 1, 1, 1)).clamp(0, 1) ** draw(0.7, 1.5, 1, 1, 1)
+    out = out.lerp(F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, stride=1), draw(-0.3, 0.8, 1, 1, 1).clamp(min=0))
+    out = out + torch.randn(out.shape, generator=generator) * draw(-0.03, 0.04, 1, 1, 1).clamp(min=0)
+    return torch.where(draw(0, 1, 1, 1, 1) < 0.75, out, images).clamp(0, 1)
+
+
+def training_scenes(size, batch, seed):
+    scene = exam.scenes(batch, seed, "train", size, **SHAPE[size], background=backdrop(size, batch, seed))
+    scene.images = light(scene.images, seed)
+    return scene
 
 
 # ---------------------------------------------------------------------------------------------------------------- 1. see
@@ -119,12 +165,16 @@ def see(args):
     torch.manual_seed(args.seed)
     encoder, start = Encoder(), time.perf_counter()
     heads = Heads(encoder.norm.weight.shape[0])
+    if args.resume:
+        state = load_file(args.work / "see.safetensors")
+        for name, module in (("encoder.", encoder), ("heads.", heads)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], args.peak or 2e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    small, total, rows = int(args.steps * 0.7), args.steps, []
+    small, total, rows = int(args.steps * args.small), args.steps, []
     for step in range(total):
         size, batch = (SMALL, 64) if step < small else (LARGE, 32)
         schedule(optimizer, args.peak or 2e-3, step, total)
-        loss, row = see_loss(encoder, heads, exam.scenes(batch, args.seed * 10**6 + step, "train", size, **SHAPE[size]))
+        loss, row = see_loss(encoder, heads, training_scenes(size, batch, args.seed * 10**6 + step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -195,7 +245,7 @@ def read(args, frozen=True):
         size, batch = (SMALL, 48) if step < small else (LARGE, 24)
         schedule(optimizer, peak, step, total)
         seed = args.seed * 10**6 + (400_000 if frozen else 700_000) + step
-        scene = exam.scenes(batch, seed, "train", size, **SHAPE[size])
+        scene = training_scenes(size, batch, seed)
         loss, row = read_loss(model, scene, ask(scene, seed), frozen)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -226,7 +276,7 @@ def score(model, pictures=400):
     rests = torch.zeros_like(new)
     for b, row in enumerate(taken.asked):
         for q, question in enumerate(row):
-            held = [int(taken.scenes.pictogram[b, k]) in exam.HELD_OUT for k in question.objects]
+            held = [int(taken.scenes.pictogram[b, k]) in exam.HELD_OUT and int(taken.scenes.artist[b, k]) == 1 for k in question.objects]
             rests[b, q], new[b, q] = bool(held), any(held)
     table = {"held out": taken.table(hits), "blind": taken.table(right(tokens.roll(1, 0))),
              "other artist": hits[new].float().mean().item(), "train drawings": hits[rests & ~new].float().mean().item()}
@@ -252,6 +302,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
     parser.add_argument("--peak", type=float, default=None, help="highest learning rate")
+    parser.add_argument("--resume", action="store_true", help="see: go on from WORK/see.safetensors; read: from WORK/read.safetensors")
     parser.add_argument("--command", help="what to write into the file's header")
     parser.add_argument("--out", default=str(Path(__file__).parent / "checkpoints" / "tinyvlm.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))

@@ -1,7 +1,7 @@
 """What TinyVLM is trained on and examined with: its world, its questions, and measures of a selection that need no answer.
 
 The world: 30 pictograms by two artists on photographs, some scenes with a sign. Held out from training are the test backgrounds and, of every
-fifth pictogram, the drawing by Twemoji; the exam shows these pictograms in just that drawing.
+fifth pictogram, the drawing by Twemoji. The exam shows all 60 drawings, so one of ten objects in it is drawn as no training scene drew it.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,8 @@ VOCABULARY = tuple(dict.fromkeys(word for text in TEXTS for word in words(text))
 
 
 def world(split: str, size: int = SIZE) -> EmojiWorld:
-    """The pictograms and drawings of one side: "train" or "test". Of the held-out ones train has Noto's drawings only, test Twemoji's only."""
-    other = "noto" if split == "train" else "twemoji"
-    artists = [other if k in HELD_OUT else "both" for k in range(len(PICTOGRAMS))]
+    """The pictograms and drawings of one side, "train" or "test". Train has only Noto's drawings of the held-out ones, test has all drawings."""
+    artists = ["noto" if split == "train" and k in HELD_OUT else "both" for k in range(len(PICTOGRAMS))]
     return EmojiWorld(size, split, artist=artists, pictograms=list(PICTOGRAMS))
 
 
