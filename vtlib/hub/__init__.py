@@ -1,5 +1,9 @@
-"""The real world: official checkpoints into vtlib's models. transformers is imported only inside the functions that need it."""
+"""The real world: official checkpoints into vtlib's models, and vtlib's methods into transformers' models.
+
+transformers is imported only inside the functions that need it.
+"""
 
 from .official import available, convert_crossformer, convert_timm_crossvit, load_official, resize_positions
+from .pruning import prune
 
-__all__ = ["available", "convert_crossformer", "convert_timm_crossvit", "load_official", "resize_positions"]
+__all__ = ["available", "convert_crossformer", "convert_timm_crossvit", "load_official", "prune", "resize_positions"]

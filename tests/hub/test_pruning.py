@@ -1,0 +1,909 @@
+"""`with prune(...)` on transformers' LLaVA and Qwen2.5-VL: tiny random models made from configurations alone, nothing is
+downloaded."""
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+from vtlib.hub import encoders, prune
+from vtlib.pruning import aim, fastv, transprune, visiondrop
+from vtlib.tokens import Plan, Stage, keep_all, top_tokens
+from vtlib.vlm import Decoder
+
+N, L = 16, 5  # tokens of an image, layers of the decoder
+IMAGE = 99
+CLOSE = dict(atol=2e-6, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------------ tiny models
+def make_llava(tower="clip", decoder="sdpa", **text):
+    torch.manual_seed(0)
+    size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, patch_size=14)
+    vision = CLIPVisionConfig(image_size=56, **size) if tower == "clip" else SiglipVisionConfig(image_size=56, **size)
+    text = LlamaConfig(
+        **{
+            **dict(
+                vocab_size=100,
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=L,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=None,
+            ),
+            **text,
+        }
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        vision_feature_layer=-2,
+        image_seq_length=N,
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
+        attn_implementation={"text_config": decoder},
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    for p in model.parameters():  # livelier than the default: attention that prefers something
+        p.data.mul_(3 if p.dim() > 1 else 1)
+    return model
+
+
+def make_qwen():
+    torch.manual_seed(0)
+    vision = dict(
+        depth=4,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=4,
+        out_hidden_size=48,
+        patch_size=14,
+        spatial_merge_size=2,
+        window_size=56,
+        fullatt_block_indexes=[1, 3],
+    )
+    text = dict(
+        vocab_size=100,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=L,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters=dict(rope_type="default", mrope_section=[2, 2, 2], rope_theta=10000.0),
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        video_token_id=98,
+        vision_start_token_id=97,
+        vision_end_token_id=96,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    for p in model.parameters():
+        p.data.mul_(3 if p.dim() > 1 else 1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return make_llava()
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return make_qwen()
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def prompt(*rows, images=None, seed=0, n=N):
+    """Rows are lists of ids, with "i" for an image; padded on the left with 0."""
+    rows = [sum(([IMAGE] * n if t == "i" else [t] for t in row), []) for row in rows]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    count = int((ids == IMAGE).sum()) // n
+    pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed))
+    return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+
+
+def qwen_prompt(*grids, rows=2, seed=0):
+    """Each row holds one image of each grid (h, w in patches)."""
+    row = [1]
+    for h, w in grids:
+        row += [97] + [IMAGE] * (h * w // 4) + [96]
+    ids = torch.tensor([row + [7 + i, 8, 9] for i in range(rows)])
+    thw = torch.tensor([[1, h, w] for h, w in grids] * rows)
+    pixels = torch.randn(int(thw.prod(1).sum()), 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(seed))
+    return dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixels,
+        image_grid_thw=thw,
+        mm_token_type_ids=(ids == IMAGE).int(),
+    )
+
+
+def top_cls(vision, keep):
+    return Plan(top_tokens(vision.cls_row.mean(1), keep), vision.features.shape[1])
+
+
+top_cls.NEEDS = {"cls_row"}
+
+
+def last_token(after, keep):
+    """The best by the last token's attention in the layer to come."""
+    return Stage(
+        after, keep, lambda state, keep: state.top(state.attention(slice(-1, None))[:, :, 0, state.visual].mean(1), keep)
+    )
+
+
+def greedy(model, inputs, steps=4, **options):
+    return model.generate(**inputs, max_new_tokens=steps, do_sample=False, **options)
+
+
+def by_hand(model, inputs, steps=4):
+    """Greedy decoding with a cache and nothing else: no mask, no positions."""
+    out = model(**inputs)
+    new = [out.logits[:, -1:].argmax(-1)]
+    for _ in range(steps - 1):
+        out = model(input_ids=new[-1], past_key_values=out.past_key_values)
+        new.append(out.logits[:, -1:].argmax(-1))
+    return torch.cat(new, dim=1), out.past_key_values
+
+
+def lengths(cache):
+    return [layer.keys.shape[2] for layer in cache.layers]
+
+
+def hooks(model):
+    return [(name, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()]
+
+
+PROMPT = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, 5, 6, "i", 7, 8, 3, 11])
+EVERYTHING = [
+    ("fastervlm", {}),
+    ("divprune", {}),
+    ("hiprune", dict(object_layer=2)),
+    ("holov", {}),
+    ("zooprune", {}),
+    ("aim", {}),
+    ("random", {}),
+    ("uniform", {}),
+    ("pool", {}),
+    ("tome", {}),
+    ("crossget", {}),
+    ("fastv", {}),
+    ("transprune", {}),
+]
+
+
+# ----------------------------------------------------------------------------------------------------- keep = all, every method
+@pytest.mark.parametrize("method, options", EVERYTHING)
+def test_keep_all_changes_no_bit(llava, method, options):
+    full, words = llava(**PROMPT).logits, greedy(llava, PROMPT)
+    for positions in ("renumber", "keep"):
+        with prune(llava, method, N, positions=positions, **options) as pruned:
+            assert torch.equal(llava(**PROMPT).logits, full)
+            assert torch.equal(greedy(llava, PROMPT), words)
+            assert pruned.lengths == [23] * L
+    with prune(llava, stages=[last_token(2, N)]):
+        assert torch.equal(llava(**PROMPT).logits, full)
+
+
+@pytest.mark.parametrize(
+    "method, options", [(m, o) for m, o in EVERYTHING if m not in ("fastervlm", "holov", "crossget")] + [("visiondrop", {})]
+)
+def test_keep_all_on_qwen(qwen, method, options):
+    inputs = qwen_prompt((8, 12))
+    full, words = qwen(**inputs).logits, greedy(qwen, inputs)
+    with prune(qwen, method, 24, **options):
+        assert torch.equal(qwen(**inputs).logits, full)
+        assert torch.equal(greedy(qwen, inputs), words)
+
+
+@pytest.mark.parametrize("method, options", EVERYTHING + [("visiondrop", {})])
+def test_every_method_prunes(llava, method, options):
+    with prune(llava, method, 5, **options) as pruned:
+        logits = llava(**PROMPT).logits
+        assert logits.shape == (2, 12, 100) and logits.isfinite().all() and pruned.lengths[-1] == 12
+        words = greedy(llava, PROMPT)
+    assert torch.equal(words[:, :23], PROMPT["input_ids"]) and words.shape == (2, 27)
+
+
+# ---------------------------------------------------------------------------------------------------- before the language model
+def masked(inputs, kept):
+    """Zeros in the mask at the placeholders that are not kept: (B, N) bool."""
+    mask = inputs["attention_mask"].clone()
+    mask[inputs["input_ids"] == IMAGE] = kept.flatten().to(mask.dtype)
+    return {**inputs, "attention_mask": mask}
+
+
+def test_kept_positions_equal_masking(llava):
+    with prune(llava, top_cls, 5, positions="keep") as pruned:
+        logits = llava(**PROMPT).logits
+        hidden = masked(PROMPT, pruned.plan.kept())
+        columns = pruned.columns
+    full = llava(**hidden).logits
+    torch.testing.assert_close(logits, full.gather(1, columns[..., None].expand(-1, -1, 100)), **CLOSE)
+    assert (columns[:, 3:8] - 3).equal(pruned.plan.index)
+
+
+def test_renumbered_positions_equal_a_shorter_prompt(llava):
+    with prune(llava, top_cls, 5) as pruned:
+        logits, plan = llava(**PROMPT).logits, pruned.plan
+    tokens = torch.stack(list(llava.model.get_image_features(PROMPT["pixel_values"]).pooler_output))
+    words = llava.get_input_embeddings()(PROMPT["input_ids"])
+    short = torch.cat([words[:, :3], plan.apply(tokens), words[:, 19:]], dim=1)
+    torch.testing.assert_close(logits, llava(inputs_embeds=short).logits, **CLOSE)
+    with prune(llava, top_cls, 5, positions="keep"):
+        assert not torch.allclose(llava(**PROMPT).logits, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+@pytest.mark.parametrize("method", [top_cls, "aim", "visiondrop"])
+def test_decoding_with_and_without_a_cache(llava, positions, method):
+    with prune(llava, method, 5, positions=positions):
+        cached = greedy(llava, PROMPT)
+        assert torch.equal(cached, greedy(llava, PROMPT, use_cache=False))
+        inputs = {k: v for k, v in PROMPT.items() if k != "attention_mask"}
+        words, cache = by_hand(llava, inputs)
+    assert torch.equal(words, cached[:, 23:]) and lengths(cache) == [15] * L
+
+
+def test_no_mask_no_cache_is_not_taken_for_packed_sequences(llava):
+    inputs = {k: v for k, v in PROMPT.items() if k != "attention_mask"}
+    with prune(llava, top_cls, 5, positions="keep"):
+        torch.testing.assert_close(llava(**inputs, use_cache=False).logits, llava(**PROMPT).logits, **CLOSE)
+
+
+def test_left_padding(llava):
+    both = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, "i", 7, 8])
+    alone = {
+        "input_ids": both["input_ids"][1:, 4:],
+        "attention_mask": both["attention_mask"][1:, 4:],
+        "pixel_values": both["pixel_values"][1:],
+    }
+    for method, options in (
+        (top_cls, {}),
+        ("fastv", {}),
+        ("transprune", {}),
+        ("aim", dict(stages=lambda layers, tokens: aim.stages(layers, None, tokens))),
+    ):
+        for positions in ("renumber", "keep"):
+            with prune(llava, method, 6, positions=positions, **options) as pruned:
+                one = greedy(llava, alone)
+                cuts = [plan.index for plan in pruned.images[0].cuts]
+                two = greedy(llava, both)
+                assert torch.equal(two[1:, 4:], one)
+                for alone_index, plan in zip(cuts, pruned.images[0].cuts):
+                    assert torch.equal(plan.index[1:], alone_index)
+
+
+def test_right_padding(llava):
+    row = [1, 5] + [IMAGE] * N + [7, 8]
+    ids = torch.tensor([row + [9, 10], row + [0, 0]])
+    inputs = {**PROMPT, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["attention_mask"][1, -2:] = 0
+    short = {k: v[1:, :-2] if k != "pixel_values" else v[1:] for k, v in inputs.items()}
+    for positions in ("renumber", "keep"):
+        for options in (dict(method=top_cls, keep=6), dict(method="fastv", keep=6)):
+            with prune(llava, positions=positions, **options) as pruned:
+                padded = llava(**inputs).logits[1]
+                assert pruned.valid.tolist() == [[True] * 12, [True] * 10 + [False] * 2]
+                torch.testing.assert_close(padded[:-2], llava(**short).logits[0], **CLOSE)
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_several_images(llava, positions):
+    inputs = prompt([1, "i", 5, "i", 7, 8], [1, "i", 6, "i", 7, 9])
+    with prune(llava, top_cls, 4, positions=positions) as pruned:
+        words, logits = greedy(llava, inputs), llava(**inputs).logits
+        assert pruned.lengths == [12] * L and len(pruned.plan.index) == 4
+    if positions == "keep":
+        full = llava(**masked(inputs, pruned.plan.kept())).logits
+        torch.testing.assert_close(logits, full.gather(1, pruned.columns[..., None].expand(-1, -1, 100)), **CLOSE)
+    for row in range(2):
+        single = {k: v[row : row + 1] if k != "pixel_values" else v[2 * row : 2 * row + 2] for k, v in inputs.items()}
+        with prune(llava, top_cls, 4, positions=positions):
+            assert torch.equal(greedy(llava, single), words[row : row + 1])
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_different_numbers_of_images(llava, positions):
+    rows = [1, "i", 5, "i", 7, 8], [1, 6, "i", 7, 9], [1, 7, 9]
+    inputs = prompt(*rows)
+    with prune(llava, top_cls, 4, positions=positions) as pruned:
+        words = greedy(llava, inputs)
+        assert pruned.lengths == [12] * L
+        assert pruned.valid.sum(1).tolist() == [12, 8, 3]
+        for number, (row, images) in enumerate(zip(rows, ([0, 1], [2], []))):
+            alone = prompt(row)
+            alone["pixel_values"] = inputs["pixel_values"][images] if images else None
+            one = greedy(llava, {k: v for k, v in alone.items() if v is not None})
+            assert torch.equal(words[number, -4:], one[0, -4:])
+
+
+def test_beams_and_several_answers(llava):
+    inputs = prompt([1, "i", 5, "i", 7, 8], [1, 6, "i", 7, 9])
+    rows = [
+        {**prompt([1, "i", 5, "i", 7, 8]), "pixel_values": inputs["pixel_values"][:2]},
+        {**prompt([1, 6, "i", 7, 9]), "pixel_values": inputs["pixel_values"][2:]},
+    ]
+    with prune(llava, top_cls, 4):
+        both = greedy(llava, inputs, num_beams=3)
+        for row, alone in enumerate(rows):
+            assert torch.equal(both[row, -4:], greedy(llava, alone, num_beams=3)[0, -4:])
+        assert torch.equal(greedy(llava, inputs, num_beams=1)[:, -4:], torch.cat([greedy(llava, row)[:, -4:] for row in rows]))
+    with prune(llava, "fastv", 4):
+        alone = greedy(llava, PROMPT, num_beams=3, num_return_sequences=2)
+    assert alone.shape == (4, 27)
+
+
+def test_merging_and_cls(llava):
+    """What comes out is what the plans say, in the space they are for: merged before the projector, [CLS] through it."""
+    with prune(llava, "visiondrop", 6) as pruned:
+        logits, plan, vision = llava(**PROMPT).logits, pruned.plan, pruned.images[0].vision
+    assert plan.merges and plan.index[0, 0] == 0 and plan.num_tokens == N + 1
+    words = llava.get_input_embeddings()(PROMPT["input_ids"])
+    tokens = llava.model.multi_modal_projector(plan.apply(vision.selected))
+    torch.testing.assert_close(
+        logits, llava(inputs_embeds=torch.cat([words[:, :3], tokens, words[:, 19:]], dim=1)).logits, **CLOSE
+    )
+    with prune(llava, "tome", 6) as pruned:
+        logits, plan, vision = llava(**PROMPT).logits, pruned.plan, pruned.images[0].vision
+    assert plan.merges
+    tokens = llava.model.multi_modal_projector(plan.apply(vision.features))
+    torch.testing.assert_close(
+        logits, llava(inputs_embeds=torch.cat([words[:, :3], tokens, words[:, 19:]], dim=1)).logits, **CLOSE
+    )
+
+
+def test_empty_slots_take_no_place(llava):
+    def holes(vision, keep):
+        index = torch.tensor([[2, 4, 9, -1], [1, 3, -1, -1]])
+        return Plan(index, N)
+
+    with prune(llava, holes, 4) as pruned:
+        words = greedy(llava, PROMPT)
+        assert pruned.valid.sum(1).tolist() == [10, 9]
+    for row, index in enumerate(([2, 4, 9], [1, 3])):
+        with prune(llava, lambda vision, keep: Plan(torch.tensor([index]), N), len(index)):
+            one = greedy(llava, {k: v[row : row + 1] for k, v in PROMPT.items()})
+        assert torch.equal(one[0], words[row])
+
+
+def test_a_text_prompt_and_an_old_cache_pass_through(llava):
+    text = prompt([1, 5, 6, 7], [1, 5, 6, 8])
+    text.pop("pixel_values")
+    words = greedy(llava, text)
+    with prune(llava, top_cls, 4) as pruned:
+        assert torch.equal(greedy(llava, text), words)
+        with pytest.raises(ValueError, match="no prompt with images"):
+            pruned.lengths
+    out = llava(**PROMPT)
+    step = torch.tensor([[3], [4]])
+    with prune(llava, top_cls, 4):
+        inside = llava(input_ids=step, past_key_values=out.past_key_values).logits
+    out = llava(**PROMPT)
+    assert torch.equal(inside, llava(input_ids=step, past_key_values=out.past_key_values).logits)
+
+
+# ---------------------------------------------------------------------------------------------------- inside the language model
+def as_decoder(model):
+    """vtlib's decoder with the weights of transformers' Llama."""
+    text = model.model.language_model
+    decoder = Decoder(48, L, 4, 2, 96, rope_base=text.config.rope_parameters["rope_theta"], eps=text.config.rms_norm_eps).eval()
+    decoder.load_state_dict({k: v for k, v in text.state_dict().items() if not k.startswith("embed_tokens")})
+    return decoder
+
+
+def embedded(model, inputs):
+    """What goes into the decoder: words and all visual tokens of one image a row."""
+    tokens = torch.stack(list(model.model.get_image_features(inputs["pixel_values"]).pooler_output))
+    words = model.get_input_embeddings()(inputs["input_ids"])
+    start = int((inputs["input_ids"][0] == IMAGE).int().argmax())
+    return torch.cat([words[:, :start], tokens, words[:, start + N :]], dim=1), slice(start, start + N)
+
+
+STAGES = {
+    "last token": lambda: [last_token(0, 12), last_token(2, 6), last_token(4, 2)],
+    "none are left": lambda: [last_token(2, 6), last_token(3, 0)],
+    "fastv": lambda: fastv.stages(L, 5, N),
+    "transprune": lambda: transprune.stages(L, 4, N),
+    "aim": lambda: aim.stages(L, None, N, l1=1, l2=5),
+    "visiondrop": lambda: visiondrop.stages([10, 7, 3], L),
+    "two at once": lambda: [last_token(2, 10), Stage(2, 4, lambda state, keep: state.top(state.tokens[..., 0], keep))],
+}
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+@pytest.mark.parametrize("name", STAGES)
+def test_the_same_method_on_both_decoders(llava, name, positions):
+    """Same stages, same numbers as vtlib's decoder: plans, hidden states, logits, cache lengths, and the words that follow."""
+    x, visual = embedded(llava, PROMPT)
+    decoder = as_decoder(llava)
+    with prune(llava, stages=STAGES[name](), positions=positions) as pruned:
+        out = llava(**PROMPT, output_hidden_states=True)
+        words, cache = by_hand(llava, {k: v for k, v in PROMPT.items() if k != "attention_mask"})
+        generated = greedy(llava, PROMPT)
+    want = decoder.prefill(x, visual, STAGES[name](), positions=positions)
+    assert len(want.plans) == len(pruned.images[0].cuts) or name == "none are left"
+    for ours, theirs in zip(want.plans, pruned.images[0].cuts):
+        assert torch.equal(ours.index, theirs.index)
+    torch.testing.assert_close(out.hidden_states[-1], want.hidden, **CLOSE)
+    assert lengths(out.past_key_values) == pruned.lengths == want.cache.lengths
+    picked = []
+    logits = llava.lm_head(want.hidden[:, -1:])
+    for _ in range(4):
+        picked.append(logits.argmax(-1))
+        logits = llava.lm_head(decoder.step(llava.get_input_embeddings()(picked[-1]), want.cache))
+    assert torch.equal(torch.cat(picked, dim=1), words)
+    assert torch.equal(generated[:, 23:], words)
+    assert lengths(cache) == [n + 3 for n in pruned.lengths]
+
+
+def test_state_is_the_same(llava):
+    """Everything a stage can ask for, on both decoders."""
+    x, visual = embedded(llava, PROMPT)
+    seen = []
+
+    def look(state, keep):
+        seen.append(state)
+        return state.top(state.tokens[..., 0], keep)
+
+    stages = [Stage(1, 12, look, (1,)), Stage(3, 5, look, (1, 3))]
+    as_decoder(llava).prefill(x, visual, stages, positions="keep")
+    with prune(llava, stages=stages, positions="keep"):
+        llava(**PROMPT)
+    for ours, theirs in zip(seen[:2], seen[2:]):
+        assert ours.visual == theirs.visual and ours.num_visual == theirs.num_visual and ours.after == theirs.after
+        for name in ("hidden", "entered", "positions", "valid", "running", "tokens", "alive", "asking"):
+            torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), **CLOSE)
+        for layer in ("next", "last"):
+            for a, b in zip(ours.qk(layer), theirs.qk(layer)):
+                torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(theirs.attention(ours.visual, layer), ours.attention(ours.visual, layer), **CLOSE)
+        assert torch.equal(ours.plan.index, theirs.plan.index) and ours.transitions.keys() == theirs.transitions.keys()
+        for a, b in ((ours.transitions[n], theirs.transitions[n]) for n in ours.transitions):
+            assert torch.equal(a.now, b.now) and a.visual == b.visual
+            for old, new in zip((*a.attention, *a.mlp), (*b.attention, *b.mlp)):
+                torch.testing.assert_close(new, old, **CLOSE)
+
+
+@contextlib.contextmanager
+def masking(layers, cuts, valid):
+    """The reference for kept positions: from layer `after` on, nobody attends to the columns that a cut dropped."""
+    see = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool).tril() & valid[:, None, None, :]
+    handles = []
+    for number, layer in enumerate(layers):
+        kept = valid.clone()
+        for after, columns in cuts:
+            if number >= after:
+                kept &= torch.zeros_like(kept).scatter(1, columns, True)
+        mask = see & kept[:, None, None, :]
+        handles.append(
+            layer.register_forward_pre_hook(lambda m, a, k, mask=mask: (a, {**k, "attention_mask": mask}), with_kwargs=True)
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen"])
+def test_dropping_equals_masking(llava, qwen, kind):
+    model, inputs = (
+        (llava, prompt([1, 5, "i", 7, 8, 9], [1, 5, "i", 4, 3, 2])) if kind == "llava" else (qwen, qwen_prompt((8, 12)))
+    )
+    with prune(model, stages=[last_token(2, 9), last_token(4, 4)], positions="keep") as pruned:
+        logits = model(**inputs).logits
+        levels = [level.columns for level in pruned.last.levels]
+    with masking(model.model.language_model.layers, [(2, levels[1]), (4, levels[2])], inputs["attention_mask"].bool()):
+        full = model(**inputs).logits
+    torch.testing.assert_close(logits, full.gather(1, levels[2][..., None].expand(-1, -1, 100)), **CLOSE)
+
+
+def test_eager_and_sdpa_agree():
+    rows = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, "i", 7, 8])
+    fast, slow = make_llava(), make_llava(decoder="eager")
+    for positions in ("renumber", "keep"):
+        for inputs in (PROMPT, rows):
+            found = []
+            for model in (fast, slow):
+                with prune(model, top_cls, 12, stages=[last_token(2, 6), last_token(3, 3)], positions=positions):
+                    found.append((model(**inputs).logits, greedy(model, inputs, output_attentions=model is slow)))
+            valid = inputs["attention_mask"][:, -1:]
+            torch.testing.assert_close(found[0][0][:, -1] * valid, found[1][0][:, -1] * valid, atol=1e-5, rtol=1e-4)
+            assert torch.equal(found[0][1], found[1][1])
+
+
+def test_several_images_inside(llava):
+    """Each image is cut on its own: dropping equals masking, and `asking` leaves the other image out."""
+    inputs, asked = prompt([1, "i", 5, "i", 7, 8], [1, "i", 6, "i", 7, 9]), []
+
+    def look(state, keep):
+        asked.append(state.asking.sum(1).tolist())
+        return state.top(state.attention(slice(-1, None))[:, :, 0, state.visual].mean(1), keep)
+
+    with prune(llava, stages=[Stage(1, 8, look), Stage(3, 3, look)], positions="keep") as pruned:
+        logits = llava(**inputs).logits
+        words = greedy(llava, inputs)
+        levels = [level.columns for level in pruned.last.levels]
+        assert pruned.lengths == [36, 20, 20, 10, 10]
+    assert asked[0] == [3, 2, 3, 2]
+    with masking(llava.model.language_model.layers, [(1, levels[1]), (3, levels[2])], inputs["attention_mask"].bool()):
+        full = llava(**inputs).logits
+    torch.testing.assert_close(logits, full.gather(1, levels[2][..., None].expand(-1, -1, 100)), **CLOSE)
+    for row in range(2):
+        single = {k: v[row : row + 1] if k != "pixel_values" else v[2 * row : 2 * row + 2] for k, v in inputs.items()}
+        with prune(llava, stages=[Stage(1, 8, look), Stage(3, 3, look)], positions="keep"):
+            assert torch.equal(greedy(llava, single), words[row : row + 1])
+
+
+def test_before_and_inside(llava):
+    """AIM's two parts: merged before, dropped inside."""
+    with prune(llava, "aim", 0.5, stages=lambda layers, tokens: aim.stages(layers, None, tokens, l1=1, l2=4)) as pruned:
+        words = greedy(llava, PROMPT)
+        assert pruned.last.renumber is False and pruned.plan.merges and len(pruned.plan) == 8
+        assert pruned.lengths == [15, 15, 12, 9, 7] and words.shape == (2, 27)
+    total = pruned.images[0].total
+    assert total.num_tokens == N and len(total) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------ what is read
+def test_probe_equals_eager(llava):
+    family = encoders.family(llava)
+    [(images, vision)] = family.read(PROMPT, {"cls_row", "keys"}, (0, 2), (0, 3, 4))
+    tower, pixels = llava.model.vision_tower, PROMPT["pixel_values"]
+    assert tower.config._attn_implementation == "sdpa" and images == [0, 1] and vision.grid == (4, 4)
+    fast = tower(pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(vision.selected, fast[-2]) and all(torch.equal(vision.hidden[i], fast[i]) for i in (0, 3, 4))
+    tower.set_attn_implementation("eager")
+    try:
+        maps = tower(pixels, output_attentions=True).attentions
+    finally:
+        tower.set_attn_implementation("sdpa")
+    torch.testing.assert_close(vision.cls_row, maps[-2][:, :, 0, 1:], **CLOSE)
+    for layer in (0, 2):
+        torch.testing.assert_close(vision.attention[layer], maps[layer], **CLOSE)
+    layer = tower.encoder.layers[2]
+    keys = layer.self_attn.k_proj(layer.layer_norm1(fast[2])).unflatten(-1, (4, 8)).mean(2)
+    torch.testing.assert_close(vision.keys, keys, **CLOSE)
+    torch.testing.assert_close(vision.tokens, torch.stack(list(llava.get_image_features(pixels).pooler_output)))
+
+
+def test_nothing_is_recorded_that_nobody_asked_for(llava):
+    [(_, vision)] = encoders.family(llava).read(PROMPT)
+    assert vision.cls_row is None and vision.keys is None and not vision.attention and not vision.hidden
+
+
+def test_qwen_signals(qwen):
+    """Merged maps, keys and features in raster order, images of two sizes in one batch."""
+    inputs, family = qwen_prompt((8, 12), (4, 8), rows=1), encoders.family(qwen)
+    tower = qwen.model.visual
+    before = []
+    handle = tower.blocks[3].attn.qkv.register_forward_hook(lambda m, a, out: before.append(out))
+    groups = family.read(inputs, {"keys"}, (0, 1), (0, 4))
+    handle.remove()
+    assert [(images, vision.grid) for images, vision in groups] == [([0], (4, 6)), ([1], (2, 4))]
+    out = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    starts = 0
+    order = family._order(inputs["image_grid_thw"])
+    for _, vision in groups:
+        n = vision.features.shape[1]
+        assert torch.equal(vision.tokens[0], out.pooler_output[starts : starts + n])
+        torch.testing.assert_close(family.project(vision.features), vision.tokens, **CLOSE)
+        for layer in (0, 1):
+            torch.testing.assert_close(vision.attention[layer].sum(-1), torch.ones(1, 4, n), **CLOSE)
+        # windows of 2 x 2 merged tokens in block 0: a token sees those of its own window alone
+        h, w = vision.grid
+        row, col = torch.arange(n) // w // 2, torch.arange(n) % w // 2
+        same = (row[:, None] == row) & (col[:, None] == col)
+        assert torch.equal((vision.attention[0][0] > 0).all(0), same)
+        assert (vision.attention[1] > 0).all()
+        keys = (
+            before[0].unflatten(-1, (3, 4, 8))[:, 1].mean(1).unflatten(0, (-1, 4)).mean(1)[order.argsort()][starts : starts + n]
+        )
+        torch.testing.assert_close(vision.keys[0], keys, **CLOSE)
+        starts += n
+
+
+def test_qwen_full_map_by_hand(qwen):
+    inputs, tower = qwen_prompt((8, 8), rows=1), qwen.model.visual
+    seen = {}
+
+    def catch(module, args, kwargs):
+        seen.update(x=args[0] if args else kwargs["hidden_states"], rope=kwargs["position_embeddings"])
+
+    handle = tower.blocks[3].attn.register_forward_pre_hook(catch, with_kwargs=True)
+    [(_, vision)] = encoders.family(qwen).read(inputs, (), (3,))
+    handle.remove()
+    attn = tower.blocks[3].attn
+    q, k, _ = attn.qkv(seen["x"]).unflatten(-1, (3, 4, 8)).unbind(1)
+    cos, sin = (t[:, None] for t in seen["rope"])
+    q, k = (t * cos + torch.cat([-t[..., 4:], t[..., :4]], -1) * sin for t in (q, k))
+    full = ((q.transpose(0, 1) @ k.permute(1, 2, 0)) * 8**-0.5).softmax(-1)  # heads 64 64, order of the windows
+    back = encoders.family(qwen)._order(inputs["image_grid_thw"]).argsort()
+    merged = full.unflatten(1, (16, 4)).unflatten(3, (16, 4)).mean(2).sum(-1)[:, back][:, :, back]
+    torch.testing.assert_close(vision.attention[3][0], merged, **CLOSE)
+
+
+def test_qwen_kept_positions_equal_masking(qwen):
+    inputs = qwen_prompt((8, 12), (4, 8))
+    with prune(qwen, "divprune", 5) as pruned:
+        logits, columns = qwen(**inputs).logits, pruned.columns
+        assert pruned.lengths == [18] * L and [len(g.plan.index) for g in pruned.images] == [2, 2]
+        words = greedy(qwen, inputs)
+        by, cache = by_hand(qwen, inputs)
+    assert torch.equal(by, words[:, -4:]) and lengths(cache) == [21] * L
+    with masking(qwen.model.language_model.layers, [(0, columns)], inputs["attention_mask"].bool()):
+        full = qwen(**inputs).logits
+    torch.testing.assert_close(logits, full.gather(1, columns[..., None].expand(-1, -1, 100)), **CLOSE)
+    with prune(qwen, "divprune", 5):
+        assert torch.equal(greedy(qwen, inputs, num_beams=2)[:, :-4], words[:, :-4])
+
+
+@pytest.mark.parametrize("method", ["fastv", "transprune"])
+def test_qwen_inside(qwen, method):
+    inputs = qwen_prompt((8, 12))
+    with prune(qwen, method, 6) as pruned:
+        words = greedy(qwen, inputs)
+        assert pruned.lengths[0] == 30 and pruned.lengths[-1] == 12
+        by, _ = by_hand(qwen, inputs)
+        assert torch.equal(by, words[:, -4:])
+    padded = {
+        k: torch.nn.functional.pad(v, (3, 0)) if k not in ("pixel_values", "image_grid_thw") else v for k, v in inputs.items()
+    }
+    with prune(qwen, method, 6):
+        assert torch.equal(greedy(qwen, padded)[:, 3:], words)
+
+
+def test_siglip_has_no_cls():
+    model = make_llava("siglip")
+    full = model(**PROMPT).logits
+    for method in ("divprune", "visiondrop"):
+        with prune(model, method, N):
+            assert torch.equal(model(**PROMPT).logits, full)
+        with prune(model, method, 5) as pruned:
+            greedy(model, PROMPT)
+            assert pruned.lengths == [12] * L
+    for method in ("fastervlm", "holov"):
+        with pytest.raises(
+            ValueError, match=f"{method} reads the .CLS. row, but the encoder of LlavaForConditionalGeneration has no .CLS."
+        ):
+            prune(model, method, 5)
+
+
+# --------------------------------------------------------------------------------------------------------- nothing stays behind
+def test_everything_is_removed(llava):
+    llava(**PROMPT, output_hidden_states=True)  # transformers' own hooks come with the first use
+    before, features = hooks(llava), vars(llava.model).keys()
+
+    def broken(vision, keep):
+        raise RuntimeError("broken plan")
+
+    def broken_stage(state, keep):
+        raise RuntimeError("broken plan")
+
+    for options in (dict(method=broken, keep=3), dict(stages=[Stage(2, 3, broken_stage, (1,))])):
+        for run in (lambda: llava(**PROMPT), lambda: greedy(llava, PROMPT)):
+            with pytest.raises(RuntimeError, match="broken plan"):
+                with prune(llava, **options):
+                    assert hooks(llava) != before
+                    run()
+            assert hooks(llava) == before and vars(llava.model).keys() == features
+    attention = encoders.full_map
+    encoders.full_map = broken_stage
+    try:
+        with pytest.raises(TypeError), prune(llava, "hiprune", 3, object_layer=2):
+            llava(**PROMPT)
+    finally:
+        encoders.full_map = attention
+    assert hooks(llava) == before
+    assert llava.model.vision_tower.config._attn_implementation == "sdpa"
+    assert not any(hasattr(layer.self_attn, encoders.PROBE) for layer in llava.model.vision_tower.encoder.layers)
+    full = llava(**PROMPT).logits
+    with prune(llava, "transprune", 4) as pruned:
+        assert greedy(llava, PROMPT).shape == (2, 27) and pruned.handles
+    assert hooks(llava) == before and torch.equal(llava(**PROMPT).logits, full)
+
+
+def test_the_towers_own_attention_comes_back():
+    model = make_llava()
+    model.model.vision_tower.set_attn_implementation("eager")
+    with prune(model, top_cls, 4):
+        a = model(**PROMPT).logits
+    assert model.model.vision_tower.config._attn_implementation == "eager"
+    model.model.vision_tower.set_attn_implementation("sdpa")
+    with prune(model, top_cls, 4):
+        torch.testing.assert_close(model(**PROMPT).logits, a, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16():
+    model = make_llava().to(torch.bfloat16)
+    inputs = {**PROMPT, "pixel_values": PROMPT["pixel_values"].bfloat16()}
+    full = model(**inputs).logits
+    for method, options in (("fastervlm", {}), ("transprune", {}), ("zooprune", {}), ("tome", {})):
+        with prune(model, method, N, **options):
+            assert torch.equal(model(**inputs).logits, full)
+        with prune(model, method, 5, **options):
+            logits = model(**inputs).logits
+            assert logits.dtype == torch.bfloat16 and logits.shape[1] == 12 and logits.isfinite().all()
+
+
+# -------------------------------------------------------------------------------------------------------------------- bad input
+def test_what_does_not_fit(llava, qwen):
+    for model in (torch.nn.Linear(2, 2), llava.model.language_model, None):
+        with pytest.raises(
+            ValueError, match=f"model={type(model).__name__} is not supported: needs LlavaForConditionalGeneration"
+        ):
+            prune(model, "fastervlm", 4)
+    for options, message in (
+        (dict(method="fastervlmm"), "method='fastervlmm' is not known; there is aim.*fastervlm.*random"),
+        (dict(method=3), "method=3 has neither"),
+        (dict(), "nothing to do"),
+        (dict(method="fastervlm", positions="new"), "positions='new'.*renumber or keep"),
+        (dict(method="hiprune"), "object_layer=9 counts from 1 and must lie in 1 ... 4"),
+        (dict(method=top_cls, attention=(4,)), r"attention=\(4,\): the encoder has 0 ... 3"),
+        (dict(method=top_cls, hidden=(5,)), r"hidden=\(5,\): the encoder has 0 ... 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune(llava, **options)
+    with pytest.raises(ValueError, match="Qwen2_5_VLForConditionalGeneration needs 'keep'"):
+        prune(qwen, "divprune", 4, positions="renumber")
+    with pytest.raises(
+        ValueError, match="fastervlm reads the .CLS. row, but the encoder of Qwen2_5_VLForConditionalGeneration has no .CLS."
+    ):
+        prune(qwen, "fastervlm", 4)
+    with prune(llava, top_cls, 4), pytest.raises(ValueError, match="is being pruned already"), prune(llava, top_cls, 4):
+        pass
+    with pytest.raises(ValueError, match="vision_feature_select_strategy='full' does not fit CLIPVisionModel"):
+        model = make_llava()
+        model.config.vision_feature_select_strategy = "full"
+        prune(model, top_cls, 4)
+
+
+def test_forwards_that_cannot_be_pruned(llava):
+    for method in ("fastervlm", "divprune", "fastv"):
+        for keep, message in ((17, "keep=17 but there are 16 tokens"), (0, "keep=0"), (1.5, "keep=1.5")):
+            with prune(llava, method, keep), pytest.raises(ValueError, match=message):
+                llava(**PROMPT)
+    cut = last_token(2, 4)
+    for options, inputs, message in (
+        (
+            dict(method=top_cls, keep=4),
+            {**PROMPT, "input_ids": PROMPT["input_ids"].masked_fill(torch.arange(23) == 4, 1)},
+            "input_ids has 30 placeholders of images, but the 2 images in pixel_values have 32",
+        ),
+        (
+            dict(method=top_cls, keep=4),
+            {"inputs_embeds": torch.zeros(2, 23, 48), "pixel_values": PROMPT["pixel_values"]},
+            "input_ids is missing",
+        ),
+        (
+            dict(method=top_cls, keep=4),
+            {**PROMPT, "attention_mask": torch.ones(2, 1, 23, 23)},
+            r"attention_mask must be \(B, S\)",
+        ),
+        (dict(method=top_cls, keep=4), {**PROMPT, "vision_feature_layer": -1}, "vision_feature_layer=-1 in a forward call"),
+        (dict(method=lambda vision, keep: vision), PROMPT, "needs a Plan for 16 tokens"),
+        (dict(method=lambda vision, keep: keep_all(2, 9)), PROMPT, "a plan for 9 tokens; needs a Plan for 16"),
+        (dict(method="visiondrop", keep=17), PROMPT, "the plan leaves 17 tokens but an image has 16 places"),
+        (dict(stages=[last_token(L, 4)]), PROMPT, "a stage after layer 5 is outside 0 ... 4"),
+        (dict(stages=[Stage(2, 4, cut.plan, (3,))]), PROMPT, "watches layers"),
+        (dict(stages=[Stage(2, 4, lambda state, keep: keep_all(2, 7))]), PROMPT, "from 7 to 7 tokens; 16 are there"),
+        (
+            dict(stages=[cut]),
+            prompt([1, "i", 5, "i", 7], [1, "i", 7]),
+            r"leaves \[11, 23\] tokens in the prompts of a batch: they need equally many images",
+        ),
+        (
+            dict(method=top_cls, keep=4, stages=[cut]),
+            prompt([1, "i", 5, "i", 7], [1, "i", 7]),
+            "cuts inside the decoder need equally many images",
+        ),
+    ):
+        with prune(llava, **options), pytest.raises(ValueError, match=message):
+            llava(**inputs)
+    with prune(llava, top_cls, 4):
+        out = llava(**PROMPT)
+        with pytest.raises(ValueError, match="images together with a cache"):
+            llava(**PROMPT, past_key_values=out.past_key_values)
+        with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 12\), but prompt and new tokens are \(2, 24\)"):
+            llava(
+                input_ids=torch.ones(2, 1, dtype=torch.long),
+                attention_mask=torch.ones(2, 12),
+                past_key_values=out.past_key_values,
+            )
+        with pytest.raises(ValueError, match="1 rows go on from a cache of 2"):
+            llava(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=out.past_key_values)
+    outside = llava.get_image_features(PROMPT["pixel_values"])
+    with prune(llava, top_cls, 4), pytest.raises(ValueError, match="made outside of this block"):
+        llava(input_ids=PROMPT["input_ids"], mm_encoder_outputs={"image": outside})
+
+
+def test_import_without_transformers():
+    code = "import sys; sys.modules['transformers'] = None; import vtlib.hub; print(vtlib.hub.prune.__name__)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["prune"]
+
+
+# -------------------------------------------------------------------------------------------------------------------- the clock
+def test_prefill_gets_faster_as_tokens_grow():
+    """784 tokens, an eighth kept: the decoder's prefill takes less than half the time; the share falls as the picture grows."""
+    torch.manual_seed(0)
+    ratio = []
+    for side in (14, 28):
+        vision = CLIPVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1, image_size=side * 2, patch_size=2
+        )
+        text = LlamaConfig(vocab_size=100, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3)
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2)
+        ).eval()
+        n = side * side
+        inputs = dict(input_ids=torch.tensor([[1] + [IMAGE] * n + [5, 6, 7]]), pixel_values=torch.randn(1, 3, side * 2, side * 2))
+        model(**inputs)
+
+        def clock():
+            start = time.perf_counter()
+            model(**inputs, use_cache=False)
+            return time.perf_counter() - start
+
+        full = min(clock() for _ in range(4))
+        with prune(model, top_cls, n // 8):
+            model(**inputs)
+            ratio.append(min(clock() for _ in range(4)) / full)
+    print("pruned / full prefill at 196 and 784 tokens:", [round(r, 2) for r in ratio])
+    assert ratio[1] < 0.5
+
+
+# ----------------------------------------------------------------------------------------------------- CLIP, for questions
+def make_clip():
+    torch.manual_seed(1)
+    return CLIPModel(
+        CLIPConfig(
+            text_config=dict(
+                vocab_size=60,
+                hidden_size=24,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=12,
+                eos_token_id=59,
+                bos_token_id=58,
+                pad_token_id=59,
+            ),
+            vision_config=dict(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
+            ),
+            projection_dim=20,
+        )
+    ).eval()
