@@ -375,6 +375,24 @@ def test_text_stays_and_masks_are_nested(mode):
         assert model.step(new, one.cache).isfinite().all()
 
 
+@pytest.mark.parametrize("mode", ["drop", "mask"])
+def test_padding_does_not_vote(mode, monkeypatch):
+    votes = []
+    monkeypatch.setattr(aim, "page_rank", lambda logits, tau=0, iterations=0, damping=0, running=None: votes.append(running) or page_rank(
+        logits, tau, iterations, damping, running))
+    model, x = build(), sequence(1)
+    longer, valid = torch.cat([x, 5 * sequence(1, 40, seed=8)], dim=1), torch.arange(SIZE + 40)[None] < SIZE
+    cuts = stages(6, 0.5, NUM_VISUAL)
+    alone, padded = (model.prefill(t, VISUAL, cuts, v, "keep", mode) for t, v in ((x, None), (longer, valid)))
+    scored = [s for run in (alone, padded) for s, cut in zip(run.states, cuts) if cut.keep]
+    assert len(votes) == len(scored) and all(torch.equal(v, s.running) for v, s in zip(votes, scored))
+    for a, b in zip(alone.states, padded.states):
+        want, got = (page_rank(s.logits(layer="last"), running=s.running) for s in (a, b))
+        torch.testing.assert_close(got[:, : want.shape[1]], want)
+        assert (got[:, want.shape[1]:] == 0).all() and not b.running[:, want.shape[1]:].any()
+    assert all(torch.equal(a.index, b.index) for a, b in zip(alone.plans, padded.plans))
+
+
 def test_keep_all_in_the_decoder():
     model, x = build(dtype=torch.float32), sequence(dtype=torch.float32)
     for mode in ("drop", "mask"):

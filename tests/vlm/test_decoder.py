@@ -132,6 +132,14 @@ def test_keep_all_changes_nothing(mode, positions, padded):
         assert torch.equal(run.plan.index, torch.arange(NUM_VISUAL).expand(2, -1)) and run.cache.shift == [0] * LAYERS
 
 
+def test_keep_all_stays_on_the_fast_path(monkeypatch):
+    """Where kernels round differently with a mask, masking nothing must not bring one in."""
+    monkeypatch.setattr("vtlib.vlm.decoder.attend", lambda *a: pytest.fail("a mask was built"))
+    model, x = build(), sequence()
+    for mode in ("drop", "mask"):
+        assert torch.equal(model.prefill(x, VISUAL, stages((1, 1.0), (2, NUM_VISUAL)), positions="keep", mode=mode).hidden, model(x))
+
+
 def test_causal_and_batch():
     model, x = build(), sequence(3)
     torch.testing.assert_close(model(x[1:2]), model(x)[1:2], atol=1e-12, rtol=1e-9)
