@@ -129,7 +129,7 @@ def naive_tome(x, keep):
     return groups
 
 
-@pytest.mark.parametrize("grid, keep", [((3, 4), 7), ((3, 4), 5), ((3, 5), 2), ((2, 3), 1), ((5, 5), 24)])
+@pytest.mark.parametrize("grid, keep", [((3, 4), 7), ((3, 4), 5), ((3, 5), 2), ((2, 3), 1), ((5, 5), 24), ((6, 8), 3)])
 def test_tome_equals_loops(grid, keep):
     vision = vision_of(grid, batch=3)
     plan = bl.tome(vision, keep)

@@ -93,6 +93,8 @@ def test_coverage():
         d = dp.distances(tokens[b : b + 1])[0]
         want = [0 if i in index[b] else min(d[i, j].item() for j in index[b]) for i in range(12)]
         torch.testing.assert_close(got[b], torch.tensor(want, dtype=torch.float64))
+    zero = torch.zeros(1, 3, 4)
+    assert dp.coverage(zero, torch.tensor([[1]])).tolist() == [[1, 0, 1]]          # a kept token is covered, even one without direction
 
 
 def test_worst_coverage_beats_chance_but_the_mean_need_not():

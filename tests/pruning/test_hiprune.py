@@ -119,6 +119,16 @@ def test_budget_arithmetic():
     assert (role == ANCHOR).sum() == 4 and (role == BUFFER).sum() == 16
 
 
+def test_crosses_that_do_not_fit():
+    """Two anchors far apart cost ten tokens, the budget is eight: both anchors stay, the two least attended buffers go."""
+    middle = torch.zeros(1, 50)
+    middle[0, [11, 38]] = torch.tensor([9.0, 8.0])                                # on a 5 x 10 grid
+    middle[0, [1, 10, 12, 21, 28, 37, 39, 48]] = torch.tensor([0.1, 2.0, 3.0, 4.0, 0.2, 5.0, 6.0, 7.0])
+    plan = hp.select(middle, seeded(1, 50).float(), 8, (5, 10), alpha=1.0)
+    assert plan.index[0].tolist() == [10, 11, 12, 21, 37, 38, 39, 48]
+    assert (plan.index[0, plan.role[0] == ANCHOR]).tolist() == [11, 38] and (plan.role != REGISTER).all()
+
+
 def test_alpha_zero_is_the_deep_score():
     middle, deep = seeded(2, 24), seeded(2, 24, seed=1)
     plan = hp.select(middle, deep, 7, (4, 6), alpha=0.0)
@@ -177,8 +187,9 @@ def test_batch_is_each_image_alone():
 
 def test_views():
     vision = make(batch=6, grid=(2, 3))
-    per_view = hp.prune(vision, 4, 2, alpha=0.5)
-    plan = hp.prune_views(vision, 14, (1, 2), 2, alpha=0.5)                       # int(14 / 3) = 4 from each of three views
+    per_view = hp.prune(vision, 4, 2, alpha=0.8)                                  # one anchor each, and two or three buffers
+    plan = hp.prune_views(vision, 14, (1, 2), 2, alpha=0.8)                       # int(14 / 3) = 4 from each of three views
+    assert set(per_view.role.flatten().tolist()) >= {ANCHOR, BUFFER}
     assert plan.index.shape == (2, 12)
     mask = rearrange(per_view.kept(), "(b v) n -> b (v n)", v=3)
     assert torch.equal(plan.kept(), mask)
