@@ -17,8 +17,8 @@ def reduction(case):
     else:
         query = t["query"][:, -1] if eot is None else take(t["query"], eot[:, None])[:, 0]
         importance = importance_cosine(t["key"], query)
-    suffix = int(c["class_token"])
-    pairs = match(t["key"], importance, c["r"], 1, suffix, eot)
+    ends = int(c["class_token"])                                            # without: LLaVA's protects the first token still
+    pairs = match(t["key"], importance, c["r"], 1 if c["variant"] == "llava" else ends, ends, eot)
     size = t["token_size"][..., 0]
     plan, new = ensemble(pairs, size)
     out = dict(importance=importance[..., None], src=pairs.source, dst=pairs.target, weight=pairs.weight, kept=plan.index,
