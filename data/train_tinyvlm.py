@@ -232,6 +232,8 @@ def read(args, frozen=True):
     torch.manual_seed(args.seed + 1)
     model, start = TinyVLM(VOCABULARY), time.perf_counter()
     if frozen:
+        if args.resume:
+            model.load_state_dict(load_file(args.work / "read.safetensors"))
         state = load_file(args.work / "see.safetensors")
         model.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
     else:

@@ -43,6 +43,8 @@ class Plan:
         """x (B, N, ...) -> (B, T, ...). Kept tokens are bit-identical copies. ValueError when x has another number of tokens."""
         if x.shape[1] != self.num_tokens:
             raise ValueError(f"x has {x.shape[1]} tokens but this plan is for {self.num_tokens}")
+        if self.merges and self.slot.shape[1] > 4 * self.num_tokens:
+            return (self.matrix().to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
         if self.merges:
             ones = [1] * (x.dim() - 2)
             parts = take(x, self.origin) * self.weight.reshape(*self.weight.shape, *ones).to(x.dtype)               # b e d
@@ -75,8 +77,7 @@ class Plan:
         index = take(self.index, other.index.clamp(min=0)).masked_fill(other.index < 0, -1)
         if not self.merges and not other.merges:
             return Plan(index, self.num_tokens, role=other.role, roles=other.roles, num_prefix=self.num_prefix)
-        # as matrices: (B, T2, T1) (B, T1, N); small numbers of slots, and exact for plans that only drop
-        both = other.matrix() @ self.matrix()
+        both = other.matrix() @ self.matrix()                                    # b t2 n: through the slots between
         batch, slots, tokens = both.shape
         slot = torch.arange(slots, device=both.device).repeat_interleave(tokens).expand(batch, -1)
         origin = torch.arange(tokens, device=both.device).repeat(slots).expand(batch, -1)
@@ -84,8 +85,14 @@ class Plan:
 
     def matrix(self) -> Tensor:
         """(B, T, N) float: the plan as a matrix, `apply(x) = matrix() @ x`."""
-        eye = torch.eye(self.num_tokens, device=self.index.device).expand(self.index.shape[0], -1, -1)
-        return self.apply(eye)
+        batch, slots = self.index.shape
+        if self.merges:
+            origin, slot, weight = self.origin, self.slot, self.weight
+        else:
+            slot = torch.arange(slots, device=self.index.device).expand(batch, -1)
+            origin, weight = self.index.clamp(min=0), (self.index >= 0).float()
+        flat = weight.new_zeros(batch, slots * self.num_tokens).scatter_add(1, slot * self.num_tokens + origin, weight)
+        return flat.unflatten(1, (slots, self.num_tokens))
 
 
 def keep_all(batch: int, num_tokens: int, device=None, num_prefix: int = 0) -> Plan:

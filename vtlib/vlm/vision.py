@@ -34,6 +34,17 @@ class VisionOutputs:
         """(B, N, Dv): the patches of the selected layer, the projector's input."""
         return self.selected[:, self.num_prefix :]
 
+    def rows(self, index: Tensor) -> "VisionOutputs":
+        """The same for pictures `index` (K,) long of the batch, repeats allowed: one row for each question to a picture, say."""
+        def pick(t):
+            return None if t is None else {k: v[index] for k, v in t.items()} if isinstance(t, dict) else t[index]
+
+        out = VisionOutputs(self.selected[index], self.grid, self.project, self.num_prefix, pick(self.cls_row), pick(self.keys),
+                            pick(self.attention), pick(self.hidden))
+        if "tokens" in self.__dict__:
+            out.__dict__["tokens"] = self.tokens[index]
+        return out
+
     @functools.cached_property
     def tokens(self) -> Tensor:
         """(B, N, D): the projected patches, what the language model reads."""

@@ -1,0 +1,99 @@
+"""Plans as values: what they do to tokens, where they say tokens went, and one plan after another."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtlib.tokens import Plan, Stage, keep_all
+
+
+def by_hand(plan, x):
+    """`Plan.apply` in loops."""
+    out = torch.zeros(x.shape[0], len(plan), *x.shape[2:])
+    for b in range(x.shape[0]):
+        if plan.merges:
+            for origin, slot, weight in zip(plan.origin[b], plan.slot[b], plan.weight[b]):
+                out[b, slot] += weight * x[b, origin]
+        else:
+            for slot, index in enumerate(plan.index[b]):
+                if index >= 0:
+                    out[b, slot] = x[b, index]
+    return out
+
+
+def drops(generator, batch, tokens, slots):
+    index = torch.rand(batch, tokens, generator=generator).argsort(1)[:, :slots].sort(1).values
+    return Plan(index, tokens)
+
+
+def merges(generator, batch, tokens, slots):
+    """Every token goes to a random slot with a random weight, the first ones to their own; some to a second slot."""
+    slot = torch.cat([torch.arange(slots).expand(batch, -1), torch.randint(slots, (batch, tokens - slots + 3), generator=generator)], 1)
+    origin = torch.cat([torch.arange(tokens).expand(batch, -1), torch.randint(tokens, (batch, 3), generator=generator)], 1)
+    return Plan(torch.arange(slots).expand(batch, -1), tokens, origin, slot, torch.rand(slot.shape, generator=generator))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 9), st.data())
+def test_apply_source_and_composition(seed, batch, tokens, data):
+    generator = torch.Generator().manual_seed(seed)
+    middle = data.draw(st.integers(1, tokens))
+    last = data.draw(st.integers(1, middle))
+    first = data.draw(st.sampled_from([drops, merges]))(generator, batch, tokens, middle)
+    second = data.draw(st.sampled_from([drops, merges]))(generator, batch, middle, last)
+    x = torch.randn(batch, tokens, 4, generator=generator)
+    torch.testing.assert_close(first.apply(x), by_hand(first, x))
+    torch.testing.assert_close(first.matrix() @ x, by_hand(first, x))
+    both = first.then(second)
+    torch.testing.assert_close(both.apply(x), second.apply(first.apply(x)), atol=1e-5, rtol=1e-4)
+    assert torch.equal(both.index, first.index.gather(1, second.index))
+    source = first.source()
+    for b in range(batch):
+        for n in range(tokens):
+            slots = [s for s in range(middle) if first.matrix()[b, s, n] != 0]
+            assert source[b, n] == (slots[0] if slots else -1)
+
+
+def test_keep_all_and_kept_are_bit_identical():
+    x = torch.randn(2, 7, 3)
+    assert torch.equal(keep_all(2, 7).apply(x), x)
+    plan = Plan(torch.tensor([[1, 4, 6], [0, 2, 3]]), 7)
+    assert torch.equal(plan.apply(x)[0], x[0, [1, 4, 6]])
+    assert plan.kept()[1].tolist() == [True, False, True, True, False, False, False]
+
+
+def test_empty_slots_are_zeros():
+    plan = Plan(torch.tensor([[2, -1]]), 3)
+    x = torch.randn(1, 3, 2)
+    assert torch.equal(plan.apply(x), torch.stack([x[:, 2], torch.zeros(1, 2)], 1))
+    assert plan.source().tolist() == [[-1, -1, 0]] and plan.kept().tolist() == [[False, False, True]]
+    assert torch.equal(plan.matrix() @ x, plan.apply(x))
+
+
+def test_a_long_merge_goes_through_the_matrix():
+    generator = torch.Generator().manual_seed(0)
+    slot, origin = torch.randint(3, (2, 40), generator=generator), torch.randint(5, (2, 40), generator=generator)
+    plan = Plan(torch.zeros(2, 3, dtype=torch.long), 5, origin, slot, torch.rand(2, 40, generator=generator))
+    x = torch.randn(2, 5, 2, 3, generator=generator)
+    torch.testing.assert_close(plan.apply(x), by_hand(plan, x))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: Plan(torch.tensor([[0]]), 3).apply(torch.zeros(1, 4, 2)), "4 tokens but this plan is for 3"),
+    (lambda: Plan(torch.tensor([[0]]), 3).then(Plan(torch.tensor([[0]]), 2)), "for 2 tokens but the first leaves 1"),
+    (lambda: Stage(1, 30, None).count(20), "keep=30 but there are 20"),
+    (lambda: Stage(1, 1.5, None).count(20), "keep=1.5"),
+])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_stage_may_leave_nothing():
+    assert Stage(3, 0, None).count(20) == 0 and Stage(3, 0.25, None).count(20) == 5
+
+
+def test_meta():
+    plan = Plan(torch.zeros(2, 3, dtype=torch.long, device="meta"), 5)
+    assert plan.apply(torch.zeros(2, 5, 4, device="meta")).shape == (2, 3, 4) and plan.source().shape == (2, 5)
+    assert plan.matrix().shape == (2, 3, 5)
