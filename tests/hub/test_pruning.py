@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from vtlib.hub import encoders, prune
-from vtlib.pruning import aim, fastv, transprune, visiondrop
+from vtlib.hub.clip import question_signals
+from vtlib.pruning import aim, crossget, fastv, transprune, visiondrop
+from vtlib.pruning.crossget import CrossGETCLIP
 from vtlib.tokens import Plan, Stage, keep_all, top_tokens
 from vtlib.vlm import Decoder
 
@@ -363,6 +365,15 @@ def test_beams_and_several_answers(llava):
     with prune(llava, "fastv", 4):
         alone = greedy(llava, PROMPT, num_beams=3, num_return_sequences=2)
     assert alone.shape == (4, 27)
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_several_new_tokens_at_once(llava, positions):
+    """Guessed tokens are checked together, and the cache is shortened where a guess was wrong."""
+    alone = {k: v[:1] for k, v in PROMPT.items()}
+    for options in (dict(method=top_cls, keep=5), dict(stages=[last_token(2, 6), last_token(3, 2)])):
+        with prune(llava, positions=positions, **options):
+            assert torch.equal(greedy(llava, alone, 12), greedy(llava, alone, 12, prompt_lookup_num_tokens=3))
 
 
 def test_merging_and_cls(llava):
@@ -844,6 +855,11 @@ def test_forwards_that_cannot_be_pruned(llava):
             )
         with pytest.raises(ValueError, match="1 rows go on from a cache of 2"):
             llava(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=out.past_key_values)
+    with prune(llava, top_cls, 4):
+        with pytest.raises(ValueError, match="past_key_values is a static cache"):
+            greedy(llava, PROMPT, cache_implementation="static")
+        with pytest.raises(ValueError, match="prefill_chunk_size"):
+            greedy(llava, PROMPT, prefill_chunk_size=4)
     outside = llava.get_image_features(PROMPT["pixel_values"])
     with prune(llava, top_cls, 4), pytest.raises(ValueError, match="made outside of this block"):
         llava(input_ids=PROMPT["input_ids"], mm_encoder_outputs={"image": outside})
@@ -893,7 +909,7 @@ def make_clip():
             text_config=dict(
                 vocab_size=60,
                 hidden_size=24,
-                intermediate_size=48,
+                intermediate_size=96,
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 max_position_embeddings=12,
@@ -902,8 +918,153 @@ def make_clip():
                 pad_token_id=59,
             ),
             vision_config=dict(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
+                hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
             ),
             projection_dim=20,
         )
     ).eval()
+
+
+def official_names(clip):
+    """A CLIPModel's weights under the names of OpenAI's CLIP."""
+    state, out = clip.state_dict(), {"logit_scale": clip.logit_scale.data}
+    vision, text = "vision_model.", "text_model."
+    out["visual.class_embedding"] = state[vision + "embeddings.class_embedding"]
+    out["visual.conv1.weight"] = state[vision + "embeddings.patch_embedding.weight"]
+    out["visual.positional_embedding"] = state[vision + "embeddings.position_embedding.weight"]
+    out["visual.proj"], out["text_projection"] = state["visual_projection.weight"].T, state["text_projection.weight"].T
+    out["token_embedding.weight"] = state[text + "embeddings.token_embedding.weight"]
+    out["positional_embedding"] = state[text + "embeddings.position_embedding.weight"]
+    for old, new in (
+        ("vision_model.pre_layrnorm", "visual.ln_pre"),
+        ("vision_model.post_layernorm", "visual.ln_post"),
+        ("text_model.final_layer_norm", "ln_final"),
+    ):
+        for part in ("weight", "bias"):
+            out[f"{new}.{part}"] = state[f"{old}.{part}"]
+    for old, new in ((vision, "visual.transformer"), (text, "transformer")):
+        for i in range(3):
+            layer, block = f"{old}encoder.layers.{i}.", f"{new}.resblocks.{i}."
+            for part in ("weight", "bias"):
+                out[block + f"attn.in_proj_{part}"] = torch.cat([state[layer + f"self_attn.{n}_proj.{part}"] for n in "qkv"])
+                for a, b in (
+                    ("self_attn.out_proj", "attn.out_proj"),
+                    ("layer_norm1", "ln_1"),
+                    ("layer_norm2", "ln_2"),
+                    ("mlp.fc1", "mlp.c_fc"),
+                    ("mlp.fc2", "mlp.c_proj"),
+                ):
+                    out[f"{block}{b}.{part}"] = state[f"{layer}{a}.{part}"]
+    return out
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip()
+
+
+def captions():
+    ids = torch.randint(1, 57, (3, 12), generator=torch.Generator().manual_seed(3))
+    ids[:, 0] = 58
+    for row, end in enumerate((6, 11, 4)):
+        ids[row, end], ids[row, end + 1 :] = 59, 0
+    return dict(pixel_values=torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(4)), input_ids=ids)
+
+
+@pytest.mark.parametrize("r, r_text, trained", [(3, 0, False), (3, 2, False), (2, 1, True), (0, 0, True), (7, 4, True)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_crossget_equals_its_own_dual_encoder(clip, r, r_text, trained, attention):
+    ours = CrossGETCLIP(56, 14, 32, 4, 60, 12, 24, 4, 3, 20, r, r_text).eval()
+    missing = ours.load_state_dict(official_names(clip), strict=False)
+    assert (
+        set(missing.missing_keys) == {"visual.transformer.cross_image", "transformer.cross_text"} and not missing.unexpected_keys
+    )
+    if trained:
+        for cross in (ours.visual.transformer.cross_image, ours.transformer.cross_text):
+            torch.nn.init.normal_(cross, std=0.5, generator=torch.Generator().manual_seed(5))
+    inputs, options = captions(), {}
+    if trained:
+        options = dict(cross_image=ours.visual.transformer.cross_image.data, cross_text=ours.transformer.cross_text.data)
+    clip.set_attn_implementation(attention)
+    try:
+        with prune(clip, "crossget", r=r, r_text=r_text, **options) as merged:
+            out = clip(**inputs, attention_mask=(inputs["input_ids"] > 0).long())
+            features = clip.get_image_features(inputs["pixel_values"]).pooler_output
+    finally:
+        clip.set_attn_implementation("sdpa")
+    pixels = inputs["pixel_values"]
+    image, text = ours.encode_image(pixels), ours.encode_text(inputs["input_ids"])
+    torch.testing.assert_close(out.image_embeds, torch.nn.functional.normalize(image.feature, dim=-1), **CLOSE)
+    torch.testing.assert_close(features, image.feature, atol=1e-5, rtol=1e-5)
+    for tower, encoded in ((merged.image, image), (merged.text, text)):
+        if tower is not None:
+            for a, b in zip(tower.plans, encoded.plans, strict=True):
+                assert (a is None) == (b is None) and (a is None or torch.equal(a.slot, b.slot))
+            torch.testing.assert_close(tower.size, encoded.size)
+    if merged.text is not None:
+        torch.testing.assert_close(out.text_embeds, torch.nn.functional.normalize(text.feature, dim=-1), **CLOSE)
+
+
+def test_crossget_keep(clip):
+    inputs = captions()
+    full = clip(**inputs)
+    with prune(clip, "crossget", 16):
+        out = clip(**inputs)
+    assert torch.equal(out.logits_per_image, full.logits_per_image)
+    with prune(clip, crossget, keep=6) as merged:
+        out = clip.vision_model(inputs["pixel_values"], output_hidden_states=True)
+        assert merged.text is None and merged.image.lengths == [14, 10, 6] == [h.shape[1] for h in out.hidden_states[1:]]
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+    assert torch.equal(clip(**inputs).logits_per_image, full.logits_per_image)
+
+
+def test_crossget_leaves_nothing_behind(clip):
+    clip(**captions(), output_hidden_states=True)
+    before, state = hooks(clip), set(vars(clip))
+    with pytest.raises(RuntimeError, match="stop"), prune(clip, "crossget", keep=6, r_text=1):
+        clip(**captions())
+        assert hooks(clip) != before
+        raise RuntimeError("stop")
+    assert hooks(clip) == before and set(vars(clip)) == state
+    for options, message in (
+        (dict(method="fastervlm", keep=4), "method='fastervlm'.*needs 'crossget'"),
+        (dict(), "keep=None, r=None: needs one of the two"),
+        (dict(keep=4, r=2), "keep=4, r=2: needs one of the two"),
+        (dict(keep=17), "keep=17 but there are 16 tokens"),
+        (dict(r=-1), "r=-1 must be an int >= 0"),
+        (dict(r=1, r_text=0.5), "r_text=0.5 must be an int"),
+        (dict(r=1, matching="all"), "matching='all' must be one of"),
+        (dict(r=1, cross_image=torch.zeros(3, 9)), r"cross_image has shape \(3, 9\) but the tower needs \(3, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune(clip, **options)
+    with prune(clip, r=1), pytest.raises(ValueError, match="merging already"), prune(clip, r=1):
+        pass
+
+
+def test_recoverable_with_a_clip(llava, clip):
+    question = torch.tensor([[58, 4, 5, 6] + [59] * 8])
+    signals = question_signals(clip, question)
+    full = llava(**PROMPT).logits
+    with prune(llava, "recoverable", N, signals=signals):
+        assert torch.equal(llava(**PROMPT).logits, full)
+    with prune(llava, "recoverable", 6, signals=signals) as pruned:
+        words = greedy(llava, PROMPT)
+        assert pruned.lengths == [13] * L and words.shape == (2, 27)
+        first = pruned.plan.index
+    with prune(llava, "recoverable", signals=signals) as pruned:  # the paper's adaptive number, a batch of two
+        words = greedy(llava, PROMPT)
+        counts = pruned.valid.sum(1)
+    for row in range(2):
+        with prune(llava, "recoverable", signals=signals) as pruned:
+            alone = greedy(llava, {k: v[row : row + 1] for k, v in PROMPT.items()})
+            assert torch.equal(alone[0], words[row]) and pruned.valid.sum() == counts[row]
+    vision = clip.vision_model(PROMPT["pixel_values"]).last_hidden_state
+    given = signals(PROMPT)
+    torch.testing.assert_close(given["patches"], clip.visual_projection(vision[:, 1:]))
+    torch.testing.assert_close(
+        given["text"], clip.text_projection(clip.text_model(question).last_hidden_state[:, -1]).expand(2, -1)
+    )
+    assert given["query"].shape == given["key"].shape == (2, N + 1, 32) and first.shape == (2, 6)
+    with pytest.raises(ValueError, match="question has 3 rows but there are 2 images"):
+        question_signals(clip, question.expand(3, -1))(PROMPT)

@@ -1,4 +1,4 @@
-"""A prompt inside transformers' decoder: where its images' tokens stand, and what a cut does to states, positions, masks and caches.
+"""A prompt inside transformers' decoder: where its images' tokens stand, and what a cut does to states, masks and caches.
 
 A `Run` is one prompt (a batch of them). Layers that see the same tokens share a `Level`. `Run.cut` shows each image to a
 `vtlib.tokens.Stage` as a `State` and takes out what its plan leaves over; `Run.adapt` gives a layer the rotary tables and the

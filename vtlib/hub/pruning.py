@@ -1,4 +1,4 @@
-"""Prune the visual tokens of transformers' LLaVA and Qwen2.5-VL while they run: nothing of the model is rewritten, nothing stays behind.
+"""Prune the visual tokens of transformers' LLaVA and Qwen2.5-VL while they run: nothing is rewritten, nothing stays behind.
 
     with prune(model, "fastervlm", keep=64) as pruned:                           before the language model
         model.generate(**inputs, max_new_tokens=20)
@@ -42,8 +42,8 @@ def prune(model, method=None, keep=None, *, stages=None, positions=None, attenti
     gives a `Pruned`.
 
     method: a module of vtlib.pruning or its name: one with `prune` acts before the language model (NEEDS, SPACE), one with only
-    `stages` inside it. Or a function (vision, keep, **options) -> Plan over `vision.features`, with attributes NEEDS and SPACE
-    if it has other wishes.
+    `stages` inside it; of one with both (AIM, VisionDrop) the part before, the other one goes into `stages`. Or a function
+    (vision, keep, **options) -> Plan over `vision.features`, with attributes NEEDS and SPACE if it has other wishes.
     keep: visual tokens per image, an int or a fraction. options go to the method.
     stages: (more) cuts inside the decoder: a list of `Stage` or a function (num_layers, num_visual) -> list, num_visual: tokens
     of an image that get there.
@@ -185,17 +185,21 @@ class Pruned:
             return None if run is None else ((), self.step(kwargs, run, past))
         if pixels is None and images is None:
             return None  # a prompt without images
+        if getattr(cache, "is_compileable", False):
+            raise ValueError("past_key_values is a static cache: layers of different lengths need a dynamic one, the default")
         if kwargs.get("input_ids") is None:
             raise ValueError("input_ids is missing: it says where the images' tokens stand")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            raise ValueError("attention_mask must be (B, S), 1 for tokens and 0 for padding, and past_key_values no static cache")
+            raise ValueError("attention_mask must be (B, S), 1 for tokens and 0 for padding")
         if images is None:
             seen = Seen(self.method.read(kwargs), kwargs)
             order = list(range(sum(len(numbers) for numbers, _ in seen.found)))
         else:
             seen = getattr(images, SEEN, None)
             if seen is None:
-                raise ValueError("mm_encoder_outputs was made outside of this block: pass pixel_values")
+                raise ValueError(
+                    "mm_encoder_outputs was made outside of this block, or split (prefill_chunk_size): pass pixel_values"
+                )
             order = seen.order(images.pooler_output)
         kwargs.pop("mm_encoder_outputs", None)
         return (), self.prefill(kwargs, seen, order)
@@ -205,7 +209,8 @@ class Pruned:
         placeholders."""
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         batch, size = ids.shape
-        more = self.signals({**seen.inputs, **kwargs}) if self.signals else {}
+        given = {**seen.inputs, **{name: value for name, value in kwargs.items() if value is not None}}
+        more = self.signals(given) if self.signals else {}
         positions = kwargs.get("position_ids")
         positions = (
             self.family.positions(kwargs, size, 0) if positions is None else positions.expand(*positions.shape[:-2], batch, size)
