@@ -1,10 +1,10 @@
-"""A Llama-shaped decoder that can lose visual tokens on the way: sequence, positions, masks and caches shrink, and decoding goes on.
+"""A Llama-shaped decoder that can lose visual tokens on the way: sequence, positions, masks, caches shrink, and decoding goes on.
 
     hidden state   x = x + o(attention(rope(q(n(x))), rope(k(n(x))), v(n(x)))),   x = x + down(silu(gate(n'(x))) * up(n'(x)))
     n = RMSNorm    (Touvron et al. 2023, arXiv 2302.13971);  grouped keys and values and biases on q, k, v as in Qwen2
 
-State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_attn.q_proj.weight`, ...), so official weights load as they are.
-What a cut inside the decoder may look at is a `State`; when to cut is a list of `vtlib.tokens.Stage`.
+State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_attn.q_proj.weight`, ...), so official weights load
+as they are. What a cut inside the decoder may look at is a `State`; when to cut is a list of `vtlib.tokens.Stage`.
 """
 
 from dataclasses import dataclass, field
@@ -80,13 +80,16 @@ class Layer(nn.Module):
     def forward(self, x, rope, mask=None, past=None, watch=False, attention=None):
         """x (B, S, D) -> (x, (k, v), transition).
 
-        rope: tables (B or 1, S, P). mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal. past: (k, v) of
-        earlier tokens. attention: a function (q, k, v) -> (B, heads, S, P) to use instead. (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P). transition: None, or with watch
-        {"attention": (magnitude, direction), "mlp": ...}, each (B, S): |out| / |in| and cos(in, out) of the module between its norm and the sum.
+        rope: tables (B or 1, S, P). mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal.
+        past: (k, v) of earlier tokens. attention: a function (q, k, v) -> (B, heads, S, P) to use instead of the masked one.
+        (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P).
+        transition: None, or with watch {"attention": (magnitude, direction), "mlp": ...}, each (B, S): |out| / |in| and
+        cos(in, out) of the module between its norm and the sum.
         """
         y = self.input_layernorm(x)
         attn = self.self_attn
-        q, k, v = (rearrange(proj(y), "b s (h p) -> b h s p", p=attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+        projections = attn.q_proj, attn.k_proj, attn.v_proj
+        q, k, v = (rearrange(proj(y), "b s (h p) -> b h s p", p=attn.head_dim) for proj in projections)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -119,9 +122,10 @@ def rotate(x, cos, sin):
 # ------------------------------------------------------------------------------------------------------ what a cut may look at
 @dataclass
 class Transition:
-    """What a watched layer did to every token that was there: attention and mlp as (magnitude, direction), each (B, S_l), S_l the length then.
+    """What a watched layer did to every token that was there, S_l of them: attention and mlp as (magnitude, direction), (B, S_l).
 
-    valid (B, S_l): no padding. visual: where the image's tokens were. now (B, n): for each visual token that is alive now its place among them.
+    valid (B, S_l): no padding. visual: where the image's tokens were.
+    now (B, n): for each visual token that is alive now its place among them.
     """
 
     attention: tuple[Tensor, Tensor]
@@ -136,7 +140,8 @@ class State:
     """The running decoder at a cut: `after` layers have run on a sequence text | n visual tokens | text.
 
     hidden (B, S, D): the residual stream. entered: what the last layer was given (None before the first layer), same shape.
-    positions (B, S). valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for tokens dropped earlier.
+    positions (B, S).
+    valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for tokens dropped earlier.
     visual: slice of the sequence. num_visual: how many visual tokens there were at the start. plan: what happened to them so far.
     transitions {layer: Transition}, 1-based, of the layers that stages watch.
     running (B, S) bool: all but padding; the tokens that mode "mask" has hidden still run, as queries whose output nobody reads.
@@ -171,8 +176,8 @@ class State:
         return self.valid & behind
 
     def qk(self, layer="next") -> tuple[Tensor, Tensor]:
-        """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come ("next", from the residual stream as it is) or
-        of the one that has just run ("last"). ValueError when there is no such layer."""
+        """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come ("next", from the residual
+        stream as it is) or of the one that has just run ("last"). ValueError when there is no such layer."""
         number = self.after if layer == "next" else self.after - 1
         if not 0 <= number < len(self.decoder.layers):
             raise ValueError(f"after={self.after}: there is no {layer} layer in a decoder with {len(self.decoder.layers)}")
@@ -181,8 +186,11 @@ class State:
         return q, block.self_attn.repeat(k)
 
     def logits(self, rows=slice(None), layer="next") -> Tensor:
-        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), -inf where a key is later or not valid: (B, heads, rows, S).
-        In float32 at least. Rows of padding and of tokens that mode "mask" has hidden are there too, with what they would see."""
+        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), in float32 at least: (B, heads, rows, S).
+
+        -inf where a key is later or not valid. Rows of padding and of tokens that mode "mask" has hidden are there too, with
+        what they see.
+        """
         q, k = self.qk(layer)
         with full_precision(q.device):
             logits = (widen(q[:, :, rows]) * q.shape[-1] ** -0.5) @ widen(k).transpose(-2, -1)
@@ -227,8 +235,11 @@ class Cache:
 
 @dataclass
 class Prefill:
-    """hidden (B, S', D) after the last norm; valid (B, S'); visual: slice of S'; cache; plan: from the first visual tokens to the last ones;
-    states: one `State` a stage, as its plan saw it; plans: one `Plan` a stage, over the tokens that were alive."""
+    """hidden (B, S', D) after the last norm; valid (B, S'); visual: slice of S'; cache.
+
+    plan: from the first visual tokens to the last ones; states: one `State` a stage, as its plan saw it; plans: one `Plan` a
+    stage, over the tokens that were alive (all, in mode "mask").
+    """
 
     hidden: Tensor
     valid: Tensor
@@ -243,30 +254,36 @@ class Prefill:
 class Decoder(nn.Module):
     """Layers and last norm; embeddings and the output matrix belong to the model around it.
 
-    Args: embed_dim D, num_layers, num_heads, num_kv_heads (default: num_heads), hidden_dim of the gated MLP, qkv_bias, rope_base, eps.
+    Args: embed_dim D, num_layers, num_heads, num_kv_heads (default: num_heads), hidden_dim of the gated MLP, qkv_bias,
+    rope_base, eps.
     """
 
-    def __init__(self, embed_dim=128, num_layers=6, num_heads=4, num_kv_heads=None, hidden_dim=256, qkv_bias=False, rope_base=10000.0, eps=1e-5):
+    def __init__(self, embed_dim=128, num_layers=6, num_heads=4, num_kv_heads=None, hidden_dim=256, qkv_bias=False,
+                 rope_base=10000.0, eps=1e-5):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
         head_dim = check_heads(embed_dim, num_heads)
         if head_dim % 2:
-            raise ValueError(f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a head; rotary positions need an even number")
+            raise ValueError(f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a head; "
+                             "rotary positions need an even number")
         self.embed_dim, self.head_dim, self.rope_base = embed_dim, head_dim, rope_base
-        self.layers = nn.ModuleList(Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps)
+                                    for _ in range(num_layers))
         self.norm = RMSNorm(embed_dim, eps)
 
     def rope(self, positions):
         """Tables (cos, sin), each (B, S, P), for integer positions (B, S): angle = position * base^(-2i/P)."""
-        freq = self.rope_base ** (-torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim)
+        channel = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
+        freq = self.rope_base ** (-channel / self.head_dim)
         angle = positions[..., None].float() * freq
         angle = torch.cat([angle, angle], dim=-1)
         return angle.cos(), angle.sin()
 
     def forward(self, x, positions=None, mask=None):
-        """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1; mask as in `Layer` (default causal)."""
+        """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1; mask as in `Layer.forward`,
+        default causal."""
         check_tokens(x, self.embed_dim, "x")
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
@@ -278,14 +295,14 @@ class Decoder(nn.Module):
     def prefill(self, x, visual=None, stages=(), valid=None, positions="renumber", mode="drop") -> Prefill:
         """Run the prompt, cutting visual tokens where `stages` say.
 
-        x (B, S, D): text | image | text. visual: slice of S that the image's tokens fill. valid (B, S) bool, False = padding, which may be
-        anywhere: nobody attends to it and positions do not count it.
+        x (B, S, D): text | image | text. visual: slice of S that the image's tokens fill.
+        valid (B, S) bool, False = padding, which may be anywhere: nobody attends to it and positions do not count it.
         positions: "renumber" counts 0 ... len - 1 again after every cut; "keep" lets survivors keep the numbers they had.
-        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from later layers' queries, its own included, and saves
-        nothing: hidden tokens run on as queries, at full length. Both give survivors the same numbers when the plans choose the same tokens.
-        "mask" needs positions="keep" and plans that do not merge.
-        ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a plan for another number of tokens; `visual` or
-        `valid` that do not fit x; an unknown mode or positions.
+        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from the queries of later layers, from
+        themselves too, and saves nothing: hidden tokens run on as queries, at full length. Both give survivors the same numbers
+        when the plans choose the same tokens. "mask" needs positions="keep" and plans that do not merge.
+        ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a plan for another number of
+        tokens; `visual` or `valid` that do not fit x; an unknown mode or positions.
         """
         check_tokens(x, self.embed_dim, "x")
         batch, size, _ = x.shape
@@ -298,16 +315,19 @@ class Decoder(nn.Module):
             raise ValueError("stages cut visual tokens: visual=slice(start, stop) must say where they are")
         late = [s.after for s in stages if not 0 <= s.after < len(self.layers)]
         if late:
-            raise ValueError(f"a stage after layer {late[0]} is outside 0 ... {len(self.layers) - 1}: a later layer must use what it leaves")
+            raise ValueError(f"a stage after layer {late[0]} is outside 0 ... {len(self.layers) - 1}: "
+                             "a later layer must use what it leaves")
         early = [(s.after, n) for s in stages for n in s.watch if not 1 <= n <= s.after]
         if early:
-            raise ValueError(f"the stage after layer {early[0][0]} watches layer {early[0][1]}: layers 1 ... {early[0][0]} have run by then")
+            raise ValueError(f"the stage after layer {early[0][0]} watches layer {early[0][1]}: "
+                             f"layers 1 ... {early[0][0]} have run by then")
         visual = visual or slice(0, 0)
         if not (isinstance(visual.start, int) and isinstance(visual.stop, int) and 0 <= visual.start <= visual.stop <= size):
-            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens: it needs 0 <= start <= stop <= {size}")
+            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens: needs 0 <= start <= stop <= {size}")
         padded = valid is not None
         if padded and (valid.shape != (batch, size) or valid.dtype != torch.bool):
-            raise ValueError(f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = {(batch, size)}")
+            raise ValueError(f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = "
+                             f"{(batch, size)}")
         valid = valid if padded else torch.ones(batch, size, dtype=torch.bool, device=x.device)
         where, running = count(valid) if padded else torch.arange(size, device=x.device).expand(batch, -1), valid
         num_visual = visual.stop - visual.start
@@ -320,13 +340,14 @@ class Decoder(nn.Module):
                 state = State(self, i, x, entered, where, valid, visual, num_visual, plan, dict(seen), running)
                 cut = stage.plan(state, stage.count(num_visual))
                 if cut.num_tokens != visual.stop - visual.start:
-                    raise ValueError(f"the stage after layer {i} made a plan for {cut.num_tokens} tokens; {visual.stop - visual.start} are there")
+                    raise ValueError(f"the stage after layer {i} made a plan for {cut.num_tokens} tokens; "
+                                     f"{visual.stop - visual.start} are there")
                 states.append(state)
                 plans.append(cut)
                 if mode == "mask":
                     if cut.merges:
                         raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
-                    if len(cut) < num_visual:                                    # otherwise nothing is hidden and the fast path may stay
+                    if len(cut) < num_visual:                                    # else nothing is hidden, the fast path stays
                         valid = splice(valid, visual, lambda t: t & cut.kept())
                         mask, plan = causal(valid), Plan(cut.index, num_visual)
                     continue
