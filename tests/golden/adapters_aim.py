@@ -15,7 +15,8 @@ def merging(case):
     for i, r in enumerate(c["r_per_step"]):
         x = merge_step(x, r).apply(x)
         out[f"step{i}"] = x
-        torch.testing.assert_close(merge(tokens, c["r_per_step"][: i + 1]).apply(tokens), x, atol=1e-6, rtol=1e-5)   # one plan for all steps
+        together = merge(tokens, c["r_per_step"][: i + 1]).apply(tokens)         # one plan for all steps
+        torch.testing.assert_close(together, x, atol=1e-6, rtol=1e-5)
     return out
 
 

@@ -10,14 +10,15 @@ def llama(case):
     from vtlib.vlm.decoder import Decoder
 
     c = case.config
-    decoder = Decoder(c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"], c["intermediate_size"],
-                      c.get("qkv_bias", False), c["rope_theta"], c["rms_norm_eps"]).eval()
+    decoder = Decoder(c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"],
+                      c["intermediate_size"], c.get("qkv_bias", False), c["rope_theta"], c["rms_norm_eps"]).eval()
     decoder.load_state_dict({name: value.float() for name, value in case.weights("model.").items()})
     return decoder
 
 
 PARTS = ("input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight",
-         *(f"self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")), *(f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")))
+         *(f"self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")),
+         *(f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")))
 WEIGHTS = ("model.norm.weight", *(f"model.layers.{i}.{part}" for i in range(64) for part in PARTS))
 
 
@@ -37,7 +38,8 @@ def model(case):
 
     c = case.config
     visual = slice(c["system_tokens"], c["system_tokens"] + c["visual_tokens_in"])
-    cuts = transprune.stages(c["num_hidden_layers"], None, c["visual_tokens_in"], c["image_token_ratios"], c["pruning_layers"], c["accumulating_layers"])
+    cuts = transprune.stages(c["num_hidden_layers"], None, c["visual_tokens_in"], c["image_token_ratios"], c["pruning_layers"],
+                             c["accumulating_layers"])
     run = llama(case).prefill(case.tensors["inputs_embeds"], visual, cuts, positions=transprune.POSITIONS)
     out = {"last_hidden_state": run.hidden}
     for i, (state, plan) in enumerate(zip(run.states, run.plans)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import aim
-from vtlib.pruning.aim import halvings, merge, merge_counts, merge_step, page_rank, prune, ramp_for, rate, stages
+from vtlib.pruning.aim import halvings, merge, merge_counts, merge_step, page_rank, prune, ramp_for, rate, split_budget, stages
 from vtlib.tokens import Stage
 from vtlib.tokens.cost import decoder_flops, tokens_per_layer
 from vtlib.vlm import Decoder
@@ -89,7 +89,8 @@ def test_several_steps_as_one_plan(size, steps, seed):
     assert torch.equal(plan.then(merge_step(y, 0)).index, plan.index)
 
 
-@pytest.mark.parametrize("size, steps, sizes", [(196, 2, [98, 49]), (49, 2, [25, 13]), (64, 4, [32, 16, 8, 4]), (3, 2, [2, 2]), (576, 3, [288, 144, 72])])
+@pytest.mark.parametrize("size, steps, sizes", [
+    (196, 2, [98, 49]), (49, 2, [25, 13]), (64, 4, [32, 16, 8, 4]), (3, 2, [2, 2]), (576, 3, [288, 144, 72])])
 def test_halvings(size, steps, sizes):
     r = halvings(size, steps)
     got, n = [], size
@@ -148,7 +149,8 @@ def test_ties_go_to_the_lower_index():
 
 
 def test_sizes_are_not_tracked():
-    """Weighing the outputs by how many tokens are in them gives the inputs' mean after one step, not after two (ToMe would keep it)."""
+    """Weighing the outputs by how many tokens are in them gives the inputs' mean after one step, not after two (ToMe would keep
+    it)."""
     x = tokens(1, 32)
 
     def weighted(plan):
@@ -174,8 +176,8 @@ def test_scale_does_not_matter_but_order_does():
     x = tokens()
     assert torch.equal(merge(3 * x, [7, 3]).slot, merge(x, [7, 3]).slot)
     order = torch.arange(14).roll(1)
-    moved = merge(x[:, order], [7, 3]).apply(x[:, order])
-    assert not torch.allclose(moved.sort(dim=1).values, merge(x, [7, 3]).apply(x).sort(dim=1).values)    # even and odd changed places
+    here, moved = (merge(t, [7, 3]).apply(t).sort(dim=1).values for t in (x, x[:, order]))
+    assert not torch.allclose(moved, here)                                       # even and odd changed places
 
 
 def test_merging_meta_bf16_gradient():
@@ -191,7 +193,8 @@ def test_merging_meta_bf16_gradient():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: merge_step(tokens(), -1), "r=-1"), (lambda: merge_step(tokens()[0], 1), "3 axes"), (lambda: prune(vision(tokens()), 15), "keep=15 but there are 14"),
+    (lambda: merge_step(tokens(), -1), "r=-1"), (lambda: merge_step(tokens()[0], 1), "3 axes"),
+    (lambda: prune(vision(tokens()), 15), "keep=15 but there are 14"),
     (lambda: prune(vision(tokens()), 0), "keep=0"), (lambda: prune(vision(tokens()), 0.0), "fraction")])
 def test_merging_refuses(call, words):
     with pytest.raises(ValueError) as error:
@@ -229,15 +232,18 @@ def test_page_rank_limits():
     torch.testing.assert_close(page_rank(one_head).sum(1), torch.ones(2, dtype=torch.float64))       # each head's mass sums to 1
     torch.testing.assert_close(page_rank(one_head, damping=1.0), torch.full((2, 12), 1 / 12, dtype=torch.float64))
     far = page_rank(causal_logits(), tau=1.0, iterations=2000)
-    torch.testing.assert_close(far[:, 0], torch.ones(2, dtype=torch.float64))                        # token 0 attends to itself alone: it absorbs all
+    torch.testing.assert_close(far[:, 0], torch.ones(2, dtype=torch.float64))    # token 0 attends to itself alone: it absorbs all
     assert far[:, 1:].max() < 1e-6
-    plain = causal_logits().softmax(-1).mean(2)                                  # one iteration, tau 1: column means of the attention
+    plain = causal_logits().softmax(-1).mean(2)                                  # one iteration, tau 1: column means
     torch.testing.assert_close(page_rank(causal_logits(), 1.0, 1), plain.square().mean(1).sqrt())
 
 
 def test_page_rank_drains_to_the_front_and_a_low_temperature_slows_it():
     logits = causal_logits(4, 4, 64, seed=3)
-    front = lambda tau, n: float(page_rank(logits, tau, n).square()[:, :8].sum() / page_rank(logits, tau, n).square().sum())       # noqa: E731
+
+    def front(tau, n):
+        mass = page_rank(logits, tau, n).square()
+        return float(mass[:, :8].sum() / mass.sum())
     drained = [front(1.0, n) for n in (1, 2, 5, 10, 40)]
     assert drained == sorted(drained) and drained[-1] > 0.99
     heads = page_rank(logits[:, :1], 0.1, 40)[:, :8].sum(1), page_rank(logits[:, :1], 1.0, 40)[:, :8].sum(1)
@@ -289,8 +295,35 @@ def test_keep_is_the_mean_over_layers(num_layers, num_visual, data):
         assert cuts == []
 
 
+@given(st.integers(2, 40), st.integers(1, 300), st.sampled_from(["video", "image"]), st.data())
+@SETTINGS
+def test_both_knobs(num_layers, num_visual, schedule, data):
+    keep = data.draw(st.integers(1, num_visual))
+    merged, cuts = split_budget(num_layers, keep, num_visual, schedule)
+    assert 1 <= merged <= num_visual
+    mean = sum(tokens_per_layer(num_layers, merged, 0, cuts)) / num_layers
+    assert keep - 2 < mean <= max(keep, 1) + 1e-6
+    if keep == num_visual:
+        assert merged == num_visual and cuts == []
+    if merged < num_visual:
+        assert [(c.after, c.keep) for c in cuts] == [(c.after, c.keep) for c in stages(num_layers, None, merged, schedule)]
+
+
+def test_both_knobs_in_numbers():
+    merged, cuts = split_budget(28, 259, 1568)                                   # the schedule's mean is 18.5/28, 259 of 392
+    assert merged == 392 and cuts[-1].keep == 0 and cuts[0].after == 15
+    model, x = build(), sequence(2, 3 + 64 + 5)
+    merged, cuts = split_budget(6, 8, 64)
+    plan = prune(vision(x[:, 3:67]), merged)
+    short = torch.cat([x[:, :3], plan.apply(x[:, 3:67]), x[:, 67:]], dim=1)
+    run = model.prefill(short, slice(3, 3 + merged), cuts, positions=aim.POSITIONS)
+    assert 6 < sum(run.cache.lengths) / 6 - 8 <= 8
+    with pytest.raises(ValueError, match="keep=65 but there are 64"):
+        split_budget(6, 65, 64)
+
+
 def test_ramp_for():
-    l1, l2 = ramp_for(28, (14 + 3.5 + 1) / 28, 8)                                # the video schedule's own mean: 15 layers see all, then 7/8 ... 1/8
+    l1, l2 = ramp_for(28, (14 + 3.5 + 1) / 28, 8)                                # the video schedule: 15 see all, 7/8 ... 1/8
     assert math.isclose(l1, 14, abs_tol=1e-6) and math.isclose(l2, 22, abs_tol=1e-6)
     assert [c.keep for c in stages(28, 1036, 1568)] == [c.keep for c in stages(28, None, 1568)]
     # `keep` halves the tokens that a layer sees on average
@@ -319,7 +352,8 @@ def test_one_cut_in_the_decoder_by_hand():
     y, rope = x, model.rope(torch.arange(SIZE)[None])
     y, _, _ = model.layers[0](y, rope)
     z = model.layers[1].input_layernorm(y)                                       # the layer that has just run, not the next
-    q, k = (rotate(p(z).unflatten(-1, (-1, 4)).transpose(1, 2), *rope) for p in (model.layers[1].self_attn.q_proj, model.layers[1].self_attn.k_proj))
+    attn = model.layers[1].self_attn
+    q, k = (rotate(p(z).unflatten(-1, (-1, 4)).transpose(1, 2), *rope) for p in (attn.q_proj, attn.k_proj))
     logits = (q @ k.repeat_interleave(2, 1).mT / 2).masked_fill(torch.ones(SIZE, SIZE, dtype=torch.bool).triu(1), -torch.inf)
     score = page_rank(logits)[:, VISUAL]
     for b in range(2):
@@ -367,7 +401,7 @@ def test_text_stays_and_masks_are_nested(mode):
         assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index))
         index = after
     assert run.plan.index.shape == (2, 0) and run.valid.sum(1).tolist() == [8, 6]
-    for b, size in enumerate((SIZE, SIZE - 2)):                                  # the release would take the first prompt's length for both
+    for b, size in enumerate((SIZE, SIZE - 2)):                                  # the release takes the first one's length
         one = model.prefill(x[b:b + 1, :size], VISUAL, stages(6, 0.4, NUM_VISUAL), None, "keep", mode)
         assert all(torch.equal(a.index[b:b + 1], c.index) for a, c in zip(run.plans, one.plans))
         new = torch.zeros(1, 1, DIM, dtype=torch.float64)
@@ -378,8 +412,11 @@ def test_text_stays_and_masks_are_nested(mode):
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 def test_padding_does_not_vote(mode, monkeypatch):
     votes = []
-    monkeypatch.setattr(aim, "page_rank", lambda logits, tau=0, iterations=0, damping=0, running=None: votes.append(running) or page_rank(
-        logits, tau, iterations, damping, running))
+
+    def spy(logits, tau, iterations, damping, running=None):
+        votes.append(running)
+        return page_rank(logits, tau, iterations, damping, running)
+    monkeypatch.setattr(aim, "page_rank", spy)
     model, x = build(), sequence(1)
     longer, valid = torch.cat([x, 5 * sequence(1, 40, seed=8)], dim=1), torch.arange(SIZE + 40)[None] < SIZE
     cuts = stages(6, 0.5, NUM_VISUAL)
@@ -391,6 +428,14 @@ def test_padding_does_not_vote(mode, monkeypatch):
         torch.testing.assert_close(got[:, : want.shape[1]], want)
         assert (got[:, want.shape[1]:] == 0).all() and not b.running[:, want.shape[1]:].any()
     assert all(torch.equal(a.index, b.index) for a, b in zip(alone.plans, padded.plans))
+
+
+def test_compile_without_graph_breaks():
+    torch._dynamo.reset()
+    x, logits = tokens(dtype=torch.float32), causal_logits().float()
+    for function, argument in ((lambda t: merge(t, [7, 3]).apply(t), x), (page_rank, logits)):
+        compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=False)
+        torch.testing.assert_close(compiled(argument), function(argument))
 
 
 def test_keep_all_in_the_decoder():
@@ -414,7 +459,8 @@ def test_decoder_meta_and_bf16():
 @pytest.mark.parametrize("arguments, words", [
     (dict(schedule="film"), "schedule='film'"), (dict(num_layers=1), "num_layers=1"), (dict(keep=None, l1=2), "l1 with l2"),
     (dict(l1=2, l2=3), "one of keep"), (dict(rates=(1,) * 6), "one of keep"), (dict(keep=None, l1=3, l2=3), "l1 < l2"),
-    (dict(keep=None, rates=(1, 0.5)), "one entry"), (dict(keep=None, rates=(0.5, 1, 1, 1, 1, 1)), "not rise"), (dict(keep=17), "keep=17 but there are 16"),
+    (dict(keep=None, rates=(1, 0.5)), "one entry"), (dict(keep=None, rates=(0.5, 1, 1, 1, 1, 1)), "not rise"),
+    (dict(keep=17), "keep=17 but there are 16"),
     (dict(keep=None, rates=(2, 1, 1, 1, 1, 1)), "0 ... 1"), (dict(keep=2), "at least 2.7"), (dict(keep=0), "keep=0"),
 ])
 def test_stages_refuse(arguments, words):

@@ -33,7 +33,8 @@ def row_by_hand(model, x, number, last):
         x, _, _ = layer(x, model.rope(torch.arange(x.shape[1])[None]))
     layer, rope = model.layers[number - 1], model.rope(torch.arange(x.shape[1])[None])
     y = layer.input_layernorm(x)
-    q, k = (rotate(p(y).unflatten(-1, (-1, 4)).transpose(1, 2), *rope)[0] for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+    attn = layer.self_attn
+    q, k = (rotate(p(y).unflatten(-1, (-1, 4)).transpose(1, 2), *rope)[0] for p in (attn.q_proj, attn.k_proj))
     rows = [torch.softmax(k[h * len(k) // 4, : last + 1] @ q[h, last] / 2, 0)[VISUAL] for h in range(4)]
     return torch.stack(rows).mean(0)
 
@@ -42,7 +43,7 @@ def row_by_hand(model, x, number, last):
 @pytest.mark.parametrize("kv", [4, 2])
 def test_last_row_by_hand(after, layer, number, kv):
     model, x = build(kv), sequence()
-    valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])              # the second prompt's last token is not the batch's
+    valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])              # the second prompt ends earlier
     run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL, after, layer), valid, fastv.POSITIONS)
     for b, last in enumerate((SIZE - 1, SIZE - 3)):
         want = row_by_hand(model, x[b], number, last)
@@ -57,7 +58,8 @@ def test_batch_of_one():
     model, x = build(), sequence()
     run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL), positions="keep")
     for b in range(2):
-        assert torch.equal(model.prefill(x[b:b + 1], VISUAL, stages(4, 5, NUM_VISUAL), positions="keep").plan.index, run.plan.index[b:b + 1])
+        one = model.prefill(x[b:b + 1], VISUAL, stages(4, 5, NUM_VISUAL), positions="keep")
+        assert torch.equal(one.plan.index, run.plan.index[b:b + 1])
     assert not torch.equal(run.plan.index[0], run.plan.index[1])
 
 
@@ -84,9 +86,7 @@ def test_keep_all_is_the_identity():
 
 def test_ties_go_to_the_first():
     model, x = build(), sequence(1)
-    x[:, VISUAL] = 0.0                                                           # every visual token alike (and zero: no direction, no value)
-    layer = model.layers[0]
-    layer.self_attn.k_proj.weight.zero_()
+    model.layers[0].self_attn.k_proj.weight.zero_()                              # every key alike
     run = model.prefill(x, VISUAL, stages(4, 4, NUM_VISUAL, after=1))
     assert run.plan.index.tolist() == [[0, 1, 2, 3]]
 
@@ -119,7 +119,8 @@ def test_meta_and_bf16():
 
 @pytest.mark.parametrize("arguments, words", [
     (dict(after=4), "after=4 but it must lie in 1 ... 3"), (dict(after=0), "1 ... 3"), (dict(after=-1, layer="next"), "0 ... 3"),
-    (dict(keep=13), "keep=13 but there are 12"), (dict(keep=0), "keep=0"), (dict(layer="current"), "layer='current'"), (dict(budget="sum"), "budget='sum'"),
+    (dict(keep=13), "keep=13 but there are 12"), (dict(keep=0), "keep=0"), (dict(layer="current"), "layer='current'"),
+    (dict(budget="sum"), "budget='sum'"),
 ])
 def test_stages_refuse(arguments, words):
     with pytest.raises(ValueError) as error:

@@ -158,7 +158,8 @@ def test_accumulation_without_pruning_is_a_plain_sum_and_history_follows_survivo
     unpruned = run(model, x, stages(6, NUM_VISUAL, NUM_VISUAL, layers=(2, 3, 5)))
     assert torch.equal(unpruned.hidden, model(x))
     state = unpruned.states[2]
-    torch.testing.assert_close(layer_ttv(state.transitions.values()).sum(1), brute(model, x, (2, 3, 4, 5), "release", "sequence").sum(1))
+    want = brute(model, x, (2, 3, 4, 5), "release", "sequence").sum(1)
+    torch.testing.assert_close(layer_ttv(state.transitions.values()).sum(1), want)
 
 
 def test_kept_sets_are_nested():
@@ -232,8 +233,8 @@ def test_the_papers_numbers():
     assert [c.keep for c in stages(32, None, 577, ratios=HIGH)] == [504, 360, 72]                    # int() of the original count
 
 
-@pytest.mark.parametrize("num_visual, ratios, tera, share", [(576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4),
-                                                             (576, LOW, 1.190, 0.3117)])
+@pytest.mark.parametrize("num_visual, ratios, tera, share", [
+    (576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4), (576, LOW, 1.190, 0.3117)])
 def test_flops(num_visual, ratios, tera, share):
     """The card's (paper's) numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward net."""
     def flops(cuts):
@@ -243,8 +244,9 @@ def test_flops(num_visual, ratios, tera, share):
     assert math.isclose(cut, tera, abs_tol=6e-3) and math.isclose(cut / full, share, abs_tol=1e-4)
 
 
-@pytest.mark.parametrize("num_layers, layers", [(4, (1, 2, 3)), (5, (1, 2, 3)), (6, (1, 2, 3)), (8, (2, 3, 4)), (16, (4, 5, 6)), (28, (6, 8, 10)),
-                                                (40, (9, 11, 15)), (64, (14, 18, 24))])
+@pytest.mark.parametrize("num_layers, layers", [
+    (4, (1, 2, 3)), (5, (1, 2, 3)), (6, (1, 2, 3)), (8, (2, 3, 4)), (16, (4, 5, 6)), (28, (6, 8, 10)), (40, (9, 11, 15)),
+    (64, (14, 18, 24))])
 def test_layers_at_the_same_depth(num_layers, layers):
     assert scaled_layers(num_layers) == layers
 
@@ -301,10 +303,23 @@ def test_meta_and_bf16():
 
 
 def test_equal_tokens_keep_the_first():
-    change = Transition((torch.ones(1, 4), torch.zeros(1, 4)), (torch.ones(1, 4), torch.zeros(1, 4)), torch.ones(1, 4, dtype=torch.bool), slice(0, 4),
-                        torch.arange(4)[None])
-    rows = layer_ttv([change, change])
-    assert rows.tolist() == [[[0.5] * 4] * 2]
+    same = torch.ones(1, 4), torch.zeros(1, 4)
+    change = Transition(same, same, torch.ones(1, 4, dtype=torch.bool), slice(0, 4), torch.arange(4)[None])
+    assert layer_ttv([change, change]).tolist() == [[[0.5] * 4] * 2]
+    model, x = build(), sequence(1)
+    x[:, VISUAL] = 0.0                                                           # nothing tells them apart
+    for layer in model.layers:
+        layer.self_attn.k_proj.weight.zero_()
+        layer.self_attn.v_proj.weight.zero_()
+    assert run(model, x, stages(6, 3, NUM_VISUAL)).plan.index.tolist() == [[0, 1, 2]]
+
+
+def test_compile_without_graph_breaks():
+    torch._dynamo.reset()
+    model, x = build(2, dtype=torch.float32), sequence(dtype=torch.float32)
+    cuts = stages(2, 3, NUM_VISUAL, layers=(1,))
+    compiled = torch.compile(lambda t: run(model, t, cuts).hidden, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(x), run(model, x, cuts).hidden)
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -1,22 +1,25 @@
 """AIM - Adaptive Inference of Multi-Modal LLMs via Token Merging and Pruning (Zhong, Liu, Li, Wang, ICCV 2025, arXiv 2412.03248).
 
-The idea: visual tokens are redundant before the language model and useless in its late layers. So similar tokens are merged before it, halving
-their number again and again, frame by frame; and inside it they are dropped layer by layer, least important first, until none is left.
-Importance is a page rank on the attention graph of all tokens, text included. Two knobs, no training: one model serves any budget.
+The idea: visual tokens are redundant before the language model and useless in its late layers. So similar tokens are merged
+before it, halving their number again and again, frame by frame; and inside it they are dropped layer by layer, least important
+first, until none is left. Importance is a page rank on the attention graph of all tokens, text included. Two knobs, no training:
+one model serves any budget.
 
-    a = x_0, x_2, ...;  b = x_1, x_3, ...                       match       even tokens look for their most similar odd one (cosine)
-    b_j <- mean of b_j and the r best a that chose it           merge_step  the rest of a, by falling similarity, then b
-    r = N/2, N/4, ... of the original N                         halvings    50 %, 25 %, ... are left
-    s_0 = 1/S;  s <- s softmax(logits / tau), 5 times           page_rank   root mean square over heads
-    1, then 1 - (l - l1)/(l2 - l1), then 0                      rate        tokens left after layer l (1-based)
+    a = x_0, x_2, ...;  b = x_1, x_3, ...                   match          even tokens look for their most similar odd one
+    b_j <- mean of b_j and the r best a that chose it       merge_step     the rest of a, by falling cosine, then b
+    r = N/2, N/4, ... of the original N                     halvings       50 %, 25 %, ... are left
+    s_0 = 1/S;  s <- s softmax(logits / tau), 5 times       page_rank      root mean square over heads
+    1, then 1 - (l - l1)/(l2 - l1), then 0                  rate           tokens left after layer l (1-based)
+    both knobs from one number                              split_budget
 
-Merging is not ToMe: tokens are compared themselves (no keys), raster order is lost on the way, and sizes are not tracked, so that in the next step a
-merged token weighs as much as a single one.
+Merging is not ToMe: tokens are compared themselves (no keys), raster order is lost on the way, and sizes are not tracked, so that
+in the next step a merged token weighs as much as a single one.
 
-Different from the official code (LaVi-Lab/AIM): the release masks dropped tokens and lets them run on as queries whose rows send mass in the page rank
-(`Decoder.prefill(..., positions="keep", mode="mask")` gives its numbers); mode="drop" removes them and is what the paper counts. Temperature and
-root mean square are the code's, the paper gives the iteration. A batch of prompts: the release takes the text's length from the first one. r = 0
-leaves the tokens as they are (the release returns nothing). Ties go to the lower index.
+Different from the official code (LaVi-Lab/AIM): the release masks dropped tokens and lets them run on as queries whose rows send
+mass in the page rank (`Decoder.prefill(..., positions="keep", mode="mask")` gives its numbers); mode="drop" removes them and is
+what the paper counts. Temperature and root mean square are the code's, the paper gives the iteration. A batch of prompts: the
+release takes the text's length from the first one. r = 0 leaves the tokens as they are (the release returns nothing). Ties go to
+the lower index.
 """
 
 import torch
@@ -31,22 +34,23 @@ NEEDS = set()                   # of the encoder: nothing but its tokens
 SPACE = "tokens"
 ASKS_TEXT = False               # merging; the page rank inside the decoder sees the question
 POSITIONS = "keep"              # what the release does: Decoder.prefill(..., positions=POSITIONS)
-SCHEDULES = {"video": (14, 22, 28), "image": (13, 21, 32)}   # l1, l2 and the number of layers they are for: LLaVA-OneVision-7B, LLaVA-1.5-7B
+SCHEDULES = {"video": (14, 22, 28), "image": (13, 21, 32)}   # l1, l2, number of layers: LLaVA-OneVision-7B, LLaVA-1.5-7B
 ROLES = ("single", "merged")
 
 
 # ------------------------------------------------------------------------------------- (a) merging before the language model
 def match(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Score: each even token's most similar odd token. tokens (B, N, D) -> cosine (B, A), target (B, A) long, A = ceil(N / 2); target j is token
-    2j + 1. A zero token is similar to nothing (0)."""
+    """Score: each even token's most similar odd token. tokens (B, N, D) -> cosine (B, A), target (B, A) long, A = ceil(N / 2);
+    target j is token 2j + 1. A zero token is similar to nothing (0)."""
     with torch.no_grad(), full_precision(tokens.device):
         unit = F.normalize(widen(tokens), dim=-1)
         return (unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
 
 
 def merge_step(tokens: Tensor, r: int) -> Plan:
-    """Select: the min(r, N // 2) even tokens with the best match go into it. -> Plan with N - r slots: the other even tokens by FALLING similarity,
-    then all odd tokens in order. A merged slot is the unweighted mean of an odd token and all that chose it. r=0: nothing changes.
+    """Select: the min(r, N // 2) even tokens with the best match go into it. -> Plan with N - r slots: the other even tokens by
+    FALLING similarity, then all odd tokens in order. A merged slot is the unweighted mean of an odd token and all that chose it.
+    r=0: nothing changes.
 
     ValueError when r is negative. Entries come in the order of the tokens: token n enters slot[:, n], and no other.
     """
@@ -73,8 +77,9 @@ def merge_step(tokens: Tensor, r: int) -> Plan:
 
 
 def merge(tokens: Tensor, steps) -> Plan:
-    """Several steps, r tokens in each (`halvings`): every step matches what the one before left, in its order. -> Plan from N tokens to the last
-    slots. Each token stays in one slot, with the product of its steps' weights: those of a slot sum to 1 but are not equal."""
+    """Several steps, r tokens in each (`halvings`): every step matches what the one before left, in its order. -> Plan from N
+    tokens to the last slots. Each token stays in one slot, with the product of its steps' weights: those of a slot sum to 1 but
+    are not equal."""
     plan, x = keep_all(*tokens.shape[:2], tokens.device), tokens
     for r in steps:
         step = merge_step(x, r)
@@ -96,8 +101,8 @@ def halvings(num_tokens: int, steps: int = 2) -> list[int]:
 
 
 def merge_counts(keep: int | float, num_tokens: int) -> list[int]:
-    """The r of each step that leads to `keep`. 0.5, 0.25, ...: the paper's `halvings`, which round what is left up. Anything else (`resolve_keep`):
-    as many steps as it takes, each halving what there is, the last one less."""
+    """The r of each step that leads to `keep`. 0.5, 0.25, ...: the paper's `halvings`, which round what is left up. Anything else
+    (`resolve_keep`): as many steps as it takes, each halving what there is, the last one less."""
     left, steps, alive = resolve_keep(keep, num_tokens), [], num_tokens
     halves = next((i for i in range(1, 64) if keep == 0.5**i), None) if isinstance(keep, float) else None
     if halves:
@@ -109,20 +114,24 @@ def merge_counts(keep: int | float, num_tokens: int) -> list[int]:
 
 
 def prune(vision, keep: int | float) -> Plan:
-    """Plan over `vision.tokens` (one image or frame a row, never across): merged down to `keep` tokens (`merge_counts`). keep = all: unchanged."""
+    """Plan over `vision.tokens` (one image or frame a row, never across): merged down to `keep` tokens (`merge_counts`).
+    keep = all: unchanged."""
     return merge(vision.tokens, merge_counts(keep, vision.tokens.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------- (b) pruning in the language model
-def page_rank(logits: Tensor, tau: float = 0.1, iterations: int = 5, damping: float = 0.0, running: Tensor | None = None) -> Tensor:
-    """Score: s <- (1 - damping) s M + damping / S with M = softmax(logits / tau) over keys, from s = 1/S; root mean square over heads.
+def page_rank(logits: Tensor, tau: float = 0.1, iterations: int = 5, damping: float = 0.0,
+              running: Tensor | None = None) -> Tensor:
+    """Score: s <- (1 - damping) s M + damping / S, from 1/S, with M = softmax(logits / tau) over keys; heads: root mean square.
 
-    logits (B, heads, S, S): q k^T / sqrt(P), -inf where a query must not look. Mass flows from queries to the keys they attend to; each head's s sums
-    to 1. running (B, S) bool: padding is False, sends nothing, and S counts the others. -> (B, S), float32 at least.
-    With a causal graph and no damping all mass ends on the first token in the end: a low tau and few iterations keep the score usable.
+    logits (B, heads, S, S): q k^T / sqrt(P), -inf where a query must not look. Mass flows from queries to the keys they attend
+    to; each head's s sums to 1. running (B, S) bool: padding is False, sends nothing, and S counts the others.
+    -> (B, S), float32 at least.
+    With a causal graph and no damping all mass ends on the first token: a low tau and few iterations keep the score usable.
     """
     if tau <= 0 or iterations < 0 or not 0 <= damping <= 1:
-        raise ValueError(f"tau={tau}, iterations={iterations}, damping={damping}: need tau > 0, iterations >= 0, damping in 0 ... 1")
+        raise ValueError(f"tau={tau}, iterations={iterations}, damping={damping}: "
+                         "need tau > 0, iterations >= 0, damping in 0 ... 1")
     with full_precision(logits.device):
         flow = (widen(logits) / tau).softmax(dim=-1)                             # b h q k
         start = flow.new_ones(flow.shape[0], 1, 1, flow.shape[-1])
@@ -136,8 +145,23 @@ def page_rank(logits: Tensor, tau: float = 0.1, iterations: int = 5, damping: fl
 
 
 def rate(layer: int, l1: float, l2: float) -> float:
-    """Fraction of the visual tokens that is left after `layer` (1-based): 1 up to l1, 1 - (layer - l1)/(l2 - l1) between, 0 from l2 on."""
+    """Fraction of the visual tokens that is left after `layer` (1-based): 1 up to l1, 0 from l2 on, linear between."""
     return min(1.0, max(0.0, (l2 - layer) / (l2 - l1)))
+
+
+def scaled(num_layers: int, schedule: str = "video") -> tuple[float, float]:
+    """The paper's (l1, l2) at the same relative depth: (14, 22) with 28 layers, (3, 4.7) with 6."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} must be one of {tuple(SCHEDULES)}")
+    if num_layers < 2:
+        raise ValueError(f"num_layers={num_layers}: a cut needs a layer before it and one after it")
+    l1, l2, depth = SCHEDULES[schedule]
+    return l1 * num_layers / depth, l2 * num_layers / depth
+
+
+def mean_rate(num_layers: int, l1: float, l2: float) -> float:
+    """Mean over layers of the fraction that each sees: the first all, layer i + 1 what is left after layer i."""
+    return (1 + sum(rate(i, l1, l2) for i in range(1, num_layers))) / num_layers
 
 
 def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
@@ -145,40 +169,40 @@ def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
     low, high = 1.0 - width, float(num_layers)
     for _ in range(60):
         l1 = (low + high) / 2
-        seen = (1 + sum(rate(i, l1, l1 + width) for i in range(1, num_layers))) / num_layers
-        low, high = (l1, high) if seen < mean else (low, l1)
+        low, high = (l1, high) if mean_rate(num_layers, l1, l1 + width) < mean else (low, l1)
     return high, high + width
 
 
-def stages(num_layers: int, keep: int | float | None, num_visual: int, schedule: str = "video", l1: float | None = None, l2: float | None = None,
-           rates=None, tau: float = 0.1, iterations: int = 5, damping: float = 0.0) -> list[Stage]:
-    """The cuts for a decoder with num_layers layers that gets num_visual visual tokens (after merging): int(num_visual rate) are left after each
-    layer, none in the end. `Decoder.prefill(..., stages(...), positions=POSITIONS)`, mode="mask" for the release's numbers.
+def stages(num_layers: int, keep: int | float | None, num_visual: int, schedule: str = "video", l1: float | None = None,
+           l2: float | None = None, rates=None, tau: float = 0.1, iterations: int = 5, damping: float = 0.0) -> list[Stage]:
+    """The cuts for a decoder with num_layers layers that gets num_visual visual tokens (after merging): int(num_visual rate) are
+    left after each layer, none in the end. `Decoder.prefill(..., stages(...), positions=POSITIONS)`, mode="mask" for the
+    release's numbers.
 
-    keep=None: the paper's (l1, l2), `SCHEDULES[schedule]`, at the same relative depth: (14, 22) with 28 layers. In its place l1 and l2 (1-based, may
-    be fractions), or rates, the fraction left after each layer (num_layers numbers, the release's list), set the schedule directly; l2 >
-    num_layers - 1 leaves visual tokens to the last layer.
-    keep, an int or a fraction of num_visual: the MEAN number of visual tokens over the layers; the ramp is as steep as the schedule's and moves to where it
-    gives this mean (counts are rounded down, so it comes out up to 1 lower). The first layer always sees all, so at least num_visual / num_layers.
+    keep=None: the paper's (l1, l2), `SCHEDULES[schedule]`, at the same relative depth: (14, 22) with 28 layers. In its place l1
+    and l2 (1-based, may be fractions), or rates, the fraction left after each layer (num_layers numbers, the release's list), set
+    the schedule directly; l2 > num_layers - 1 leaves visual tokens to the last layer.
+    keep, an int or a fraction of num_visual: the MEAN number of visual tokens over the layers; the ramp is as steep as the
+    schedule's and moves to where it gives this mean (counts are rounded down, so it comes out up to 1 lower). The first layer
+    always sees all, so at least num_visual / num_layers.
     ValueError: keep out of range, an unknown schedule, l1 without l2 or not below it, more than one of keep, l1 and l2, rates.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} must be one of {tuple(SCHEDULES)}")
-    if num_layers < 2:
-        raise ValueError(f"num_layers={num_layers}: a cut needs a layer before it and one after it")
+    scaled(num_layers, schedule)                                                 # checks
     if (l1 is None) != (l2 is None) or sum(x is not None for x in (keep, l1, rates)) > 1:
         raise ValueError(f"keep={keep}, l1={l1}, l2={l2}, rates={rates}: needs one of keep, l1 with l2, and rates, or none")
-    if rates is not None and (len(rates) != num_layers or list(rates) != sorted(rates, reverse=True) or not 0 <= rates[-1] <= rates[0] <= 1):
-        raise ValueError(f"rates={rates} must have one entry in 0 ... 1 for each of the {num_layers} layers, and not rise")
+    if rates is not None:
+        falls = list(rates) == sorted(rates, reverse=True)
+        if len(rates) != num_layers or not falls or not 0 <= rates[-1] <= rates[0] <= 1:
+            raise ValueError(f"rates={rates} must have one entry in 0 ... 1 for each of the {num_layers} layers, and not rise")
     if l1 is None:
-        l1, l2 = (x * num_layers / SCHEDULES[schedule][2] for x in SCHEDULES[schedule][:2])
+        l1, l2 = scaled(num_layers, schedule)
     if not l1 < l2:
         raise ValueError(f"l1={l1}, l2={l2}: needs l1 < l2")
     if keep is not None:
         mean = resolve_keep(keep, num_visual)
         if mean * num_layers < num_visual:
-            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: the first layer sees all {num_visual} tokens, so it is at least "
-                             f"{num_visual / num_layers:.1f}")
+            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: the first layer sees all {num_visual} tokens, "
+                             f"so it is at least {num_visual / num_layers:.1f}; merge first (`split_budget`)")
         l1, l2 = ramp_for(num_layers, mean / num_visual, l2 - l1)
     rates = [rate(layer, l1, l2) for layer in range(1, num_layers + 1)] if rates is None else rates
 
@@ -195,3 +219,20 @@ def stages(num_layers: int, keep: int | float | None, num_visual: int, schedule:
             out.append(Stage(layer, left, plan))
             alive = left
     return out
+
+
+def split_budget(num_layers: int, keep: int | float, num_visual: int, schedule: str = "video") -> tuple[int, list[Stage]]:
+    """Both knobs turned by one number: (tokens to merge down to, stages), so that the layers see `keep` visual tokens on average.
+
+    The paper's way: the schedule stays as it is, merging carries the budget. A keep that is more than the schedule's own mean
+    needs no merging; then the ramp moves back (`stages`). Counts are rounded down: the mean comes out up to 2 lower. ValueError:
+    keep out of range.
+
+        count, cuts = split_budget(num_layers, keep, num_visual)
+        tokens = prune(vision, count).apply(vision.tokens)       # then Decoder.prefill(..., cuts, positions=POSITIONS)
+    """
+    mean = resolve_keep(keep, num_visual)
+    merged = max(1, int(mean / mean_rate(num_layers, *scaled(num_layers, schedule)) + 1e-9))
+    if merged >= num_visual:
+        return num_visual, stages(num_layers, mean, num_visual, schedule)
+    return merged, stages(num_layers, None, merged, schedule)

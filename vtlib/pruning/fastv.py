@@ -1,16 +1,16 @@
-"""FastV - An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models (Chen, Zhao, Liu,
-Bai, Lin, Zhou, Chang, ECCV 2024, arXiv 2403.06764). The baseline of every method that prunes inside the decoder.
+"""FastV - An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models
+(Chen, Zhao, Liu, Bai, Lin, Zhou, Chang, ECCV 2024, arXiv 2403.06764). The baseline of every method that prunes inside the
+decoder.
 
-The idea: from the third layer on a decoder hardly looks at the picture. So let K layers run, ask how much attention the prompt's last token
-paid to each visual token, keep the best, drop the rest, once and for good.
+The idea: from the third layer on a decoder hardly looks at the picture. So let K layers run, ask how much attention the prompt's
+last token paid to each visual token, keep the best, drop the rest, once and for good.
 
     s_i = mean over heads of a_K[last, i]             score        a_K: attention of layer K (1-based), the last one that has run
     the best T stay, in order, at their places        stages       one cut after layer K; RoPE positions are kept
 
-Which attention: the K-th layer's, as the official code has it (0-based index K - 1: what has been computed already; K = 2 means layers 1 and 2
-run on everything). layer="next" asks the layer to come instead, whose queries and keys have to be computed for it. The paper's R is what is
-dropped, keep = 1 - R. Only the last token's row is looked at: it ranks late tokens high (less decay of RoPE with distance), and the token that is
-asked about may be another one.
+Which attention: the K-th layer's, as the official code has it (0-based index K - 1: what has been computed already; K = 2 means
+layers 1 and 2 run on everything). layer="next" asks the layer to come instead, whose queries and keys have to be computed for it.
+The paper's R is what is dropped, keep = 1 - R. Only the last token's row is looked at: what another word asks about is not seen.
 """
 
 import torch
@@ -26,18 +26,21 @@ BUDGETS = ("final", "mean")
 
 
 def score(attention: Tensor, last: Tensor) -> Tensor:
-    """s = mean over heads of the last token's row. attention (B, heads, R, S): weights of R rows; last (B,): which of them. -> (B, S)."""
+    """s = mean over heads of the last token's row: attention (B, heads, R, S), weights of R rows; last (B,): which of them is it.
+    -> (B, S)."""
     row = take(attention.transpose(1, 2), last[:, None])[:, 0]                   # b heads s
     return row.mean(dim=1)
 
 
-def stages(num_layers: int, keep: int | float, num_visual: int, after: int = AFTER, layer: str = "last", budget: str = "final") -> list[Stage]:
+def stages(num_layers: int, keep: int | float, num_visual: int, after: int = AFTER, layer: str = "last",
+           budget: str = "final") -> list[Stage]:
     """One cut after layer `after` (the paper's K) of a decoder with num_layers layers that gets num_visual visual tokens.
 
-    keep, an int or a fraction of num_visual: with budget="final" the visual tokens that are left after the cut (the paper's 1 - R); with
-    budget="mean" their mean over all layers, the first K of which see all:  T = (L keep - K N) / (L - K), rounded down.
+    keep, an int or a fraction of num_visual: with budget="final" the FINAL count, what the cut leaves (the paper's 1 - R); with
+    budget="mean" the MEAN over all layers, the first K of which see all:  T = (L keep - K N) / (L - K), rounded down.
     layer: "last", the attention of layer K as in the release, or "next", of layer K + 1.
-    ValueError: keep out of range or, as a mean, below what is left when one token stays; K outside 1 ... L - 1 (0 is fine with "next").
+    ValueError: keep out of range or, as a mean, below what is left when one token stays; K outside 1 ... L - 1 (0 is fine with
+    "next"); a prompt without text behind the image (when the cut is made).
     """
     if layer not in ("last", "next") or budget not in BUDGETS:
         raise ValueError(f"layer={layer!r}, budget={budget!r}: need 'last' or 'next', and one of {BUDGETS}")
@@ -49,7 +52,8 @@ def stages(num_layers: int, keep: int | float, num_visual: int, after: int = AFT
         left = (num_layers * left - after * num_visual) // (num_layers - after)
         if left < 1:
             least = (after * num_visual + num_layers - after) / num_layers
-            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: a cut after layer {after} leaves at least {least:.1f} of {num_visual}")
+            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: a cut after layer {after} leaves at least "
+                             f"{least:.1f} of {num_visual}")
 
     def plan(state, keep):
         rows = slice(state.visual.stop, None)

@@ -1,25 +1,30 @@
-"""TransPrune - Token Transition Pruning for Efficient Large Vision-Language Model (Li, Duan, Zhang, Ma, Xie, Carneiro, Yaqub, Wang, CVPR 2026,
-arXiv 2507.20630).
+"""TransPrune - Token Transition Pruning for Efficient Large Vision-Language Model (Li, Duan, Zhang, Ma, Xie, Carneiro, Yaqub,
+Wang, CVPR 2026, arXiv 2507.20630).
 
-The idea: attention scores favour places, similarity ignores the task; watch instead what the decoder does to each token. In the middle layers
-the tokens whose length and direction its modules change most are the ones that mean something. This Token Transition Variation (TTV) is summed
-over layers, the attention of the instruction (IGA) is added, and the visual tokens are cut three times.
+The idea: attention scores favour places, similarity ignores the task; watch instead what the decoder does to each token. In the
+middle layers the tokens whose length and direction its modules change most are the ones that mean something. This Token
+Transition Variation (TTV) is summed over layers, the attention of the instruction (IGA) is added, and the visual tokens are cut
+three times.
 
-    m = |F(x)| / |x|,  d = cos(x, F(x))                          transition    (eq. 1; x: after the norm, F(x): before the residual sum)
-    TTV = m softmax(1 - d)                                       ttv           (eq. 2)
-    TTV_l = TTV(attention of l) + TTV(feed-forward of l)         layer_ttv     (eq. 3)
-    TTV_p = sum over l in A, l <= p, of TTV_l                    stages        (eq. 4; dropped tokens take their history with them)
-    IGA = mean over heads, instruction tokens of attention       iga           (eq. 5; of layer p + 1, not accumulated)
-    alpha TTV_p / sum + (1 - alpha) IGA / sum                    score         (eq. 6, alpha = 0.5)
-    keep int(ratio N) tokens after layers 7, 9, 12 of 32         stages
+    m = |F(x)| / |x|,  d = cos(x, F(x))                       transition   (eq. 1; x after the norm, F(x) before the residual sum)
+    TTV = m softmax(1 - d)                                    ttv          (eq. 2)
+    TTV_l = TTV(attention of l) + TTV(feed-forward of l)      layer_ttv    (eq. 3)
+    TTV_p = sum over l in A, l <= p, of TTV_l                 stages       (eq. 4; dropped tokens take their history with them)
+    IGA = mean over heads, instruction tokens of attention    iga          (eq. 5; of layer p + 1, not accumulated)
+    alpha TTV_p / sum + (1 - alpha) IGA / sum                 score        (eq. 6, alpha = 0.5)
+    keep int(ratio N) tokens after layers 7, 9, 12 of 32      stages
 
 Paper and official code (liaolea/TransPrune) differ; both are here, and which one made the tables is not known:
-- direction: the release takes 1 - d ("release", the default: a token that is turned round counts most), the paper 1 - |d| ("abs": an orthogonal one).
-- support: the release's softmax runs over the whole sequence ("sequence"), the paper's over the image ("image"). Within a layer this is one
-  factor for all tokens; it weighs layers that ran on different numbers of tokens against each other.
-The release takes one prompt at a time, without grouped keys; here a batch shares counts, and padding stays out of every sum. Its score is twice eq. 6.
-Only module inputs and outputs and a few rows of attention are needed, so fast attention kernels stay. Ratios: the scripts' list is "High" by its
-FLOPs (1.557 T of 3.817 T); "Low" is inferred from its FLOPs (1.19 T), the paper's main text does not give it.
+- direction: the release takes 1 - d ("release", the default: a token that is turned round counts most), the paper 1 - |d|
+  ("abs": an orthogonal one).
+- support: the release's softmax runs over the whole sequence ("sequence"), the paper's over the image ("image"). Within a module
+  this is one factor for all tokens; but it weighs modules and layers against each other, and as the question is in the sequence,
+  only with "image" is TTV exactly blind to the question.
+
+The release takes one prompt at a time, without grouped keys; here a batch shares counts, and padding stays out of every sum. Its
+score is twice eq. 6. Only module inputs and outputs and a few rows of attention are needed, so fast attention kernels stay.
+Ratios: the scripts' list is "High" by its FLOPs (1.557 T of 3.817 T); "Low" is inferred from its FLOPs (1.19 T), the paper's main
+text does not give it.
 """
 
 import math
@@ -49,8 +54,8 @@ def _check_choice(name, value, choices):
 
 # -------------------------------------------------------------------------------------------------------------- score
 def transition(token_in: Tensor, token_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 1: magnitude |out| / |in| and direction cos(in, out), each (B, S), of a module's input (after the norm) and output (before the
-    residual sum), (B, S, D). The decoder records the same of the layers that a `Stage` watches."""
+    """Eq. 1: magnitude |out| / |in| and direction cos(in, out), each (B, S), of a module's input (after the norm) and output
+    (before the residual sum), (B, S, D). The decoder records the same of the layers that a `Stage` watches."""
     token_in, token_out = widen(token_in), widen(token_out)
     return token_out.norm(dim=-1) / token_in.norm(dim=-1).clamp(min=1e-12), F.cosine_similarity(token_in, token_out, dim=-1)
 
@@ -58,8 +63,8 @@ def transition(token_in: Tensor, token_out: Tensor) -> tuple[Tensor, Tensor]:
 def ttv(magnitude: Tensor, cosine: Tensor, valid: Tensor | None = None, direction: str = "release") -> Tensor:
     """Eq. 2: m_i exp(u_i) / sum over j of exp(u_j), with u = 1 - d ("release") or 1 - |d| ("abs", the paper).
 
-    magnitude, cosine (B, S). valid (B, S) bool: the support of the softmax; None is all. -> (B, S), 0 outside the support; sums to at most
-    max m. The softmax touches the direction only: the magnitude comes after it.
+    magnitude, cosine (B, S). valid (B, S) bool: the support of the softmax; None is all. -> (B, S), 0 outside the support; sums
+    to at most max m. The softmax touches the direction only: the magnitude comes after it.
     """
     _check_choice("direction", direction, DIRECTIONS)
     turn = 1 - (cosine.abs() if direction == "abs" else cosine)
@@ -69,9 +74,9 @@ def ttv(magnitude: Tensor, cosine: Tensor, valid: Tensor | None = None, directio
 
 
 def layer_ttv(transitions, direction: str = "release", support: str = "sequence") -> Tensor:
-    """Eq. 3 for several layers: TTV of the attention module plus TTV of the feed-forward module, of the visual tokens that are alive.
+    """Eq. 3 for several layers: TTV of the attention plus TTV of the feed-forward module, of the visual tokens that are alive.
 
-    transitions: one record a layer (`vtlib.vlm.decoder.Transition`), made when that layer ran, on as many tokens as there were then.
+    transitions: one record a layer (`vtlib.vlm.decoder.Transition`), made when that layer ran, on the tokens there were then.
     -> (B, layers, n). Their sum over layers is the accumulated TTV_p of eq. 4.
     """
     _check_choice("support", support, SUPPORTS)
@@ -89,8 +94,8 @@ def layer_ttv(transitions, direction: str = "release", support: str = "sequence"
 def iga(attention: Tensor, visual: slice, asking: Tensor) -> Tensor:
     """Eq. 5: how much the instruction attends to each visual token: mean over heads and instruction tokens.
 
-    attention (B, heads, R, S): weights of the R tokens behind the image, over the whole sequence. visual: the image's columns. asking (B, R) bool:
-    no padding. -> (B, n).
+    attention (B, heads, R, S): weights of the R tokens behind the image, over the whole sequence. visual: the image's columns.
+    asking (B, R) bool: no padding. -> (B, n).
     """
     rows = attention.mean(dim=1)[:, :, visual]                                                       # b r n
     asking = asking[:, :, None].to(rows.dtype)
@@ -98,9 +103,10 @@ def iga(attention: Tensor, visual: slice, asking: Tensor) -> Tensor:
 
 
 def score(ttv: Tensor, iga: Tensor, alive: Tensor | None = None, alpha: float = 0.5) -> Tensor:
-    """Eq. 6: alpha TTV / (sum TTV + 1e-8) + (1 - alpha) IGA / (sum IGA + 1e-8); each (B, n), sums over the tokens that are alive, 0 for others.
+    """Eq. 6: alpha TTV / (sum TTV + 1e-8) + (1 - alpha) IGA / (sum IGA + 1e-8), each (B, n).
 
-    alpha=1 is TTV alone (blind to the question), alpha=0 is IGA alone. The release adds both without alpha: twice alpha = 0.5.
+    The sums run over the tokens that are alive, the others get 0. alpha=1 is TTV alone, alpha=0 is IGA alone. The release adds
+    both without alpha: twice alpha = 0.5.
     """
     parts = [x if alive is None else x.masked_fill(~alive, 0) for x in (ttv, iga)]
     a, b = (x / (x.sum(dim=1, keepdim=True) + EPS) for x in parts)
@@ -109,7 +115,8 @@ def score(ttv: Tensor, iga: Tensor, alive: Tensor | None = None, alpha: float = 
 
 # ----------------------------------------------------------------------------------------------------------- schedule
 def scaled_layers(num_layers: int) -> tuple[int, ...]:
-    """The paper's cuts, after layers 7, 9, 12 of 32, at the same relative depth: rounded, at least 1, one after another. ValueError below 4."""
+    """The paper's cuts, after layers 7, 9, 12 of 32, at the same relative depth: rounded, at least 1, one after another.
+    ValueError below 4."""
     if num_layers < len(PRUNING_LAYERS) + 1:
         raise ValueError(f"num_layers={num_layers} but three cuts, each with a layer before and after it, need at least 4")
     layers = []
@@ -120,12 +127,12 @@ def scaled_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def counts(num_layers: int, keep: int | float, num_visual: int, layers: tuple[int, ...], budget: str = "final") -> list[int]:
-    """Visual tokens after each cut. The cuts share the loss as in "High", whose three cuts bring it to 1, 3 and 7 eighths: with D tokens lost in
-    the end, int(N - D/7), int(N - 3D/7), int(N - D) are left. (More or fewer cuts: equal steps.)
+    """Visual tokens after each cut. The cuts share the loss as in "High", whose three cuts bring it to 1, 3 and 7 eighths: with D
+    tokens lost in the end, int(N - D/7), int(N - 3D/7), int(N - D) are left. (More or fewer cuts: equal steps.)
 
-    keep, an int or a fraction of num_visual (rounded down, as in the release). budget="final": what the last cut leaves, 0 included; "mean":
-    the mean over all layers, the first of which see all. 0.125 of 576, final: 504, 360, 72. ValueError: keep out of range, or a mean that is
-    below what is left when the last cut drops everything.
+    keep, an int or a fraction of num_visual (rounded down, as in the release). budget="final": what the last cut leaves, 0
+    included; "mean": the mean over all layers, the first of which see all. 0.125 of 576, final: 504, 360, 72. ValueError: keep
+    out of range, or a mean that is below what is left when the last cut drops everything.
     """
     _check_choice("budget", budget, BUDGETS)
     whole = 0 if keep == 0 else resolve_keep(keep, num_visual)                  # checks
@@ -139,37 +146,41 @@ def counts(num_layers: int, keep: int | float, num_visual: int, layers: tuple[in
         lost = lost * num_layers / sum(s * n for s, n in zip(share, spans))
         if lost > num_visual:
             least = num_visual - num_visual * sum(s * n for s, n in zip(share, spans)) / num_layers
-            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: cuts after layers {layers} leave at least {float(least):.1f} "
-                             f"of {num_visual}")
+            raise ValueError(f"keep={keep} as the mean over {num_layers} layers: cuts after layers {layers} leave at least "
+                             f"{float(least):.1f} of {num_visual}")
     return [math.floor(num_visual - lost * s) for s in share]
 
 
 def stages(num_layers: int, keep: int | float | None, num_visual: int, ratios: tuple[float, ...] | None = None,
            layers: tuple[int, ...] | None = None, accumulate: tuple[int, ...] | None = None, budget: str = "final",
            direction: str = "release", support: str = "sequence", alpha: float = 0.5) -> list[Stage]:
-    """The cuts for a decoder with num_layers layers that gets num_visual visual tokens: `Decoder.prefill(..., stages(...), positions=POSITIONS)`.
+    """The cuts for a decoder with num_layers layers that gets num_visual visual tokens; go to
+    `Decoder.prefill(..., stages(...), positions=POSITIONS)`.
 
-    keep: with budget="final" the visual tokens that the last cut leaves, with budget="mean" their mean over all layers (`counts`). Or keep=None
-    and ratios, one a cut, of num_visual: HIGH, LOW.
-    layers: the cuts come after these (1-based), default `scaled_layers`. accumulate: TTV is summed over these layers, as far as they have run;
-    default: all from the first cut to the last (7 ... 12). alpha: `score`. direction, support: see the module.
-    ValueError: keep and ratios both or neither; layers that are out of order, or a last layer, behind which there is no attention to ask; a first
-    cut before any of `accumulate`; a prompt without text behind the image (when the cut is made).
+    keep, an int or a fraction of num_visual: with budget="final" the FINAL count, what the last cut leaves; with budget="mean"
+    the MEAN over all layers (`counts`). Or keep=None and ratios, one a cut, of num_visual: HIGH, LOW.
+    layers: the cuts come after these (1-based), default `scaled_layers`.
+    accumulate: TTV is summed over these layers, as far as they have run; default: all from the first cut to the last (7 ... 12).
+    alpha: see `score`. direction, support: see the module.
+    ValueError: keep and ratios both or neither; layers that are out of order, or a last layer, behind which there is no attention
+    to ask; a first cut before any of `accumulate`; a prompt without text behind the image (when the cut is made).
     """
     _check_choice("direction", direction, DIRECTIONS)
     _check_choice("support", support, SUPPORTS)
     layers = scaled_layers(num_layers) if layers is None else tuple(layers)
     if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] < num_layers:
-        raise ValueError(f"layers={layers} must rise and lie in 1 ... {num_layers - 1}: the layer after a cut is asked for its attention")
+        raise ValueError(f"layers={layers} must rise and lie in 1 ... {num_layers - 1}: "
+                         "the layer after a cut is asked for its attention")
     accumulate = tuple(range(layers[0], layers[-1] + 1)) if accumulate is None else tuple(accumulate)
     if not accumulate or not 1 <= min(accumulate) <= layers[0]:
-        raise ValueError(f"accumulate={accumulate}: at least one of these layers must have run at the first cut, after layer {layers[0]}")
+        raise ValueError(f"accumulate={accumulate}: at least one of these layers must have run at the first cut, "
+                         f"after layer {layers[0]}")
     if (keep is None) == (ratios is None):
         raise ValueError(f"keep={keep}, ratios={ratios}: needs one of the two")
     if ratios is None:
         left = counts(num_layers, keep, num_visual, layers, budget)
     elif len(ratios) != len(layers) or not all(0 <= r <= 1 for r in ratios) or list(ratios) != sorted(ratios, reverse=True):
-        raise ValueError(f"ratios={ratios} must have one entry in 0 ... 1 for each of the cuts after layers {layers}, and not rise")
+        raise ValueError(f"ratios={ratios} must have one entry in 0 ... 1 for each cut, after layers {layers}, and not rise")
     else:
         left = [int(r * num_visual) for r in ratios]                             # of the original number, not of what is alive
 
