@@ -146,6 +146,17 @@ def outputs(monkeypatch):
     return calls
 
 
+def test_train_is_the_plain_loop():
+    torch.manual_seed(0)
+    model, x, seen = torch.nn.Linear(3, 1), torch.randn(64, 3), []
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+    losses = teach.train(
+        model, lambda step: (model(x) - y).square().mean(), steps=80, rate=0.1, decay=0, each=lambda *row: seen.append(row)
+    )
+    assert len(losses) == 80 and losses[-1] < 0.05 * losses[0] and not model.training
+    assert seen == list(enumerate(losses))
+
+
 def test_a_live_curve_updates_one_output(outputs):
     with teach.LiveCurve(30, "It falls", "loss", alt="The loss falls steadily from 3 to 0.", every=0) as curve:
         for step in range(5):

@@ -109,6 +109,18 @@ def test_labels_of_the_standard_figure_are_inside():
     assert left.x1 < right.x0
 
 
+def test_picture_panels_fill_the_figure():
+    fig, axes = teach.figure(3, 2, layout="pictures")
+    for ax in axes.flat:
+        teach.image(ax, torch.rand(3, 8, 8), "A title")
+    teach.png(fig)
+    width, height = fig.canvas.get_width_height()
+    places = [ax.get_tightbbox(fig.canvas.get_renderer()) for ax in axes.flat]
+    assert all(p.x0 >= 0 and p.y0 >= 0 and p.x1 <= width and p.y1 <= height for p in places)
+    assert sum(p.width * p.height for p in places) > 0.9 * width * height
+    assert places[0].x1 < places[1].x0 and places[3].y1 < places[0].y0  # a title does not touch the picture above it
+
+
 def test_two_panels_draw_fast():
     show.use_style()
     photo, heat = torch.rand(3, 96, 96), torch.rand(12, 12)
@@ -185,6 +197,37 @@ def test_overlay_with_nan_and_constants():
         teach.overlay(ax, torch.zeros(3, 8, 8), torch.rand(4))
     with pytest.raises(ValueError, match="mode='cubic'"):
         teach.overlay(ax, torch.zeros(3, 8, 8), heat, mode="cubic")
+
+
+def test_box_outlines_a_square():
+    _, ax = teach.figure()
+    teach.box(ax, (3, 5), 4)
+    (line,) = ax.lines
+    assert set(zip(line.get_ydata(), line.get_xdata())) == {(y, x) for y in (1, 5) for x in (3, 7)}
+
+
+def test_tiles_colour_by_key():
+    _, ax = teach.figure()
+    drawn = teach.tiles(ax, torch.tensor([[0, 1, -1], [0, 6, -2]]), "Groups", numbers=True).get_array()
+    assert np.allclose(drawn[0, 0], drawn[1, 0]) and not np.allclose(drawn[0, 0], drawn[0, 1])
+    assert np.allclose(drawn[0, 2], 0.75) and np.allclose(drawn[1, 2], 0) and np.allclose(drawn[1, 1], 1)
+    assert [t.get_text() for t in ax.texts] == ["0", "1", "2", "3", "4"]  # padding has no number
+    assert [t.get_position() for t in ax.texts][-1] == (2, 1)
+    assert np.allclose(teach.tiles(ax, torch.tensor([[7, 0]])).get_array()[0, 0], drawn[0, 0])  # colours come again
+    for bad in (torch.zeros(2, 2), torch.zeros(3, dtype=torch.long), torch.tensor([[-4]])):
+        with pytest.raises(ValueError, match="keys"):
+            teach.tiles(ax, bad)
+
+
+def test_seeds_gives_each_run_a_dot():
+    _, ax = teach.figure()
+    teach.seeds(ax, ["a", "b"], {"one": [[1, 2], [3]], "two": [[4], [5, 6]]})
+    first, second = ax.lines
+    assert list(first.get_ydata()) == [1, 2, 3] and list(second.get_ydata()) == [4, 5, 6]
+    assert list(first.get_xdata()) == pytest.approx([-0.1, -0.1, 0.9]) and first.get_marker() != second.get_marker()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"] and first.get_label() == "one"
+    with pytest.raises(ValueError, match="series.'two'. has values for 1 groups but there are 2"):
+        teach.seeds(ax, ["a", "b"], {"two": [[1]]})
 
 
 def test_lines_lie_between_patches():

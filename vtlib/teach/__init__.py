@@ -5,10 +5,26 @@ The only part of vtlib that imports matplotlib, ipywidgets and IPython.
 
 from vtlib.teach import _needs, exercises  # _needs first: it names a missing package and the pip command
 from vtlib.teach.exercise import Wrong, exercise
-from vtlib.teach.live import LiveCurve
+from vtlib.teach.live import LiveCurve, train
 from vtlib.teach.meter import activation_bytes, flops, latency
 from vtlib.teach.setup import device, setup
-from vtlib.teach.show import CMAP, CMAP_DIV, PALETTE, claims, figure, grid, image, lines, overlay, png, show, table
+from vtlib.teach.show import (
+    CMAP,
+    CMAP_DIV,
+    PALETTE,
+    box,
+    claims,
+    figure,
+    grid,
+    image,
+    lines,
+    overlay,
+    png,
+    seeds,
+    show,
+    table,
+    tiles,
+)
 from vtlib.teach.widgets import Panel, panel
 
 require = _needs.require
@@ -21,6 +37,7 @@ __all__ = [
     "Panel",
     "Wrong",
     "activation_bytes",
+    "box",
     "claims",
     "device",
     "exercise",
@@ -35,7 +52,10 @@ __all__ = [
     "panel",
     "png",
     "require",
+    "seeds",
     "setup",
     "show",
     "table",
+    "tiles",
+    "train",
 ]

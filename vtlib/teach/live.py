@@ -1,8 +1,11 @@
-"""A curve that grows while a model trains, and stays as one figure afterwards."""
+"""A curve that grows while a model trains, and stays as one figure afterwards; and the plain training loop under it."""
 
 import math
 import time
 import uuid
+from collections.abc import Callable
+
+import torch
 
 from vtlib.teach.show import PALETTE, _require_alt, figure, picture_html, png, publish
 
@@ -77,3 +80,25 @@ class LiveCurve:
     def __exit__(self, *error) -> None:
         if self.history:
             self._publish(final=True)
+
+
+def train(model: torch.nn.Module, loss: Callable, steps: int, rate: float, decay: float = 0.01, each: Callable | None = None):
+    """The plain loop, for when training is not the lesson: AdamW on `loss(step)`, rate rising for 15 % of the steps, then falling to 0.
+
+    loss: called with the step, draws its own batch, returns a scalar. each: called as each(step, value) after every step. decay:
+    weight decay. Returns the list of losses; the model is left in eval mode.
+    """
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+    losses = []
+    for step in range(steps):
+        value = loss(step)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(value.item())
+        if each is not None:
+            each(step, losses[-1])
+    model.eval()
+    return losses

@@ -65,22 +65,30 @@ def figure(ncols: int = 1, nrows: int = 1, size: tuple[float, float] | None = No
     """A figure in the style of the course, without pyplot: (fig, axes).
 
     size: (width, height) of the whole figure in inches, by default 3.2 x 2.8 a panel. axes: one Axes for a single panel, an
-    array of them for a row or a column, (nrows, ncols) otherwise. Margins are fixed, so that drawing is fast;
-    `layout="constrained"` fits them to long labels at about twice the time. Other keywords go to `Figure.subplots`
-    (sharey=True, width_ratios=...).
+    array of them for a row or a column, (nrows, ncols) otherwise. layout: None leaves room for ticks, labels and a title;
+    "pictures" is for panels without ticks, and leaves room for a title only (size by default 2.4 x 2.65 a panel: a square
+    and a line); both are fixed, so that drawing is fast. "constrained" fits the margins to long labels at about twice the
+    time. Other keywords go to `Figure.subplots` (sharey=True, width_ratios=...).
     """
     for name, value in (("ncols", ncols), ("nrows", nrows)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: needs a whole number of at least 1")
-    width, height = size if size is not None else (3.2 * ncols, 2.8 * nrows)
     layout = kw.pop("layout", None)
+    pictures = layout == "pictures"
+    panel = (2.4, 2.65) if pictures else (3.2, 2.8)
+    width, height = size if size is not None else (panel[0] * ncols, panel[1] * nrows)
     with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(width, height), layout=layout)
+        fig = Figure(figsize=(width, height), layout=None if pictures else layout)
         FigureCanvasAgg(fig)
         axes = fig.subplots(nrows, ncols, **kw)
         for ax in fig.axes:
             ax.locator_params(nbins=6)  # few ticks: small panels stay legible, and each tick costs a millisecond
-    if layout is None:  # margins in inches: room for a y label, tick labels and a title
+    if pictures:
+        panel_w, panel_h = width / ncols - 0.1, height / nrows - 0.27
+        fig.subplots_adjust(
+            0.05 / width, 0.04 / height, 1 - 0.05 / width, 1 - 0.23 / height, wspace=0.1 / panel_w, hspace=0.27 / panel_h
+        )
+    elif layout is None:  # margins in inches: room for a y label, tick labels and a title
         left, right, bottom, top = 0.55 / width, 1 - 0.12 / width, 0.45 / height, 1 - 0.3 / height
         panel_w, panel_h = (width - 0.67) / ncols, (height - 0.75) / nrows
         fig.subplots_adjust(
@@ -310,6 +318,50 @@ def overlay(
     if title is not None:
         ax.set_title(title)
     return drawn
+
+
+def box(ax, middle: tuple[float, float], side: float, color: str = "white", width: float = 1.6) -> None:
+    """Draw the outline of a square over the image already on `ax`: middle (row, column) and side, in pixels of the image."""
+    (y, x), r = middle, side / 2
+    ax.plot([x - r, x + r, x + r, x - r, x - r], [y - r, y - r, y + r, y + r, y - r], color=color, linewidth=width)
+
+
+def tiles(ax, keys, title: str | None = None, numbers: bool = False):
+    """A map of whole numbers (h, w) as coloured squares; returns matplotlib's AxesImage.
+
+    Equal keys 0, 1, 2, ... share a colour of the palette (pale, so that black text reads on it; 6 is white). Below 0: -1 is grey
+    (padding), -2 black (the token that was picked), -3 nearly white (nothing). numbers: write on each square that is not
+    padding its number, row by row.
+    """
+    keys = torch.as_tensor(keys).cpu()
+    if keys.ndim != 2 or keys.is_floating_point():
+        raise ValueError(f"keys: got shape {tuple(keys.shape)} of {keys.dtype}, needs whole numbers (h, w)")
+    if keys.min() < -3:
+        raise ValueError(f"keys: got {int(keys.min())}, needs at least -3")
+    pale = [[0.45 + 0.55 * int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)] for color in PALETTE[:6]] + [[1.0] * 3]
+    special = [[0.94] * 3, [0.0] * 3, [0.75] * 3]  # -3, -2, -1
+    tint = torch.tensor(special + pale)[torch.where(keys < 0, keys, keys % 7) + 3]  # h w 3
+    drawn = image(ax, tint.permute(2, 0, 1), title)
+    if numbers:
+        for token, (y, x) in enumerate((keys != -1).nonzero().tolist()):
+            ax.text(x, y, str(token), ha="center", va="center", fontsize=7 if len(keys) < 8 else 5.5)
+    return drawn
+
+
+def seeds(ax, groups: Sequence[str], series: dict[str, Sequence[Sequence[float]]], marks: str = "oDs^v") -> None:
+    """One dot a run, so that the spread is seen: `series` is {label: for each group its values, one a seed}.
+
+    The groups stand side by side on the x axis, the series of a group next to each other, each with its colour and mark.
+    """
+    step = min(0.2, 0.7 / len(series))
+    for k, (label, values) in enumerate(series.items()):
+        if len(values) != len(groups):
+            raise ValueError(f"series[{label!r}] has values for {len(values)} groups but there are {len(groups)}")
+        at = [j + step * (k - (len(series) - 1) / 2) for j, runs in enumerate(values) for _ in runs]
+        dots = [value for runs in values for value in runs]
+        ax.plot(at, dots, marks[k % len(marks)], color=PALETTE[k % len(PALETTE)], markersize=5, label=label)
+    ax.set_xlim(-0.5, len(groups) - 0.5)
+    ax.set_xticks(range(len(groups)), groups)
 
 
 def lines(ax, patch: int | tuple[int, int], color: str = "white", width: float = 0.8) -> None:
