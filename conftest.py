@@ -54,7 +54,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByNotebook(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
-            notebook = re.search(r"\[(\d\d_\w+)\]$", test)
+            notebook = re.search(r"\[(\d\d[a-z]?_\w+)\]$", test)
             whole = notebook and re.match(r"test_(solved|notebook|first_cells)", test)
             return f"{file}::{notebook.group(1)}" if whole else file
 

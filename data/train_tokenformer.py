@@ -3,7 +3,7 @@
     python data/train_tokenformer.py
 
 The text is one line a pictogram, "sub-category: name", without the flags; the held-out text holds the names of the test split.
-Notebook 01 loads the result and grows it. Same text, same recipe there and here.
+Notebook 01b loads the result and grows it. Same text, same recipe there and here.
 """
 
 import time

@@ -185,6 +185,21 @@ def test_growth_costs_parameter_attention_only():
     assert cost(32) - 32 * (cost(64) - cost(32)) // 32 == 4 * 10**2 * 24
 
 
+def test_official_checkpoints_are_renumbered():
+    model = tf.TokenFormer(11, 24, 3, 3, num_tokens=4)
+    official = {"sequential.0.word_embeddings.weight": model.embedding.weight, "sequential.6.word_embeddings.weight": model.embedding.weight}
+    for name, weight in model.state_dict().items():
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            official[f"sequential.{int(number) + 2}.{rest}"] = weight.half()
+            official[f"sequential.{int(number) + 2}.attention.rotary_emb.inv_freq"] = torch.ones(2)
+    converted = tf.convert_official({"module": official})
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert all(torch.allclose(converted[k], v, atol=1e-3) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="not a TokenFormer"):
+        tf.convert_official({"layers.0.weight": torch.ones(1)})
+
+
 def test_identity_keys_are_not_a_linear_layer():
     layer, weight = tf.Pattention(6, 4, 6), torch.randn(6, 4)
     layer.load_state_dict({"key_param_tokens": torch.eye(6), "value_param_tokens": weight})

@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.notebook import ROOT, code_cells, execute, exercise_lines, paths, plain_python, read, solution_code, solve, tags
+from tools.notebook import (
+    ROOT,
+    code_cells,
+    execute,
+    exercise_lines,
+    number,
+    paths,
+    plain_python,
+    read,
+    solution_code,
+    solve,
+    tags,
+)
 from vtlib import teach
 
 NOTEBOOKS = {path.stem: path for path in paths()}
@@ -25,10 +37,8 @@ CASES = [
     if "exercise" in tags(cell)
     for name in re.findall(r"""teach\.exercise\(\s*["']([^"']+)["']""", cell.source)
 ]
-WRONG = {
-    stem: runpy.run_path(str(HERE / f"wrong_{stem[:2]}.py"))["WRONG"] if (HERE / f"wrong_{stem[:2]}.py").exists() else {}
-    for stem in NOTEBOOKS
-}
+FILES = {stem: HERE / f"wrong_{number(path)}.py" for stem, path in NOTEBOOKS.items()}
+WRONG = {stem: runpy.run_path(str(file))["WRONG"] if file.exists() else {} for stem, file in FILES.items()}
 MISTAKES = [
     (stem, name, short, source, fragment)
     for stem in NOTEBOOKS
@@ -127,12 +137,12 @@ def test_mistake_is_explained(stem, name, short, source, fragment):
 @pytest.mark.parametrize("stem", NOTEBOOKS)
 def test_registry_and_mistakes_cover_the_notebook(stem):
     names = [name for s, name in CASES if s == stem]
-    assert sorted(names) == sorted(teach.exercises.names(stem[:2])), (
+    assert sorted(names) == sorted(teach.exercises.names(number(stem))), (
         "exercises of the notebook and of vtlib/teach/exercises differ"
     )
     assert not set(WRONG[stem]) - set(names), "mistakes of exercises that don't exist"
     few = {name: len(WRONG[stem].get(name, [])) for name in names if len(WRONG[stem].get(name, [])) < 3}
-    assert not few, f"at least three wrong answers each, in tests/notebooks/wrong_{stem[:2]}.py"
+    assert not few, f"at least three wrong answers each, in tests/notebooks/{FILES[stem].name}"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a notebook must look like, checked on the file itself, without a kernel. One test per rule, each over all notebooks."""
 
 import ast
+import math
 import re
 import statistics
 import sys
@@ -16,6 +17,7 @@ from tools.notebook import (
     badge,
     code_cells,
     exercises,
+    number,
     paths,
     plain_python,
     read,
@@ -111,7 +113,7 @@ def test_valid_and_normalised(nb):
 
 
 def test_name(path):
-    assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)
+    assert re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+\.ipynb", path.name)
 
 
 def test_head(nb, path):
@@ -144,14 +146,18 @@ def test_setup_cell_is_the_first_code_cell_and_the_same_everywhere(nb):
     assert len(tagged(nb.cells, "setup")) == 1
 
 
-def test_length(nb):
-    assert 40 <= len(nb.cells) <= 90, f"{len(nb.cells)} cells"
-    assert 2500 <= words(nb) <= 5000, f"{words(nb)} words"
+def test_length(nb, path):
+    second = len(number(path)) > 2  # 01b: the second notebook of a family, which may be the shorter half of an evening
+    cells, prose = (35, 1800) if second else (40, 2500)
+    assert cells <= len(nb.cells) <= 90, f"{len(nb.cells)} cells"
+    assert prose <= words(nb) <= 5000, f"{words(nb)} words"
 
 
 def test_code_cells_are_short(nb):
     counts = {show(cell): len(lines_of(cell)) for cell in code_cells(nb)}
-    assert not {k: v for k, v in counts.items() if v > 35}
+    assert not {k: v for k, v in counts.items() if v > 25}, "split it, or move what is not the lesson into vtlib"
+    long = {k: v for k, v in counts.items() if v > 20}
+    assert len(long) <= len(counts) / 10, f"rarely over 20 lines: {long}"
     assert statistics.median(counts.values()) <= 15
 
 
@@ -181,7 +187,7 @@ def test_exercises(nb, path):
     found = exercises(nb)  # raises when a solution is missing or not a single block
     for i, names, _ in found:
         cell = nb.cells[i]
-        assert all(name.startswith(path.name[:2] + ".") for name in names), f"{names}: named after the notebook, NN.topic"
+        assert len(names) == 1 and names[0].startswith(f"{number(path)}."), f"{names}: one a cell, named after the notebook, NN.topic"
         assert "NotImplementedError" in cell.source, f"{show(cell)}: the stub raises NotImplementedError"
         tree = ast.parse(plain_python(cell.source))
         stubs = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
@@ -193,9 +199,7 @@ def test_exercises(nb, path):
         assert re.search(r"difficulty", card, re.IGNORECASE) and re.search(r"\d+\s*min", card), f"{show(cell)}: card above it"
         after = nb.cells[i + 1 :]
         order = [next((k for k, c in enumerate(after) if tag in tags(c)), None) for tag in ("hint", "solution")]
-        assert None not in order and order[0] <= order[1], (
-            f"{show(cell)}: hint, then solution, after it (one cell may hold both)"
-        )
+        assert None not in order and order[0] < order[1], f"{show(cell)}: a hint cell, then a solution cell, after it"
     names = [name for _, group, _ in found for name in group]
     assert names and len(set(names)) == len(names)
 
@@ -285,7 +289,8 @@ def alt(tag):
 
 def test_size_and_time(nb, path):
     assert path.stat().st_size < 2.5e6, f"{path.stat().st_size / 1e6:.2f} MB"
-    assert 0 < nb.metadata.get("vtlib", {}).get("seconds", 0) < 120, "run time, stored by tools/notebook.py run"
+    spent = nb.metadata.get("vtlib", {})  # the clock's seconds grow with what else the machine does, the processor's do not
+    assert 0 < min(spent.get("seconds", 0), spent.get("processor_seconds", math.inf)) < 120, "stored by tools/notebook.py run"
 
 
 def test_few_compared_outputs(nb):

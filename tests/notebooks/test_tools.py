@@ -96,7 +96,8 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     without_vtlib(nb)
     tool.run(nb)
     first = json.loads(nb.read_text())
-    assert first["metadata"].pop("vtlib")["seconds"] > 0
+    spent = first["metadata"].pop("vtlib")
+    assert 0 < spent.get("processor_seconds", 0.1) and 0 < spent["seconds"]
     cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4]
     assert cells[1]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]}]

@@ -30,6 +30,18 @@ def cf_key_mask(x, multiple, group):
 '''
 
 
+def _bias(index, out="h q k"):
+    return f'''
+def cf_bias(table, group_size):
+    g = group_size
+    at = torch.cartesian_prod(torch.arange(g), torch.arange(g))
+    dy, dx = (at[:, None] - at[None]).unbind(-1)
+    return rearrange(table[{index}], "q k h -> {out}")
+'''
+
+
+_ROWS = "(dy + g - 1) * (2 * g - 1) + dx + g - 1"
+
 WRONG = {
     "01.cel_padding": [
         ("padding of stride 1", _cel("k // 2"), "one row and one column too many"),
@@ -71,5 +83,15 @@ def cf_cel(images, weights, stride):
         ("ones and zeros", _mask('real = F.pad(real, (0, 0, 0, right, 0, down)); return rearrange(group(real), "1 n k 1 -> n 1 k")'),
          "added to the logits"),
         ("no padding", _mask('return (1 - rearrange(group(real), "1 n k 1 -> n 1 k")) * -1e6'), "not a multiple"),
+    ],
+    "01.dpb_bias": [
+        ("key minus query", _bias("(g - 1 - dy) * (2 * g - 1) + g - 1 - dx"), "key minus query"),
+        ("keys first", _bias(_ROWS, "h k q"), "key minus query"),
+        ("dx outer", _bias("(dx + g - 1) * (2 * g - 1) + dy + g - 1"), "dy and dx are swapped"),
+        ("one sign", _bias("(dy + g - 1) * (2 * g - 1) + g - 1 - dx"), "only dx has the wrong sign"),
+        ("not shifted", _bias("dy * (2 * g - 1) + dx"), "not shifted"),
+        ("stride G", _bias("(dy + g - 1) * g + dx + g - 1"), "skips 2G - 1 rows"),
+        ("no sign", _bias("(dy.abs() + g - 1) * (2 * g - 1) + dx.abs() + g - 1"), "without a sign"),
+        ("heads last", _bias(_ROWS, "q k h"), "heads come last"),
     ],
 }

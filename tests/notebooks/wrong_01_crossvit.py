@@ -72,6 +72,7 @@ WRONG = {
         ("patches swapped", _changed(_EXCHANGE, "own[:, 1:]], dim=1)", "other[:, 1:]], dim=1)"), "patch tokens have changed branches"),
         ("cls alone", _changed(_EXCHANGE, "torch.cat([g[i](y), own[:, 1:]], dim=1)", "g[i](y)"), "only the [CLS] came back"),
         ("wrong modules", _changed(_EXCHANGE, "f[i](own", "f[1 - i](own"), "belongs to branch i's own"),
+        ("axis lost", _changed(_EXCHANGE, "f[i](own[:, :1])", "f[i](own[:, 0])"), "loses the token axis"),
         ("in place", '''
 def exchange(xs, f, mca, g):
     for i in (0, 1):

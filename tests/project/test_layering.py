@@ -22,7 +22,7 @@ COURSE_ONLY = {
     "PIL",
     "scipy",
 }
-NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py")  # files of a family that hold no paper
+NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py")  # files of a family that hold no paper
 BUILDS_ON = set()  # (paper, paper) pairs like ("pruning.a", "pruning.b") where the paper itself builds on the other
 
 

@@ -169,23 +169,27 @@ def test_names_and_lookup(double):
         teach.exercise("99.tripple", double)
     with pytest.raises(ValueError, match="registered already"):
         check("99.double", reference=double)
-    for bad in ("patchify", "0.patchify", "00.", "00patchify"):
-        with pytest.raises(ValueError, match="two digits"):
+    for bad in ("patchify", "0.patchify", "00.", "00patchify", "00bc.patchify", "00B.patchify"):
+        with pytest.raises(ValueError, match="notebook's number"):
             check(bad, reference=double)
 
 
 def test_the_module_of_a_notebook_is_imported_when_asked_for(monkeypatch, tmp_path):
-    (tmp_path / "nb98.py").write_text(
-        "from vtlib.teach.exercises import check, expect\n"
-        "@check('98.same', reference=lambda x: x)\ndef _(fn):\n    expect(fn(1), 1)\n"
-    )
+    for number in ("98", "98b"):
+        (tmp_path / f"nb{number}.py").write_text(
+            "from vtlib.teach.exercises import check, expect\n"
+            f"@check('{number}.same', reference=lambda x: x)\ndef _(fn):\n    expect(fn(1), 1)\n"
+        )
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
     try:
         assert exercises.names("98") == ["98.same"]
+        assert exercises.get("98b.same")[0](1) == 1 and exercises.names("98b") == ["98b.same"]
+        assert exercises.names("98") == ["98.same"], "a lettered notebook has exercises of its own"
         assert "98.same" in exercises.names()
         assert exercises.names("97") == []
     finally:
-        sys.modules.pop("vtlib.teach.exercises.nb98", None)
+        for number in ("98", "98b"):
+            sys.modules.pop(f"vtlib.teach.exercises.nb{number}", None)
 
 
 def test_expect_other_kinds():

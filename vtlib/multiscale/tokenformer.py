@@ -17,6 +17,8 @@ so an input orthogonal to all keys gives 0 (NaN in the torch code, which is matc
 torch code recomputes sqrt(n) and thereby changes the function). The vision model is inferred: its code is not released.
 """
 
+import re
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -245,6 +247,25 @@ class TokenFormerViT(_Tokenformer):
 
     def forward(self, images):
         return self.head(self.tokens(images)[:, 0])
+
+
+def convert_official(state_dict):
+    """A released checkpoint (GPT-NeoX pipeline) -> the names of `TokenFormer`.
+
+    The stages of the pipeline are numbered through, so layers are found by their Pattentions and numbered anew from 0. The embedding is
+    `word_embeddings.weight`; a copy of it (the tied output) and buffers of the rotary positions are dropped, a wrapping key "module" is
+    opened. Build the model with vocab_size=len(embedding.weight): the files may pad the vocabulary. Raises ValueError when there is
+    neither. Inferred from the code that writes these files: no released file has been read here.
+    """
+    state_dict = state_dict.get("module", state_dict)
+    layer = re.compile(r"(?:.*\.)?(\d+)\.((?:attention\.(?:query|key|value|proj)|mlp)\.(?:key|value)_param_tokens)")
+    found = {key: match for key in state_dict if (match := layer.fullmatch(key))}
+    order = {number: i for i, number in enumerate(sorted({int(match[1]) for match in found.values()}))}
+    out = {f"blocks.{order[int(match[1])]}.{match[2]}": state_dict[key].float() for key, match in found.items()}
+    embeddings = sorted(key for key in state_dict if key.endswith("word_embeddings.weight"))
+    if not found or not embeddings:
+        raise ValueError("state_dict holds no *_param_tokens or no word_embeddings.weight: not a TokenFormer language model")
+    return out | {"embedding.weight": state_dict[embeddings[0]].float()}
 
 
 def _official(embed_dim, num_layers, num_heads, num_tokens):

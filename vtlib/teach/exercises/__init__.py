@@ -1,6 +1,6 @@
 """The registry of exercises and the comparison that explains what is off.
 
-One module per notebook (`nb00.py` holds the checks of notebook 00), imported when one of its names is first asked for:
+One module per notebook (`nb00.py` holds the checks of notebook 00, `nb01b.py` those of 01b), imported when one of its names is first asked for:
 
     @check("00.patchify", reference=vtlib.nn.patchify)
     def _(fn):
@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import pkgutil
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -30,13 +31,13 @@ class Wrong(AssertionError):
 
 
 def check(name: str, reference: Callable):
-    """Decorator that registers a check under `name` ("NN.topic"): it gets the learner's function and raises `Wrong`.
+    """Decorator that registers a check under `name` ("NN.topic" or "NNx.topic"): it gets the learner's function and raises `Wrong`.
 
     reference: what `teach.exercise` hands back while the exercise is not attempted. ValueError for a malformed or doubled name.
     """
     prefix, _, topic = name.partition(".")
-    if not (len(prefix) == 2 and prefix.isdigit() and topic):
-        raise ValueError(f"name={name!r}: needs two digits of the notebook, a dot and a topic, like '00.patchify'")
+    if not (re.fullmatch(r"\d\d[a-z]?", prefix) and topic):
+        raise ValueError(f"name={name!r}: needs the notebook's number, a dot and a topic, like '00.patchify' or '01b.grow'")
     if name in _REGISTRY:
         raise ValueError(f"name={name!r} is registered already; each exercise needs a name of its own")
 

@@ -1,3 +1,3 @@
 """Exercises of notebook 01, one module a paper."""
 
-from . import nb01_crossformer, nb01_crossvit, nb01_tokenformer  # noqa: F401
+from . import nb01_crossformer, nb01_crossvit  # noqa: F401

@@ -1,11 +1,11 @@
-"""Exercises on CrossFormer: the padding of cross-scale embedding, long-distance groups, the key mask."""
+"""Exercises on CrossFormer: the padding of cross-scale embedding, long-distance groups, the key mask, the position bias."""
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
 from vtlib.multiscale.crossformer import NEG_INF, group_lda, group_sda
-from vtlib.nn import pad_to_multiple
+from vtlib.nn import pad_to_multiple, relative_index
 from vtlib.teach.exercises import Wrong, check, expect, untouched
 
 
@@ -135,3 +135,39 @@ def _(fn):
                 1 - want / NEG_INF,
             "one row per image of the batch: the mask is the same for all images, take one": want[None].expand(2, -1, -1, -1),
         })
+
+
+# ------------------------------------------------------------------------------------------ 4: from a table to the bias of a head
+def bias(table, group_size):
+    return rearrange(table[relative_index(group_size, table.device)], "q k h -> h q k")
+
+
+def _bias(table, g, index):
+    """The bias when a pair reads row index(dy, dx) of the table, both offsets query minus key."""
+    at = torch.cartesian_prod(torch.arange(g), torch.arange(g))
+    dy, dx = (at[:, None] - at[None]).unbind(-1)
+    return rearrange(table[index(dy, dx)], "q k h -> h q k")
+
+
+@check("01.dpb_bias", reference=bias)
+def _(fn):
+    for g, heads in ((2, 3), (3, 2), (5, 1)):
+        table, m, n = torch.randn((2 * g - 1) ** 2, heads), g - 1, 2 * g - 1
+        want = bias(table, g)
+        with untouched(table):
+            got = fn(table, g)
+        expect(got, want, what=f"the bias for G={g}", mistakes={
+            "the sign of the offset: this is key minus query; it is query minus key": want.transpose(1, 2),
+            "dy and dx are swapped: dx is the outer one in your rows; dy is": lambda: _bias(table, g, lambda dy, dx: (dx + m) * n + dy + m),
+            "dy and dx are swapped, and the sign of the offset too": lambda: _bias(table, g, lambda dy, dx: (m - dx) * n + m - dy),
+            "only dx has the wrong sign; both are query minus key": lambda: _bias(table, g, lambda dy, dx: (dy + m) * n + m - dx),
+            "only dy has the wrong sign; both are query minus key": lambda: _bias(table, g, lambda dy, dx: (m - dy) * n + dx + m),
+            "the offsets are not shifted: they start at 1 - G, and a negative index counts from the end of the table":
+                lambda: _bias(table, g, lambda dy, dx: dy * n + dx),
+            "a step of dy skips 2G - 1 rows of the table, not G": lambda: _bias(table, g, lambda dy, dx: (dy + m) * g + dx + m),
+            "a step of dy skips 2G - 1 rows of the table, not 2G": lambda: _bias(table, g, lambda dy, dx: ((dy + m) * (n + 1) + dx + m) % n**2),
+            "offsets without a sign: left and right, up and down would get the same bias":
+                lambda: _bias(table, g, lambda dy, dx: (dy.abs() + m) * n + dx.abs() + m),
+            "the heads come last; they come first: (heads, queries, keys)": want.permute(1, 2, 0),
+        })
+    expect(fn(torch.arange(9.0)[:, None].double(), 2).dtype, torch.float64, what="the dtype of the bias for a table of doubles")

@@ -163,6 +163,9 @@ def _toy(dims):
 
     def visit(i):
         def mca(c, patches):
+            if c.ndim != 3:
+                raise Wrong(f"mca[{i}] got a [CLS] of shape {tuple(c.shape)}; it takes (B, 1, D): xs[i][:, 0] loses the token axis, "
+                            "xs[i][:, :1] keeps it")
             if c.shape[-1] != dims[1 - i] or patches.shape[-1] != dims[1 - i]:
                 raise Wrong(f"mca[{i}] got a [CLS] of width {c.shape[-1]} and patches of width {patches.shape[-1]}; it works in width "
                             f"{dims[1 - i]}, that of the other branch: f[{i}] takes the [CLS] there")
