@@ -191,6 +191,7 @@ def see(args):
 
 
 # --------------------------------------------------------------------------------------------------------------- 2. read
+WEIGHT = {"side": 2, "height": 2, "count": 2, "count_category": 2}  # what comes late
 COMMON, RARE = ("presence", "count", "count_category"), ("side", "height", "relation", "category", "sign")
 
 
@@ -200,7 +201,7 @@ def ask(scene, seed, common=5, rare=7):
 
 
 def read_loss(model, scene, asked, frozen):
-    """Mean over kinds of the answers' cross-entropy, and a small one between projected patches and their names."""
+    """Weighted mean over kinds of the answers' cross-entropy, and a small one between projected patches and their names."""
     ids, target, kind = exam.pack(model.ids, asked)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
@@ -215,13 +216,13 @@ def read_loss(model, scene, asked, frozen):
     for k, name in enumerate(KINDS):
         here = kind == k
         row[name] = right[here].mean().item() if here.any() else float("nan")
-        loss = loss + each[here].sum() / max(8, here.sum())
+        loss = loss + WEIGHT.get(name, 1) * each[here].sum() / max(8, here.sum())
     label, _, thing, _ = patch_labels(scene)
     names = torch.stack([model.embed_tokens.weight[[model.ids[w] for w in words(n)]].mean(0) for n in PICTOGRAMS])
     cosine = F.normalize(tokens.float()[thing], dim=-1) @ F.normalize(names, dim=-1).T
     align = F.cross_entropy(cosine * 10, label[thing] - 1)
-    row["loss"], row["align"] = loss.item() / len(KINDS), align.item()
-    return loss / len(KINDS) + 0.1 * align, row
+    row["loss"], row["align"] = loss.item() / 12, align.item()
+    return loss / 12 + 0.1 * align, row
 
 
 def save(model, path):
@@ -242,7 +243,7 @@ def read(args, frozen=True):
     groups = [{"params": reader}] if frozen else [{"params": reader}, {"params": model.encoder.parameters(), "scale": 0.3}]
     peak = args.peak or (1.5e-3 if frozen else 4e-4)
     optimizer = torch.optim.AdamW(groups, peak, weight_decay=0.02, betas=(0.9, 0.98))
-    small, total, rows = int(args.steps * args.small), args.steps, []
+    small, total, rows = int(args.steps * args.small) if frozen else 0, args.steps, []
     for step in range(total):
         size, batch = (SMALL, 48) if step < small else (LARGE, 24)
         schedule(optimizer, peak, step, total)

@@ -92,7 +92,7 @@ def _visiondrop_before(model, vision, keep, questions, generator):
 
 
 def _visiondrop_inside(model, keep, num_visual):
-    later = [(d, c) for d, c in visiondrop.schedule(resolve_keep(keep, num_visual))[1:]]
+    later = [min(d + c, num_visual) for d, c in visiondrop.schedule(resolve_keep(keep, num_visual))[1:]]
     return visiondrop.stages(later, len(model.decoder.layers))
 
 
