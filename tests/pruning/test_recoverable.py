@@ -309,6 +309,29 @@ def test_forced_budget_has_exactly_keep_slots(keep):
     assert plan.apply(vision.features).isfinite().all()
 
 
+@settings(deadline=None, max_examples=80)
+@given(st.integers(2, 30), st.integers(0, 30), st.booleans(), st.booleans(), st.integers(0, 10**6))
+def test_any_scores_give_a_sound_plan(n, keep, ties, released, seed):
+    g = torch.Generator().manual_seed(seed)
+    visual, text = (torch.randn(2, n, generator=g) * 2).softmax(1), torch.randn(2, n, generator=g) ** 3 / 10
+    if ties:
+        visual, text = (visual * 8).round() / 8, text.round(decimals=1)
+    keep = keep if 1 <= keep <= n else None
+    flags = dict(released_center_count=1000, released_key_index=True, released_float_count=True) if released else {}
+    plan = select(visual, text, torch.randn(2, n, 4, generator=g), keep, n_neighbors=(3, 3, 2), **flags)
+    x = torch.randn(2, n, 5, generator=g)
+    out, real = plan.apply(x), num_real(plan)
+    assert out.isfinite().all() and len(plan) == (keep or real.max())
+    for b in range(2):
+        index, role = plan.index[b, : real[b]], plan.role[b, : real[b]].tolist()
+        assert (plan.role[b, real[b] :] == 4).all() and (out[b, real[b] :] == 0).all()
+        kept = [s for s, r in enumerate(role) if r < 2]
+        assert role[len(kept) :] == [2] * (role.count(2)) + [3] * role.count(3) and (3 in role) == (2 in role)
+        assert (index[kept].diff() > 0).all() and torch.equal(out[b, kept], x[b, index[kept]])
+        chosen = index[[s for s, r in enumerate(role) if r < 3]].tolist()
+        assert len(set(chosen)) == len(chosen)
+
+
 def test_keep_all_is_the_identity():
     vision, args = case()
     for keep in (42, 1.0):
