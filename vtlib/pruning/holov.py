@@ -81,7 +81,7 @@ def rectangles(grid: tuple[int, int], num_crops: int | tuple[int, int], device=N
 
 def _to_crops(x, crops):
     """x (B, N, ...) -> (B, C, M, ...); filling places hold token 0."""
-    return x[:, crops.clamp(min=0)]
+    return x.index_select(1, crops.clamp(min=0).flatten()).unflatten(1, tuple(crops.shape))
 
 
 def _check(attention, crops, name="attention"):
@@ -108,11 +108,12 @@ def score(tokens: Tensor, attention: Tensor, crops: Tensor, variance_weight: flo
     valid = crops >= 0                                                                          # c m
     size = valid.sum(dim=1, keepdim=True)                                                       # c 1
     x = _to_crops(widen(tokens), crops)                                                         # b c m d
-    z = x / (x.norm(dim=-1, keepdim=True) + EPS)
+    scale = 1 / (x.norm(dim=-1) + EPS)                                                          # b c m
     itself = torch.eye(crops.shape[1], dtype=torch.bool, device=crops.device)
     pairs = valid[:, :, None] & valid[:, None, :]                                               # c m m
-    with full_precision(z.device):
-        similarity = (z @ z.transpose(-2, -1)).masked_fill(~pairs | itself, 0)                  # b c m m
+    with full_precision(x.device):
+        similarity = x @ x.transpose(-2, -1) * scale[..., None] * scale[..., None, :]           # b c m m
+    similarity = similarity.masked_fill(~pairs | itself, 0)
     others = (size - 1).clamp(min=1)
     mean = similarity.sum(dim=-1) / others                                                      # b c m
     variance = (similarity - mean[..., None]).square().masked_fill(~pairs, 0).sum(dim=-1) / others
