@@ -284,6 +284,22 @@ def test_no_mask_no_cache_is_not_taken_for_packed_sequences(llava):
         torch.testing.assert_close(llava(**inputs, use_cache=False).logits, llava(**PROMPT).logits, **CLOSE)
 
 
+def test_gaps_do_not_reach_flash_attention(llava):
+    """It would take them for several sequences in one: layers get rotary tables, and no position_ids."""
+    seen = []
+    handles = [
+        layer.self_attn.register_forward_pre_hook(lambda m, a, k: seen.append(k.get("position_ids")), with_kwargs=True)
+        for layer in llava.model.language_model.layers
+    ]
+    try:
+        with prune(llava, top_cls, 5, stages=[last_token(2, 3)], positions="keep"):
+            llava(**PROMPT)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == [None] * L
+
+
 def test_left_padding(llava):
     both = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, "i", 7, 8])
     alone = {

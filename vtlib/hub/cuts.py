@@ -216,6 +216,8 @@ class Run:
     # ------------------------------------------------------------------------------------------------------------- a layer
     def adapt(self, number: int, hidden, kwargs) -> dict:
         """Arguments of layer `number` with the rotary tables and the mask of its level."""
+        # flash attention would take positions with gaps for several sequences in one; nothing else looks at them there
+        kwargs = {**kwargs, "position_ids": None}
         which = self.level_of[number]
         if which == 0:
             return kwargs
@@ -224,8 +226,7 @@ class Run:
             positions = level.positions if self.prefilling else self.now - level.shift
             self.memo[which] = (self.tables(hidden, positions), self.mask(level.index, kwargs.get("attention_mask")))
         tables, mask = self.memo[which]
-        # transformers only uses position_ids to find several sequences in one; gaps would look like that
-        return {**kwargs, "position_embeddings": tables, "attention_mask": mask, "position_ids": None}
+        return {**kwargs, "position_embeddings": tables, "attention_mask": mask}
 
     def mask(self, index, mask):
         """Rows (in prefill) and columns of the first layer's mask that belong to index (B, S). mask: None, (B, 1, queries,
