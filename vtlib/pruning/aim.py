@@ -19,7 +19,7 @@ Different from the official code (LaVi-Lab/AIM): the release masks dropped token
 mass in the page rank (`Decoder.prefill(..., positions="keep", mode="mask")` gives its numbers); mode="drop" removes them and is
 what the paper counts. Temperature and root mean square are the code's, the paper gives the iteration. A batch of prompts: the
 release takes the text's length from the first one. r = 0 leaves the tokens as they are (the release returns nothing). Ties go to
-the lower index.
+the lower index. Either way a page rank needs all logits of a layer once more, which counts of FLOPs leave out.
 """
 
 import torch
