@@ -78,6 +78,14 @@ def test_a_long_merge_goes_through_the_matrix():
     torch.testing.assert_close(plan.apply(x), by_hand(plan, x))
 
 
+def test_weights_may_be_float64():
+    generator = torch.Generator().manual_seed(0)
+    fine = merges(generator, 2, 6, 4)
+    fine = Plan(fine.index, 6, fine.origin, fine.slot, fine.weight.double())
+    both = fine.then(drops(generator, 2, 4, 2))
+    assert both.weight.dtype == torch.float64 and both.apply(torch.randn(2, 6, 3)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: Plan(torch.tensor([[0]]), 3).apply(torch.zeros(1, 4, 2)), "4 tokens but this plan is for 3"),
     (lambda: Plan(torch.tensor([[0]]), 3).then(Plan(torch.tensor([[0]]), 2)), "for 2 tokens but the first leaves 1"),

@@ -77,7 +77,9 @@ class Plan:
         index = take(self.index, other.index.clamp(min=0)).masked_fill(other.index < 0, -1)
         if not self.merges and not other.merges:
             return Plan(index, self.num_tokens, role=other.role, roles=other.roles, num_prefix=self.num_prefix)
-        both = other.matrix() @ self.matrix()                                    # b t2 n: through the slots between
+        first, second = self.matrix(), other.matrix()
+        kind = torch.promote_types(first.dtype, second.dtype)
+        both = second.to(kind) @ first.to(kind)                                  # b t2 n: through the slots between
         batch, slots, tokens = both.shape
         slot = torch.arange(slots, device=both.device).repeat_interleave(tokens).expand(batch, -1)
         origin = torch.arange(tokens, device=both.device).repeat(slots).expand(batch, -1)
