@@ -384,6 +384,24 @@ def test_size_in_the_attention_counts_a_merged_key_as_often():
     torch.testing.assert_close(one, attention(doubled, torch.zeros(1, 1, 1, 7))[0][:, :5], atol=1e-5, rtol=1e-5)
 
 
+def test_sizes_reach_the_attention_of_a_block(model):
+    block, x = model.visual.transformer.resblocks[0], torch.randn(2, 9, 32)
+    size = torch.ones(2, 9)
+    assert (block(x, size.index_fill(1, torch.tensor([3]), 5.0), 0)[0] - block(x, size, 0)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_past_of_the_cross_token(model, kind):
+    """Images: its own state after the layer before; text: the state of [EOT]."""
+    images, text = batch()
+    tower, seen = (model.visual.transformer, []) if kind == "image" else (model.transformer, [])
+    for block in tower.resblocks[:2]:
+        block.register_forward_hook(lambda _, args, out: seen.append((args[0], out[0])))
+    model.encode_image(images, r=0) if kind == "image" else model.encode_text(text, r=0)
+    past = seen[0][1][:, -1] if kind == "image" else seen[0][1][range(4), text.argmax(-1)]
+    torch.testing.assert_close(seen[1][0][:, -1], past + getattr(tower, f"cross_{kind}")[:, 1])
+
+
 def test_untrained_cross_token_is_a_second_cls():
     torch.manual_seed(0)
     model = CrossGETCLIP(**CONFIG | dict(r_image=0))
