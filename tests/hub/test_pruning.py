@@ -165,6 +165,12 @@ def last_token(after, keep):
     )
 
 
+def by_last_layer(state, keep):
+    """A plan by the last token's attention in the layer that has run, in reverse order: slots that are not where they were."""
+    score = state.attention(slice(-1, None), "last")[:, :, 0, state.visual].mean(1)
+    return Plan(state.top(score, keep).index.flip(1), score.shape[1])
+
+
 def greedy(model, inputs, steps=4, **options):
     return model.generate(**inputs, max_new_tokens=steps, do_sample=False, **options)
 
@@ -367,6 +373,19 @@ def test_different_numbers_of_images(llava, positions):
             assert torch.equal(words[number, -4:], one[0, -4:])
 
 
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_a_row_without_image_and_no_mask(llava, positions):
+    """The text row keeps its length, the other one is filled up, and what fills it is not seen."""
+    both = prompt([1, 5, "i", 7, 8], list(range(2, 22)))
+    both.pop("attention_mask")
+    with prune(llava, top_cls, 4, positions=positions) as pruned:
+        words, cache = by_hand(llava, both)
+        assert lengths(cache) == [23] * L and pruned.valid.sum(1).tolist() == [8, 20]
+        alone, _ = by_hand(llava, {"input_ids": both["input_ids"][:1], "pixel_values": both["pixel_values"]})
+        text, _ = by_hand(llava, {"input_ids": both["input_ids"][1:]})
+    assert torch.equal(words, torch.cat([alone, text]))
+
+
 def test_beams_and_several_answers(llava):
     inputs = prompt([1, "i", 5, "i", 7, 8], [1, 6, "i", 7, 9])
     rows = [
@@ -465,7 +484,7 @@ STAGES = {
     "transprune": lambda: transprune.stages(L, 4, N),
     "aim": lambda: aim.stages(L, None, N, l1=1, l2=5),
     "visiondrop": lambda: visiondrop.stages([10, 7, 3], L),
-    "two at once": lambda: [last_token(2, 10), Stage(2, 4, lambda state, keep: state.top(state.tokens[..., 0], keep))],
+    "two at once": lambda: [last_token(2, 10), Stage(2, 4, by_last_layer)],
 }
 
 
