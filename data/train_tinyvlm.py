@@ -229,16 +229,25 @@ def save(model, path):
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
 
 
+def widened(state, width):
+    """The same weights with a projector that also reads place channels, small and random at first (the first runs had none)."""
+    weight = state["projector.0.weight"]
+    if weight.shape[1] < width:
+        state["projector.0.weight"] = torch.cat([weight, 0.03 * torch.randn(len(weight), width - weight.shape[1])], dim=1)
+    return state
+
+
 def read(args, frozen=True):
     torch.manual_seed(args.seed + 1)
     model, start = TinyVLM(VOCABULARY), time.perf_counter()
     if frozen:
         if args.resume:
-            model.load_state_dict(load_file(args.work / "read.safetensors"))
+            model.load_state_dict(widened(load_file(args.work / "read.safetensors"), model.projector[0].in_features))
         state = load_file(args.work / "see.safetensors")
         model.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
     else:
-        model.load_state_dict(load_file(args.work / "read.safetensors"))
+        state = load_file(args.work / ("all.safetensors" if args.resume else "read.safetensors"))
+        model.load_state_dict(widened(state, model.projector[0].in_features))
     reader = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": reader}] if frozen else [{"params": reader}, {"params": model.encoder.parameters(), "scale": 0.3}]
     peak = args.peak or (1.5e-3 if frozen else 4e-4)
@@ -305,7 +314,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
     parser.add_argument("--peak", type=float, default=None, help="highest learning rate")
-    parser.add_argument("--resume", action="store_true", help="see: go on from WORK/see.safetensors; read: from WORK/read.safetensors")
+    parser.add_argument("--resume", action="store_true", help="go on from what this step itself wrote before")
     parser.add_argument("--command", help="what to write into the file's header")
     parser.add_argument("--out", default=str(Path(__file__).parent / "checkpoints" / "tinyvlm.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))

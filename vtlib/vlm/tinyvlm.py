@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from ..nn import check_tokens
 from ..tokens import Plan
 from .decoder import Decoder, Prefill
-from .encoder import Encoder
+from .encoder import Encoder, coordinates
 from .vision import VisionOutputs
 
 PAD, START, END = "<pad>", "<start>", "<end>"
 SPACES = ("features", "selected", "tokens")
+PLACE_SCALE = 3.0
+"""The place channels' size, about that of the encoder's own."""
 
 
 def words(text: str) -> list[str]:
@@ -62,16 +64,22 @@ class TinyVLM(nn.Module):
         self.select = select
         self.encoder = Encoder(**(encoder or {}))
         self.decoder = Decoder(**(decoder or {}))
-        width, dim = self.encoder.norm.weight.shape[0], self.decoder.embed_dim
+        width, dim = self.encoder.norm.weight.shape[0] + self.encoder.place_dim, self.decoder.embed_dim
         self.projector = nn.Sequential(nn.Linear(width, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.embed_tokens = nn.Embedding(len(self.vocabulary), dim)
         nn.init.normal_(self.embed_tokens.weight, std=0.3)
 
     # --------------------------------------------------------------------------------------------------------------- seeing
     def encode(self, images, need=(), attention=(), hidden=()) -> VisionOutputs:
-        """images (B, 3, H, W) in [0, 1], sides multiples of 8 -> what pruners read. need, attention, hidden: see `Encoder.forward`."""
+        """images (B, 3, H, W) in [0, 1], sides multiples of 8 -> what pruners read. need, attention, hidden: see `Encoder.forward`.
+
+        `selected` is the encoder's hidden state and, in place_dim channels of their own, where each patch is (0 for the prefix): layers write over
+        the place they were given, and a decoder that only knows the patch's number in the row-major sequence learns "top" but not "left".
+        """
         out = self.encoder(images, self.select, need, attention, hidden)
-        return VisionOutputs(out["selected"], out["grid"], self.projector, self.encoder.num_prefix, out.get("cls_row"), out.get("keys"),
+        x, prefix = out["selected"], self.encoder.num_prefix
+        place = PLACE_SCALE * F.pad(coordinates(out["grid"], self.encoder.place_dim, x.device), (0, 0, prefix, 0)).to(x.dtype)
+        return VisionOutputs(torch.cat([x, place.expand(x.shape[0], -1, -1)], dim=-1), out["grid"], self.projector, self.encoder.num_prefix, out.get("cls_row"), out.get("keys"),
                              out["attention"], out["hidden"])
 
     def reduce(self, vision: VisionOutputs, plan: Plan | None = None, space: str = "features") -> Tensor:
