@@ -416,6 +416,10 @@ def test_merging_and_cls(llava):
     with prune(llava, "visiondrop", 6) as pruned:
         logits, plan, vision = llava(**PROMPT).logits, pruned.plan, pruned.images[0].vision
     assert plan.merges and plan.index[0, 0] == 0 and plan.num_tokens == N + 1
+    with prune(llava, "visiondrop", 6, positions="keep") as pruned:
+        llava(**PROMPT)
+        assert torch.equal(pruned.columns[:, 3:9], 3 + (plan.index - 1).clamp(min=0))
+        assert torch.equal(pruned.last.levels[0].positions, pruned.columns)
     words = llava.get_input_embeddings()(PROMPT["input_ids"])
     tokens = llava.model.multi_modal_projector(plan.apply(vision.selected))
     torch.testing.assert_close(
@@ -1046,6 +1050,7 @@ def test_crossget_keep(clip):
     with prune(clip, "crossget", 16):
         out = clip(**inputs)
     assert torch.equal(out.logits_per_image, full.logits_per_image)
+    clip.vision_model(inputs["pixel_values"], output_hidden_states=True)  # transformers' own hooks are there first
     with prune(clip, crossget, keep=6) as merged:
         out = clip.vision_model(inputs["pixel_values"], output_hidden_states=True)
         assert merged.text is None and merged.image.lengths == [14, 10, 6] == [h.shape[1] for h in out.hidden_states[1:]]
