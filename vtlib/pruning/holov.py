@@ -79,8 +79,10 @@ def rectangles(grid: tuple[int, int], num_crops: int | tuple[int, int], device=N
     return table.flatten(2).flatten(0, 1)
 
 
-def _to_crops(x, crops):
-    """x (B, N, ...) -> (B, C, M, ...); filling places hold token 0."""
+def _to_crops(x, crops, runs=False):
+    """x (B, N, ...) -> (B, C, M, ...); filling places hold token 0. runs: the crops are equal runs of tokens, so a view will do."""
+    if runs and crops.numel() == x.shape[1]:
+        return x.unflatten(1, tuple(crops.shape))
     return x.index_select(1, crops.clamp(min=0).flatten()).unflatten(1, tuple(crops.shape))
 
 
@@ -92,14 +94,16 @@ def _check(attention, crops, name="attention"):
 
 
 # ------------------------------------------------------------------------------------------------ score
-def score(tokens: Tensor, attention: Tensor, crops: Tensor, variance_weight: float = 0.09, raw_singles: bool = False) -> Tensor:
+def score(tokens: Tensor, attention: Tensor, crops: Tensor, variance_weight: float = 0.09, raw_singles: bool = False,
+          runs: bool = False) -> Tensor:
     """H = A + variance_weight gamma V per token (eq. 1-3). tokens (B, N, D) projected, attention (B, N), crops (C, M) -> (B, N).
 
     In a crop of M tokens, with S the cosine similarities and a zero diagonal:
         mu_i = sum_j S_ij / (M-1),    V_i = sum_j (S_ij - mu_i)^2 / (M-1)      the zero on the diagonal takes part, it adds mu_i^2
         A = 1000 attention,           gamma = mean|A| / (mean|V| + 1e-6)       so that gamma V has the mean of A
     V is large where some neighbours are alike and others are not. A crop of one token has V = 0; raw_singles: it then also counts
-    its attention without the 1000 (the release's quirk). Cost N^2 D / C. Half precision is computed in float32.
+    its attention without the 1000 (the release's quirk). runs: say that the crops come from `bands`; where C divides N nothing is
+    then copied. Cost N^2 D / C. Half precision is computed in float32.
     """
     check_tokens(tokens)
     _check(attention, crops)
@@ -107,7 +111,7 @@ def score(tokens: Tensor, attention: Tensor, crops: Tensor, variance_weight: flo
         raise ValueError(f"tokens {tuple(tokens.shape)} and attention {tuple(attention.shape)} must agree in (B, N)")
     valid = crops >= 0                                                                          # c m
     size = valid.sum(dim=1, keepdim=True)                                                       # c 1
-    x = _to_crops(widen(tokens), crops)                                                         # b c m d
+    x = _to_crops(widen(tokens), crops, runs)                                                   # b c m d
     scale = 1 / (x.norm(dim=-1) + EPS)                                                          # b c m
     itself = torch.eye(crops.shape[1], dtype=torch.bool, device=crops.device)
     pairs = valid[:, :, None] & valid[:, None, :]                                               # c m m
@@ -234,7 +238,7 @@ def prune(vision, keep: int | float, num_crops: int | tuple[int, int] | None = N
     if layout == "bands" and not isinstance(num_crops, int):
         raise ValueError(f"num_crops={num_crops!r} must be an int for layout='bands'; (rows, columns) is for layout='rectangles'")
     crops = bands(attention.shape[1], num_crops, device) if layout == "bands" else rectangles(vision.grid, num_crops, device)
-    token_score = score(vision.tokens, attention, crops, variance_weight, raw_singles=allocate == "release")
+    token_score = score(vision.tokens, attention, crops, variance_weight, raw_singles=allocate == "release", runs=layout == "bands")
     return select(token_score, attention, crops, keep, allocate, rank_by, tau, order)
 
 
