@@ -1,0 +1,70 @@
+"""The shipped TinyVLM: it looks. Floors on a fixed set of 200 held-out scenes, each type of question against its blind score."""
+
+import pytest
+import torch
+
+from vtlib.pruning import registry
+from vtlib.tokens import Plan
+from vtlib.vlm import TinyVLM, exam
+
+# floors lie about two standard errors below what was measured (data/README.md)
+FLOOR = {"presence": 0.92, "count": 0.73, "count_category": 0.75, "side": 0.90, "height": 0.88, "relation": 0.65, "category": 0.80, "sign": 0.95, "all": 0.84}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TinyVLM.pretrained()
+
+
+@pytest.fixture(scope="module")
+def taken():
+    return exam.exam(200, seed=2_000_000)
+
+
+@pytest.fixture(scope="module")
+def vision(model, taken):
+    with torch.no_grad():
+        return registry.look(model, taken.images)
+
+
+def test_it_looks(model, taken, vision):
+    with torch.no_grad():
+        seen = taken.table(torch.cat([taken.right(model, vision.tokens)]))
+        blind = taken.table(taken.right(model, vision.tokens.roll(1, 0)))
+    for kind, floor in FLOOR.items():
+        assert seen[kind] >= floor, f"{kind}: {seen}"
+    for kind in exam.KINDS:
+        assert seen[kind] - blind[kind] >= 0.2, f"{kind}: {seen[kind]:.2f} seeing, {blind[kind]:.2f} blind"
+
+
+def test_the_header_tells_the_whole_story(model):
+    held_out, blind = model.info["scores"]["held out"], model.info["scores"]["blind"]
+    assert set(held_out) == {*exam.KINDS, "all"} and held_out["all"] >= 0.85
+    assert all(held_out[kind] - blind[kind] >= 0.25 for kind in exam.KINDS)
+    assert "train_tinyvlm.py" in model.info["command"] and model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
+
+
+def test_cls_looks_at_objects(taken, vision):
+    """What FasterVLM, HoloV and VisionDrop rest on: the [CLS] row of the selected layer, far above chance, on objects."""
+    objects = exam.oracle_mask(taken)
+    score = vision.cls_row.mean(1)
+    best = objects.gather(1, score.topk(28, dim=1).indices).float().mean().item()
+    assert best > 2.5 * objects.float().mean().item()
+
+
+@pytest.mark.parametrize("method", ["fastervlm", "divprune", "fastv"])
+def test_a_third_is_enough_and_a_blank_is_not(model, taken, vision, method):
+    part = exam.Exam(taken.scenes, taken.asked[:40], taken.ids[:40], taken.target[:40], taken.kind[:40])
+    few = vision.rows(torch.arange(40))
+    with torch.no_grad():
+        whole = part.table(part.right(model, few.tokens))["all"]
+        third = part.table(registry.grade(model, few, part, method, 85))["all"]
+        one = part.table(part.right(model, Plan(torch.zeros(40, 1, dtype=torch.long), 256).apply(few.tokens)))["all"]
+    assert third > one + 0.1 and third > whole - 0.25
+
+
+def test_a_real_photograph_is_answered(model):
+    from vtlib.data import photographs
+
+    answers = model.answer(model.encode(photographs(128, ["coffee"])["coffee"][None]).tokens, ["is there a crab?"])
+    assert answers.texts[0] in ("yes", "no") and 0 < answers.probability.item() <= 1
