@@ -101,7 +101,7 @@ def test_draw_writes_how_many_of_each_role():
     plan = Plan(torch.tensor([[0, 2, -1]]), 4, role=torch.tensor([[1, 0, 0]]), roles=("anchor", "buffer"))
     fig, ax = teach.figure()
     pruning.draw(ax, torch.rand(3, 16, 16), plan, (2, 2), title="two")
-    assert [t.get_text() for t in ax.texts] == ["1 anchor", "1 buffer"]
+    assert [t.get_text() for t in ax.texts] == ["anchor: 1", "buffer: 1"]
     assert "two" in (ax.get_title(loc="left"), ax.get_title())
     assert len(teach.png(fig)) > 100
 
@@ -172,6 +172,10 @@ def test_bench_offers_its_methods_and_questions(model, test, bench):
     assert len(bench.controls["question"].options) in (2, 3, 4) and bench.controls["question"].options[0][0].startswith("1: ")
     few = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=1)
     assert [value for _, value in few.controls["method"].options] == ["pool", "tome"] and few.values["method"] == "pool"
+    third = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=[2])
+    want = pruning.paint(test.images[2], registry.reduce(model, test.images[2:3], "pool", 4).plan, (8, 8))
+    drawn = torch.as_tensor(third.draw(method="pool", keep=4, question=0).axes[0].images[0].get_array()).permute(2, 0, 1)
+    assert torch.allclose(drawn, want, atol=1e-6)
     with pytest.raises(ValueError, match="method='best'"):
         pruning.bench(model, test, methods=("best",))
     with pytest.raises(ValueError, match="keep=5 is not among"):

@@ -97,7 +97,7 @@ def draw(ax, picture: Tensor, plan: Plan, grid: tuple[int, int], row: int = 0, c
     drawn = image(ax, paint(picture, plan, grid, row, colour, order), title)
     if _colour(plan, colour) == "roles":
         count = plan.role[row][plan.index[row] >= 0].bincount(minlength=len(plan.roles)).tolist()
-        legend(ax, [f"{count[k]} {name}" for k, name in enumerate(plan.roles)])
+        legend(ax, [f"{name}: {count[k]}" for k, name in enumerate(plan.roles)])
     return drawn
 
 
@@ -184,8 +184,8 @@ def sheet(picture, grid, question, right: str, plain: Trial, pruned: Trial, titl
     p, best = pruned.first.topk(3)
     axes[1].barh([2, 1, 0], p.tolist(), color=[PALETTE[0] if vocabulary[i] == right.split()[0] else PALETTE[4] for i in best.tolist()], height=0.6)
     axes[1].set_yticks([2, 1, 0], [vocabulary[i] for i in best.tolist()])
-    axes[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], title=f"“{pruned.answer}” {pruned.probability:.2f}, {'right' if pruned.answer == right else f'wrong: {right}'}")
-    axes[1].set_xlabel("probability of the first word")
+    axes[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], title="the first word")
+    axes[1].set_xlabel("probability")
     time = 1000 * (pruned.choosing + pruned.reading)
     whole = 1000 * (plain.choosing + plain.reading)
     mean = (sum(t) / len(t) for t in (pruned.lengths, plain.lengths))
@@ -198,15 +198,16 @@ def sheet(picture, grid, question, right: str, plain: Trial, pruned: Trial, titl
     axes[2].set_yticks(range(3, -1, -1), [row[0] for row in rows])
     axes[2].set(xlim=(0, 1.75), xticks=[0, 0.5, 1], title=f"{' to '.join(str(n) for n in dict.fromkeys(pruned.visual))} visual tokens: the bill")
     axes[2].set_xlabel("share of nothing pruned")
-    fig.text(0.01, 0.985, f"{question}", fontsize=10, va="top", ha="left", weight="bold")
+    verdict = "right" if pruned.answer == right else f"wrong: {right}"
+    fig.text(0.01, 0.985, f"{question}  “{pruned.answer}” ({pruned.probability:.2f}), {verdict}", fontsize=10, va="top", ha="left", weight="bold")
     return fig
 
 
 def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[int] = (4, 8, 14, 28, 57, 85, 128, 256), method: str | None = None,
-          keep: int = 28, pictures: int = 6, alt: str | None = None) -> Panel:
+          keep: int = 28, pictures: int | Sequence[int] = 6, alt: str | None = None) -> Panel:
     """The pruning bench: method, budget and question -> the plan on the picture, the answer, and the bill.
 
-    exam: a `vtlib.vlm.exam.Exam`; its first `pictures` are offered, two questions each. keeps: budgets, in visual tokens. The
+    exam: a `vtlib.vlm.exam.Exam`; pictures: which of it are offered, the first so many or these, two questions each. keeps: budgets, in visual tokens. The
     unpruned run of each question and what the methods read of each picture are computed when first needed, and kept; so is every
     setting's result with its time, the median of three runs. ZOO-Prune's sensitivity is estimated once a picture, with 64
     directions: its choosing time leaves that out. ValueError for unknown methods or a keep that is not among keeps.
@@ -218,11 +219,12 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
     method = (("divprune" if "divprune" in methods else methods[0]) if method is None else method)
     device = next(model.parameters()).device
     with torch.no_grad():
-        vision = look(model, exam.images[:pictures].to(device), methods)
+        chosen = list(range(len(exam.asked)))[:pictures] if isinstance(pictures, int) else list(pictures)
+        vision = look(model, exam.images[chosen].to(device), methods)
         vision.tokens
-    asked = [(b, q) for b in range(min(pictures, len(exam.asked))) for q in _two(exam.asked[b])]
+    asked = [(k, q) for k, b in enumerate(chosen) for q in _two(exam.asked[b])]    # k: place among the offered
     if not asked:
-        raise ValueError("exam has no questions on its first pictures")
+        raise ValueError(f"pictures={pictures}: the exam asks nothing about them")
     grid = vision.grid
 
     @functools.cache
@@ -251,7 +253,7 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
     def redraw(method, keep, question):
         b, asking = asked[question]
         now = result(method, keep, question)
-        return sheet(exam.images[b].cpu(), grid, f"{asking.text}", " ".join(words(asking.answer)), plain(question), now,
+        return sheet(exam.images[chosen[b]].cpu(), grid, f"{asking.text}", " ".join(words(asking.answer)), plain(question), now,
                      f"{METHODS[method].title}: keep {keep} of {vision.features.shape[1]}", model.vocabulary)
 
     alt = alt or (f"The pruning bench at its first setting: {METHODS[method].title} keeps {keep} of {vision.features.shape[1]} patches of a scene; "
