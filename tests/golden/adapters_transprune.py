@@ -51,4 +51,3 @@ def model(case):
         if len(plan) != c["kept_per_stage"][i]:
             raise ValueError(f"stage {i} keeps {len(plan)} tokens; the case says {c['kept_per_stage'][i]}")
     return out
-
