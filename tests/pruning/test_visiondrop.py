@@ -5,7 +5,8 @@ import torch
 
 from vtlib.pruning import visiondrop
 from vtlib.pruning.visiondrop import default_contextual, prune, reduce, schedule, score, stages, visual_score
-from vtlib.vlm.decoder import Decoder, schedule_lengths
+from vtlib.tokens.cost import tokens_per_layer
+from vtlib.vlm.decoder import Decoder
 from vtlib.vlm.vision import VisionOutputs
 
 
@@ -47,7 +48,7 @@ def loop_apply(x, slots):
 def test_the_releases_schedule_has_a_mean_of_32():
     assert schedule(32) == [(42, 6), (30, 5), (22, 4), (16, 3)]
     encoder, *rest = (d + c for d, c in schedule(32))
-    lengths = schedule_lengths(stages(rest, 32), 32, 0, encoder)
+    lengths = tokens_per_layer(32, encoder, 0, stages(rest, 32))
     assert lengths == [48] * 8 + [35] * 8 + [26] * 8 + [19] * 8 and sum(lengths) / 32 == 32
     for average in (8, 16, 64, 128, 192):
         assert abs(sum(d + c for d, c in schedule(average)) / 4 - average) < 0.006 * average + 0.5

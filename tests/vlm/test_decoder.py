@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vtlib.tokens import Plan, Stage, keep_all
 from vtlib.tokens.cost import cache_bytes, tokens_per_layer
-from vtlib.vlm import Decoder, schedule_lengths
+from vtlib.vlm import Decoder
 from vtlib.vlm.decoder import causal, count, rotate, transition
 
 SYSTEM, NUM_VISUAL, TEXT, DIM, LAYERS = 3, 12, 5, 16, 4
@@ -315,7 +315,7 @@ def test_renumbering_differs_from_keeping():
 def test_lengths_and_bytes(name, lengths):
     model, x, cuts = build(dtype=torch.float32), sequence(dtype=torch.float32), stages(*SCHEDULES[name])
     run = model.prefill(x, VISUAL, cuts)
-    assert run.cache.lengths == lengths == schedule_lengths(cuts, LAYERS, SYSTEM + TEXT, NUM_VISUAL)
+    assert run.cache.lengths == lengths == tokens_per_layer(LAYERS, NUM_VISUAL, SYSTEM + TEXT, cuts)
     assert lengths == tokens_per_layer(LAYERS, NUM_VISUAL, SYSTEM + TEXT, cuts)
     assert [v.shape for v in run.cache.valid] == [(2, n) for n in lengths]
     assert all(k.shape == v.shape == (2, 2, n, 4) for k, v, n in zip(run.cache.keys, run.cache.values, lengths))

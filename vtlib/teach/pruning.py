@@ -21,8 +21,7 @@ from vtlib.pruning.registry import METHODS, Reduced, find, look, reduce
 from vtlib.teach.show import PALETTE, figure, image
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan
-from vtlib.tokens.cost import cache_bytes, decoder_flops
-from vtlib.vlm.decoder import schedule_lengths
+from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
 from vtlib.vlm.tinyvlm import words
 
 __all__ = ["COLOURS", "Trial", "bench", "draw", "legend", "paint", "trial"]
@@ -133,7 +132,7 @@ class Trial:
 def bill(model, stages, num_visual: int, num_text: int, bytes_per_value: int = 4) -> tuple[list[int], int, int]:
     """(tokens of each layer, FLOPs, cache bytes) of the decoder's prefill, counted: <start> and num_text words always stay."""
     layers = model.decoder.layers
-    lengths = schedule_lengths(stages, len(layers), 1 + num_text, num_visual)
+    lengths = tokens_per_layer(len(layers), num_visual, 1 + num_text, stages)
     hidden = layers[0].mlp.gate_proj.out_features
     kv = layers[0].self_attn.num_kv_heads * model.decoder.head_dim
     return lengths, 2 * decoder_flops(lengths, model.decoder.embed_dim, hidden, gated=True), cache_bytes(lengths, kv, bytes_per_value)

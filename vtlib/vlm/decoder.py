@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..nn import attend, check_heads, check_tokens
-from ..tokens import Plan, Stage, keep_all, take, top_tokens
+from ..tokens import Plan, keep_all, take, top_tokens
 from ..tokens.precision import full_precision, widen
 
 POSITIONS, MODES = ("renumber", "keep"), ("drop", "mask")
@@ -405,14 +405,3 @@ def count(valid):
 def splice(t, visual, change):
     """t (B, S, ...) with change(t[:, visual]) in the place of t[:, visual]."""
     return torch.cat([t[:, : visual.start], change(t[:, visual]), t[:, visual.stop :]], dim=1)
-
-
-def schedule_lengths(stages: list[Stage], num_layers, num_text, num_visual):
-    """Sequence length in each layer for a list of stages: what the FLOP count of a schedule needs."""
-    lengths, alive = [], num_visual
-    for i in range(num_layers):
-        for stage in stages:
-            if stage.after == i:
-                alive = stage.count(num_visual)
-        lengths.append(num_text + alive)
-    return lengths
