@@ -40,7 +40,7 @@ def make(batch, side, dim, maps=True):
     """Random outputs of an encoder with [CLS]; attention of two layers when maps=True."""
     n = side * side + 1
     attention = {layer: torch.rand(batch, HEADS, n, n) / n for layer in (0, 1)} if maps else {}
-    vision = VisionOutputs(torch.randn(batch, n, dim), (side, side), torch.nn.Identity(), attention=attention,
+    vision = VisionOutputs(torch.randn(batch, n, dim), (side, side), torch.Tensor.contiguous, attention=attention,
                            keys=torch.randn(batch, n, dim // HEADS), cls_row=torch.rand(batch, HEADS, n).softmax(-1)[..., 1:])
     vision.tokens                                                                # projected once, before any clock starts
     return vision
