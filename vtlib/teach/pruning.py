@@ -10,7 +10,7 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ipywidgets
 import torch
@@ -206,9 +206,10 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
           keep: int = 28, pictures: int | Sequence[int] = 6, alt: str | None = None) -> Panel:
     """The pruning bench: method, budget and question -> the plan on the picture, the answer, and the bill.
 
-    exam: a `vtlib.vlm.exam.Exam`; pictures: which of it are offered, the first so many or these, two questions each. keeps: budgets, in visual tokens. The
-    unpruned run of each question and what the methods read of each picture are computed when first needed, and kept; so is every
-    setting's result with its time, the median of three runs. ZOO-Prune's sensitivity is estimated once a picture, with 64
+    exam: a `vtlib.vlm.exam.Exam`; pictures: which of it are offered, the first so many or these, two
+    questions each, if possible such that the unpruned model answers right. keeps: budgets, in visual tokens. The
+    unpruned run of each question and what the methods read of each picture are computed at once; every setting's result when first
+    needed, and kept, with its time, the median of three runs. ZOO-Prune's sensitivity is estimated once a picture, with 64
     directions: its choosing time leaves that out. ValueError for unknown methods or a keep that is not among keeps.
     """
     for name in methods:
@@ -221,7 +222,9 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
         chosen = list(range(len(exam.asked)))[:pictures] if isinstance(pictures, int) else list(pictures)
         vision = look(model, exam.images[chosen].to(device), methods)
         vision.tokens
-    asked = [(k, q) for k, b in enumerate(chosen) for q in _two(exam.asked[b])]    # k: place among the offered
+        part = replace(exam, ids=exam.ids[chosen], target=exam.target[chosen], kind=exam.kind[chosen])
+        right = part.right(model, vision.tokens)
+    asked = [(k, q) for k, b in enumerate(chosen) for q in _two(exam.asked[b], right[k].tolist())]        # k: place among the offered
     if not asked:
         raise ValueError(f"pictures={pictures}: the exam asks nothing about them")
     grid = vision.grid
@@ -249,6 +252,9 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
     def plain(k):
         return result("random", vision.features.shape[1], k)
 
+    for k in range(len(asked)):
+        plain(k)                                                                     # so that a redraw has one run to make
+
     def redraw(method, keep, question):
         b, asking = asked[question]
         now = result(method, keep, question)
@@ -265,8 +271,7 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
     )
 
 
-def _two(asked):
-    """Two questions of different kinds, the first that rests on objects in front."""
-    rest = [q for q in asked if q.objects] or list(asked)
-    other = [q for q in asked if rest and q.kind != rest[0].kind]
-    return rest[:1] + other[:1]
+def _two(asked, right):
+    """Two questions of different kinds: answered right when nothing is pruned, and resting on objects, if there are such."""
+    order = [q for _, _, q in sorted(((not ok, not q.objects, q) for q, ok in zip(asked, right)), key=lambda entry: entry[:2])]
+    return order[:1] + [q for q in order if q.kind != order[0].kind][:1]
