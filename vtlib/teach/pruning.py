@@ -183,7 +183,7 @@ def sheet(picture, grid, question, right: str, plain: Trial, pruned: Trial, titl
     p, best = pruned.first.topk(3)
     axes[1].barh([2, 1, 0], p.tolist(), color=[PALETTE[0] if vocabulary[i] == right.split()[0] else PALETTE[4] for i in best.tolist()], height=0.6)
     axes[1].set_yticks([2, 1, 0], [vocabulary[i] for i in best.tolist()])
-    axes[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], title="the first word")
+    axes[1].set(xlim=(0, 1), xticks=[0, 0.5, 1], title="first word (blue: right)")
     axes[1].set_xlabel("probability")
     time = 1000 * (pruned.choosing + pruned.reading)
     whole = 1000 * (plain.choosing + plain.reading)
