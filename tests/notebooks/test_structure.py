@@ -1,7 +1,6 @@
 """What a notebook must look like, checked on the file itself, without a kernel. One test per rule, each over all notebooks."""
 
 import ast
-import math
 import re
 import statistics
 import sys
@@ -289,8 +288,7 @@ def alt(tag):
 
 def test_size_and_time(nb, path):
     assert path.stat().st_size < 2.5e6, f"{path.stat().st_size / 1e6:.2f} MB"
-    spent = nb.metadata.get("vtlib", {})  # the clock's seconds grow with what else the machine does, the processor's do not
-    assert 0 < min(spent.get("seconds", 0), spent.get("processor_seconds", math.inf)) < 120, "stored by tools/notebook.py run"
+    assert 0 < nb.metadata.get("vtlib", {}).get("seconds", 0) < 120, "stored by tools/notebook.py run; run it where nothing else runs"
 
 
 def test_few_compared_outputs(nb):
