@@ -108,10 +108,9 @@ def patch_labels(scene, patch=8):
     return label, target, thing, middle & thing
 
 
-def presence(scene):
-    """(B, pictograms + words) float: what the picture holds."""
-    there = torch.zeros(len(scene), 1 + len(scene.classes) + len(WORDS))
-    label, *_ = patch_labels(scene)
+def presence(label):
+    """label (B, N) of `patch_labels` -> (B, pictograms + words) float: what the picture holds."""
+    there = torch.zeros(len(label), 1 + len(PICTOGRAMS) + len(WORDS))
     return there.scatter(1, label, 1.0)[:, 1:]
 
 
@@ -137,7 +136,7 @@ def see_loss(encoder, heads, scene):
         cls = heads.cls(encoder.norm(out["last"][:, 0])).float(), heads.cls_selected(selected[:, 0]).float()
     weight = torch.ones(logits.shape[-1])
     weight[0] = 0.25
-    there = presence(scene)
+    there = presence(label)
     parts = {
         "patch": F.cross_entropy(logits.flatten(0, 1), label.flatten(), weight),
         "place": (F.smooth_l1_loss(place[..., :3], target, reduction="none", beta=0.05).sum(-1) * thing).sum() / thing.sum().clamp(min=1),
@@ -155,10 +154,23 @@ def schedule(optimizer, peak, step, total, warmup=60):
         group["lr"] = peak * group.get("scale", 1.0) * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
+def descend(optimizer, loss, model):
+    """One step, with the gradient of `model` at most 1 long."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
 def report(step, total, rows, start):
     keys = rows[-1]
     print(f"step {step}/{total}: " + ", ".join(f"{k} {sum(r[k] for r in rows if r[k] == r[k]) / max(1, sum(r[k] == r[k] for r in rows)):.3f}" for k in keys)
           + f", {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def below(state, prefix):
+    """The part of a state dict whose names start with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def see(args):
@@ -168,17 +180,14 @@ def see(args):
     if args.resume:
         state = load_file(args.work / "see.safetensors")
         for name, module in (("encoder.", encoder), ("heads.", heads)):
-            module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+            module.load_state_dict(below(state, name))
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], args.peak or 2e-3, weight_decay=0.02, betas=(0.9, 0.98))
     small, total, rows = int(args.steps * args.small), args.steps, []
     for step in range(total):
         size, batch = (SMALL, 64) if step < small else (LARGE, 32)
         schedule(optimizer, args.peak or 2e-3, step, total)
         loss, row = see_loss(encoder, heads, training_scenes(size, batch, args.seed * 10**6 + step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, encoder)
         rows.append(row)
         if (step + 1) % 100 == 0:
             report(step + 1, total, rows[-100:], start)
@@ -211,7 +220,7 @@ def read_loss(model, scene, asked, frozen):
     each = F.cross_entropy(logits.flatten(0, 2), target.flatten(), ignore_index=-100, reduction="none").view_as(target)
     each = each.sum(-1) / (target >= 0).sum(-1).clamp(min=1)                     # b q
     right = ((logits.argmax(-1) == target) | (target < 0)).all(-1).float()
-    row = {}
+    row, whole = {}, sum(WEIGHT.get(name, 1) for name in KINDS)
     loss = 0
     for k, name in enumerate(KINDS):
         here = kind == k
@@ -221,8 +230,8 @@ def read_loss(model, scene, asked, frozen):
     names = torch.stack([model.embed_tokens.weight[[model.ids[w] for w in words(n)]].mean(0) for n in PICTOGRAMS])
     cosine = F.normalize(tokens.float()[thing], dim=-1) @ F.normalize(names, dim=-1).T
     align = F.cross_entropy(cosine * 10, label[thing] - 1)
-    row["loss"], row["align"] = loss.item() / 12, align.item()
-    return loss / 12 + 0.1 * align, row
+    row["loss"], row["align"] = loss.item() / whole, align.item()
+    return loss / whole + 0.1 * align, row
 
 
 def save(model, path):
@@ -244,7 +253,7 @@ def read(args, frozen=True):
         if args.resume:
             model.load_state_dict(widened(load_file(args.work / "read.safetensors"), model.projector[0].in_features))
         state = load_file(args.work / "see.safetensors")
-        model.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+        model.encoder.load_state_dict(below(state, "encoder."))
     else:
         state = load_file(args.work / ("all.safetensors" if args.resume else "read.safetensors"))
         model.load_state_dict(widened(state, model.projector[0].in_features))
@@ -259,10 +268,7 @@ def read(args, frozen=True):
         seed = args.seed * 10**6 + (400_000 if frozen else 700_000) + step
         scene = training_scenes(size, batch, seed)
         loss, row = read_loss(model, scene, ask(scene, seed), frozen)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, model)
         rows.append(row)
         if (step + 1) % 50 == 0:
             report(step + 1, total, rows[-50:], start)

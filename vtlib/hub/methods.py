@@ -7,8 +7,8 @@ import pkgutil
 
 from .. import pruning
 from ..tokens import Plan, keep_all
+from ..vlm.vision import SPACES
 
-SPACES = ("features", "selected", "tokens")
 BASELINES = ("random", "uniform", "pool", "tome")
 NO_METHOD = ("baselines", "pretrained", "registry")
 

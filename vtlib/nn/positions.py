@@ -42,8 +42,13 @@ def rope_1d(num_tokens, dim, base=10000.0, device=None):
     """
     if dim % 2:
         raise ValueError(f"dim={dim} must be even: rotary embeddings turn pairs of channels")
-    freq = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
-    angle = torch.arange(num_tokens, device=device, dtype=torch.float32)[:, None] * freq        # n dim/2
+    return rope_at(torch.arange(num_tokens, device=device), dim, base)
+
+
+def rope_at(positions, dim, base=10000.0):
+    """The tables of `rope_1d`, each (..., dim), for tokens at any integer positions (...), which need not be 0, 1, 2, ..."""
+    freq = base ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    angle = positions[..., None].float() * freq                                                 # ... dim/2
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 

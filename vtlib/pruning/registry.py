@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Plan, Stage, keep_all, resolve_keep
-from ..vlm.exam import Exam
+from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
 from ..vlm.vision import VisionOutputs
 from . import aim, baselines, crossget, divprune, fastervlm, fastv, hiprune, holov, recoverable, transprune, visiondrop, zooprune
 
 OBJECT_LAYER = 2
 """HiPrune's object layer (from 1) in TinyVLM's encoder: see `hiprune.object_iou`."""
-SHELL = set(words("is there a an the on left or right at top bottom what is to of above how many times does appear objects are category which "
-                  "largest object belong say sign ?"))
+NAMELESS = frozenset(words(SHELL))
 """Words of questions that name nothing in a picture."""
 
 
@@ -73,7 +72,7 @@ def before(module, **options):
 
 def asking_vector(model: TinyVLM, questions) -> Tensor:
     """(B, D): mean of the unit embeddings of the words in each question that name something, of all its words if none does."""
-    rows = [[w for w in words(q) if w not in SHELL] or words(q) for q in questions]
+    rows = [[w for w in words(q) if w not in NAMELESS] or words(q) for q in questions]
     return torch.stack([F.normalize(model.embed_tokens.weight[[model.ids[w] for w in row]], dim=-1).mean(0) for row in rows])
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import attend, check_heads, check_tokens
+from ..nn import apply_rope, attend, check_heads, check_tokens, rope_at
 from ..tokens import Plan, keep_all, take, top_tokens
 from ..tokens.precision import full_precision, widen
 
@@ -115,8 +115,7 @@ def transition(before, after):
 
 def rotate(x, cos, sin):
     """Rotary embedding in the rotate-half layout: x (B, heads, S, P), tables (B or 1, S, P)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos[:, None].to(x.dtype) + torch.cat([-b, a], dim=-1) * sin[:, None].to(x.dtype)
+    return apply_rope(x, cos[:, None], sin[:, None])
 
 
 # ------------------------------------------------------------------------------------------------------ what a cut may look at
@@ -275,11 +274,7 @@ class Decoder(nn.Module):
 
     def rope(self, positions):
         """Tables (cos, sin), each (B, S, P), for integer positions (B, S): angle = position * base^(-2i/P)."""
-        channel = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        freq = self.rope_base ** (-channel / self.head_dim)
-        angle = positions[..., None].float() * freq
-        angle = torch.cat([angle, angle], dim=-1)
-        return angle.cos(), angle.sin()
+        return rope_at(positions, self.head_dim, self.rope_base)
 
     def forward(self, x, positions=None, mask=None):
         """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1; mask as in `Layer.forward`,

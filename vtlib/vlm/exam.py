@@ -4,6 +4,7 @@ The world: 30 pictograms by two artists on photographs, some scenes with a sign.
 fifth pictogram, the drawing by Twemoji. The exam shows all 60 drawings, so one of ten objects in it is drawn as no training scene drew it.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..data import EmojiWorld, Scenes, categories
 from ..data.text import WORDS
 from ..tokens import Plan
-from .tinyvlm import END, words
+from .tinyvlm import END, PAD, START, words
 
 SIZE = 128
 PICTOGRAMS = ("octopus", "butterfly", "penguin", "crab", "turtle", "sunflower", "cactus", "snail", "banana", "strawberry", "watermelon", "carrot",
@@ -23,8 +24,10 @@ PICTOGRAMS = ("octopus", "butterfly", "penguin", "crab", "turtle", "sunflower", 
 HELD_OUT = tuple(range(2, len(PICTOGRAMS), 5))
 SCALE, OBJECTS = (0.14, 0.45), (1, 5)
 KINDS = ("presence", "count", "count_category", "side", "height", "relation", "category", "sign")
-TEXTS = ("is there a an ? the on left or right at top bottom what is to of above how many times does appear objects are category which largest object "
-         "belong say sign yes no", " ".join(map(str, range(10))), *PICTOGRAMS, *categories(), *WORDS)
+SHELL = ("is there a an ? the on left or right at top bottom what is to of above how many times does appear objects are category "
+         "which largest object belong say sign")
+"""The words that questions are made of, names left out."""
+TEXTS = (SHELL, "yes no", " ".join(map(str, range(10))), *PICTOGRAMS, *categories(), *WORDS)
 VOCABULARY = tuple(dict.fromkeys(word for text in TEXTS for word in words(text)))
 
 
@@ -91,10 +94,14 @@ class Exam:
         rows = {name: right[kind == k].float().mean().item() for k, name in enumerate(KINDS) if (kind == k).any()}
         return {**rows, "all": right[kind >= 0].float().mean().item()}
 
-    def queried(self, patch: int = 8) -> tuple[Tensor, Tensor]:
+    @functools.cached_property
+    def cover(self) -> Tensor:
+        """(B, K, N) bool: `object_patches` of the scenes."""
+        return object_patches(self.scenes)
+
+    def queried(self) -> tuple[Tensor, Tensor]:
         """(mask (Q', N) bool, picture (Q',) long): the patches that show what a question rests on, for the questions that rest on objects."""
-        cover = object_patches(self.scenes, patch)
-        rows = [(b, cover[b, list(q.objects)].any(0)) for b, row in enumerate(self.asked) for q in row if q.objects]
+        rows = [(b, self.cover[b, list(q.objects)].any(0)) for b, row in enumerate(self.asked) for q in row if q.objects]
         return torch.stack([mask for _, mask in rows]), torch.tensor([b for b, _ in rows])
 
 
@@ -105,7 +112,7 @@ def exam(batch: int, seed: int = 1_000_000, n: int = 8, kinds=KINDS, device=None
     return Exam(made, asked, *pack(_IDS, asked))
 
 
-_IDS = {word: i for i, word in enumerate(("<pad>", "<start>", "<end>", *VOCABULARY))}
+_IDS = {word: i for i, word in enumerate((PAD, START, END, *VOCABULARY))}
 
 
 # ------------------------------------------------------------------------------------------------- measures of a selection
@@ -133,7 +140,7 @@ def measures(plan: Plan, tokens: Tensor, exam: Exam, grid: tuple[int, int]) -> d
     kept = plan.kept()[:, plan.num_prefix :]                                                        # b n
     mask, picture = exam.queried()
     mask, picture = mask.to(kept.device), picture.to(kept.device)
-    cover = object_patches(exam.scenes).to(kept.device)
+    cover = exam.cover.to(kept.device)
     seen = cover.any(-1)
     unit = F.normalize(plan.apply(tokens) if plan.num_tokens == tokens.shape[1] else tokens, dim=-1)
     cosine = unit @ unit.transpose(1, 2)

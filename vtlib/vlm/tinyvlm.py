@@ -27,10 +27,9 @@ from ..nn import check_tokens
 from ..tokens import Plan
 from .decoder import Decoder, Prefill
 from .encoder import Encoder, coordinates
-from .vision import VisionOutputs
+from .vision import SPACES, VisionOutputs
 
 PAD, START, END = "<pad>", "<start>", "<end>"
-SPACES = ("features", "selected", "tokens")
 PLACE_SCALE = 3.0
 """The place channels' size, about that of the encoder's own."""
 

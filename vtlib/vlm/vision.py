@@ -6,6 +6,9 @@ from typing import Callable
 
 from torch import Tensor
 
+SPACES = ("features", "selected", "tokens")
+"""The tensors of `VisionOutputs` that a plan can be for."""
+
 
 @dataclass
 class VisionOutputs:
