@@ -76,6 +76,9 @@ def test_measures_of_known_selections(taken):
     assert everything["recall"] == 1 and everything["objects hit"] == 1 and everything["mean row"] == pytest.approx(7.5)
     top = exam.measures(Plan(torch.arange(32).expand(40, -1), 256), tokens, taken, (16, 16))
     assert top["mean row"] == pytest.approx(0.5) and top["recall"] < 0.4
+    index = torch.cat([torch.zeros(40, 1, dtype=torch.long), torch.arange(1, 33).expand(40, -1)], 1)
+    with_cls = exam.measures(Plan(index, 257, num_prefix=1), tokens, taken, (16, 16))
+    assert with_cls == pytest.approx(top)                                        # the same 32 patches behind a [CLS]
     twins = tokens[:, :1].expand(-1, 256, -1)
     same = exam.measures(Plan(torch.arange(32).expand(40, -1), 256), twins, taken, (16, 16))
     assert same["redundancy"] == pytest.approx(1, abs=1e-5) and same["smallest distance"] == pytest.approx(0, abs=1e-5)

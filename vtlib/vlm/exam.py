@@ -134,6 +134,7 @@ def measures(plan: Plan, tokens: Tensor, exam: Exam, grid: tuple[int, int]) -> d
     """How a selection looks before anything is answered (a plan over N patches; visual tokens (B, N, D) for the similarities).
 
     recall: share of the queried object's patches that were kept, mean over questions. objects hit: share of seen objects with a kept patch.
+    A plan over prefix and patches must keep the prefix in its first slots (VisionDrop); of its merged slots the seeds count.
     redundancy: mean cosine of two kept tokens. smallest distance: smallest 1 - cosine between two of them, mean over pictures.
     mean row: mean row of kept patches, 0 (top) ... h - 1; (h - 1) / 2 is unbiased.
     """
@@ -142,7 +143,9 @@ def measures(plan: Plan, tokens: Tensor, exam: Exam, grid: tuple[int, int]) -> d
     mask, picture = mask.to(kept.device), picture.to(kept.device)
     cover = exam.cover.to(kept.device)
     seen = cover.any(-1)
-    unit = F.normalize(plan.apply(tokens) if plan.num_tokens == tokens.shape[1] else tokens, dim=-1)
+    if plan.num_prefix:  # [CLS] and its like lead, and are no patches: the others' seeds are compared
+        plan = Plan(plan.index[:, plan.num_prefix :] - plan.num_prefix, tokens.shape[1])
+    unit = F.normalize(plan.apply(tokens), dim=-1)
     cosine = unit @ unit.transpose(1, 2)
     itself = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
     rows = torch.arange(kept.shape[1], device=kept.device) // grid[1]
