@@ -1,0 +1,122 @@
+"""How benchmarks make small pictures of large ones: BI (bicubic) and BD (blur, then every fourth pixel).
+
+Super-resolution inverts one particular way of shrinking, and a network that learned another loses whole decibels. So both are defined to
+the last digit here:
+
+    BI  MATLAB's imresize(x, 1/4, "bicubic"): Keys' cubic with a = -0.5 stretched four times (antialiasing), 16 taps, weights summing to 1,
+        borders mirrored with the edge pixel repeated.
+    BD  MATLAB as in the scripts of BasicVSR and TTVSR: a Gaussian of sigma 1.6 on 12 x 12 pixels, borders replicated, read at the middle
+        of each 4 x 4 block. DUF's variant has 13 x 13 taps, borders mirrored without repeating the edge, and reads at each block's first
+        pixel: its result lies 1.5 pixels further to the top left.
+
+Two traps: `F.interpolate(mode="bicubic")` uses a = -0.75 unless antialias=True (then -0.5), and none of it mirrors at the border. MATLAB
+rounds to 8 bits after each axis when it is given 8 bits; here everything stays floating point, and nothing is clamped to [0, 1].
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+BLURS = ("centred", "duf")
+
+
+def keys_cubic(x):
+    """Keys' cubic kernel with a = -0.5: 1.5|x|^3 - 2.5|x|^2 + 1 up to 1, -0.5|x|^3 + 2.5|x|^2 - 4|x| + 2 up to 2, then 0."""
+    x = x.abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def bicubic_taps(length, scale, device=None):
+    """What MATLAB's imresize reads along one axis: indices (out, taps) long, weights (out, taps) float64 that sum to 1.
+
+    Output o has its centre at u = (o + 1/2) / scale - 1/2 and reads pixel i with weight k(u - i); shrinking uses scale k(scale (u - i)).
+    Indices are mirrored at the borders, the edge pixel twice: ... 1 0 | 0 1 2 ...
+    """
+    shrink = min(scale, 1.0)
+    reach = 2 / shrink
+    u = (torch.arange(round(length * scale), device=device, dtype=torch.float64) + 0.5) / scale - 0.5
+    index = (u - reach).floor()[:, None] + torch.arange(math.ceil(2 * reach) + 1, device=device)      # out taps
+    weights = keys_cubic((u[:, None] - index) * shrink)
+    mirrored = index.long() % (2 * length)
+    return torch.minimum(mirrored, 2 * length - 1 - mirrored), weights / weights.sum(-1, keepdim=True)
+
+
+def bicubic(images, scale):
+    """Bicubic resizing exactly as MATLAB's imresize: the benchmarks' degradation BI, and the baseline that a method has to beat.
+
+    images (*, H, W) float; scale: a whole number (enlarges) or one over a whole number (shrinks, with antialiasing) -> (*, H scale, W scale)
+    in the same dtype, computed in float32 at least. Values may leave [0, 1] at edges. Raises ValueError for another scale, for sides
+    that shrinking does not divide, and for integer images.
+    """
+    factor = round(scale) if scale >= 1 else round(1 / max(scale, 1e-9))
+    if factor < 1 or not math.isclose(scale, factor if scale >= 1 else 1 / factor, rel_tol=1e-9):
+        raise ValueError(f"scale={scale}: needs a whole number, or one over a whole number")
+    _check(images, 1 if scale >= 1 else factor)
+    exact = torch.promote_types(images.dtype, torch.float32)
+    out = images.to(exact)
+    for axis in (-2, -1):                                                        # rows first, as MATLAB does
+        index, weights = bicubic_taps(out.shape[axis], scale, images.device)
+        out = out.transpose(axis, -1)
+        out = (out[..., index] * weights.to(exact)).sum(-1).transpose(axis, -1)  # ... out taps -> ... out
+    return out.to(images.dtype)
+
+
+def gaussian_taps(size, sigma, device=None):
+    """(size,) float64 that sum to 1: a sampled Gaussian around the middle of `size` pixels (MATLAB's fspecial, one axis of it)."""
+    x = torch.arange(size, device=device, dtype=torch.float64) - (size - 1) / 2
+    taps = torch.exp(-0.5 * (x / sigma) ** 2)
+    return taps / taps.sum()
+
+
+def blur_down(images, scale=4, sigma=1.6, where="centred"):
+    """Gaussian blur, then every `scale`-th pixel: the benchmarks' degradation BD.
+
+    images (*, H, W) float, H and W multiples of scale -> (*, H / scale, W / scale). sigma in pixels of `images`.
+    where="centred": read at the middle of each block (BasicVSR's and TTVSR's MATLAB script: 12 taps for scale 4, sigma 1.6; borders replicated).
+    where="duf": read at each block's first pixel (DUF, EDVR, BasicSR: 13 taps, borders mirrored without the edge).
+    Raises ValueError for sides that are no multiple of scale (duf: or no longer than the mirrored border), a sigma that is not
+    positive, or another `where`.
+    """
+    if where not in BLURS:
+        raise ValueError(f"where={where!r}: needs one of {', '.join(BLURS)}")
+    if int(scale) != scale or scale < 1:
+        raise ValueError(f"scale={scale}: needs a whole number, so many pixels become one")
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma}: needs a positive number of pixels")
+    scale = int(scale)
+    _check(images, scale)
+    h, w = images.shape[-2:]
+    if where == "duf":
+        before = after = int(4 * sigma + 0.5)
+        after, mode = max(after - scale + 1, 0), "reflect"
+        if before >= min(h, w):
+            raise ValueError(f"images are {h} x {w}: mirroring {before} pixels needs more than {before} on each side")
+        taps = gaussian_taps(2 * before + 1, sigma, images.device)
+    else:
+        size = math.ceil(3 * sigma) * 2 + (1 if scale % 2 else 2)
+        before, mode = (size - scale) // 2, "replicate"                          # the window's middle is the block's
+        after = before
+        taps = gaussian_taps(size, sigma, images.device)
+    exact = torch.promote_types(images.dtype, torch.float32)
+    out = images.to(exact).reshape(-1, 1, h, w)
+    if before < 0:                                                               # a window smaller than its block: cut instead of pad
+        out = out[..., -before:, -before:]
+    else:
+        out = F.pad(out, (before, after, before, after), mode=mode)
+    taps = taps.to(exact)
+    for axis in (-2, -1):
+        out = (out.unfold(axis, len(taps), scale) * taps).sum(-1)
+    out = out[..., :h // scale, :w // scale]
+    return out.reshape(*images.shape[:-2], *out.shape[-2:]).to(images.dtype)
+
+
+def _check(images, multiple):
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: needs floats in [0, 1]")
+    if images.dim() < 2 or 0 in images.shape:
+        raise ValueError(f"images have shape {tuple(images.shape)}: needs (*, H, W) with at least one pixel")
+    h, w = images.shape[-2:]
+    if h % multiple or w % multiple:
+        raise ValueError(f"images are {h} x {w}, not a multiple of {multiple}; cut them to {h // multiple * multiple} x {w // multiple * multiple}")

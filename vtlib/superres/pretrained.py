@@ -1,0 +1,41 @@
+"""The small models that the repository ships for super-resolution. Each function gives a model in eval mode and single precision.
+
+    flow = spynet_emoji()(reference, supporting)            how = scores("spynet_emoji")
+
+Training: data/train_<name>.py; how each did on data it had not seen: `scores(name)` and data/README.md.
+"""
+
+import json
+
+import torch
+from safetensors import safe_open
+
+from .spynet import SPyNet
+
+
+def _load(name, build, device=None):
+    """build(**config of the file's header) with the weights of data/checkpoints/<name>.safetensors, in eval mode. ValueError when there is none."""
+    from ..data import checkpoint  # here: building a model needs no assets
+
+    with safe_open(checkpoint(name), framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's random numbers stay as they are
+        model = build(**config)
+    model.load_state_dict(state)
+    return model.eval().to(device)
+
+
+def scores(name):
+    """What is known of the training of checkpoint `name`: a dict with config, command, seed, minutes, scores on held-out data (its header)."""
+    from ..data import checkpoint
+
+    with safe_open(checkpoint(name), framework="pt") as file:
+        return {key: json.loads(value) for key, value in file.metadata().items()}
+
+
+def spynet_emoji(device=None):
+    """Optical flow: a small `SPyNet` trained on EmojiWorld's true flow and on photographs panned by known motion, pictures of 48 to 96 px and
+    motions up to about 8 px. `net(reference, supporting)` -> flow (B, 2, h, w) in pixels; pictures (B, 3, h, w) in [0, 1]."""
+    return _load("spynet_emoji", SPyNet, device)
