@@ -8,6 +8,10 @@ import torch
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
+from vtlib.nn import check_images
+from vtlib.superres.spynet import SPyNet
+from vtlib.superres.ttvsr import TTVSR
+from vtlib.superres.uplift import CrossAttentionUpsampler, UPLiFT
 from vtlib.vit import ViT
 
 
@@ -24,6 +28,31 @@ def images(plain, odd):
     def make(batch, is_odd=False, device="cpu"):
         return torch.rand(batch, 3, *(odd if is_odd else plain), device=device)
     return make
+
+
+def clips(plain, odd):
+    """Inputs of a model on videos: (T, h, w) when plain, (T, h, w) when odd."""
+    def make(batch, is_odd=False, device="cpu"):
+        t, h, w = odd if is_odd else plain
+        return torch.rand(batch, t, 3, h, w, device=device)
+    return make
+
+
+def ttvsr(**options):
+    return Model(lambda: TTVSR(8, 1, feat_blocks=1, head_channels=8, keyframe_stride=1, spynet=SPyNet(1, (4,)), **options),
+                 clips((4, 16, 24), (3, 12, 24)), (4, 3, 64, 96))
+
+
+class Features(torch.nn.Module):
+    """A patch embedding and an upsampler of its features: images (B, 3, H, W) -> (B, pixels, 6)."""
+
+    def __init__(self, upsampler):
+        super().__init__()
+        self.backbone, self.upsampler = torch.nn.Conv2d(3, 6, 4, 4), upsampler
+
+    def forward(self, images):
+        check_images(images)
+        return self.upsampler(images, self.backbone(images)).flatten(2).mT
 
 
 def ids(batch, is_odd=False, device="cpu"):
@@ -46,4 +75,11 @@ MODELS = {
     "tokenformer_vision": Model(lambda: TokenFormerViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, num_tokens=12),
                                 images((32, 32), (24, 40)), (5,)),
     "tokenformer_language": Model(lambda: TokenFormer(11, 24, 2, 3, num_tokens=12), ids, (8, 11)),
+    "ttvsr": ttvsr(),
+    "ttvsr_recurrent": ttvsr(trajectories=False),
+    "uplift": Model(lambda: Features(UPLiFT(6, 4, (4, 6), (8, 8))), images((16, 24), (20, 12)), (384, 6)),
+    "uplift_patch_6": Model(lambda: Features(UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9)), images((16, 24), (20, 12)), (1536, 6)),
+    "uplift_generative": Model(lambda: Features(UPLiFT(6, 4, (4, (6, 6)), (8, (8, 8)), decoder_convs=1, norm="layer", noise_channels=2, noise_scale=0.0,
+                                                       refiner=(8, 8))), images((16, 24), (20, 12)), (384, 6)),
+    "cross_attention_upsampler": Model(lambda: Features(CrossAttentionUpsampler(6, (4, 6), 8)), images((16, 24), (20, 12)), (384, 6)),
 }

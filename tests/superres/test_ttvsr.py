@@ -1,0 +1,343 @@
+"""TTVSR: location maps against stored trajectories, attention against loops, key frames, counts, costs, what a video may look like."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtlib.superres.spynet import SPyNet
+from vtlib.superres.ttvsr import (
+    LTAM,
+    TTVSR,
+    carry,
+    cross_scale_tokens,
+    gather_tokens,
+    identity_grid,
+    token_flow,
+    tokenize,
+    untokenize,
+)
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return TTVSR(**{**dict(mid_channels=6, num_blocks=1, feat_blocks=1, head_channels=4, spynet=None), **options}).eval()
+
+
+def clip(frames=7, size=(16, 24), batch=1, seed=0, motion=3.0):
+    """Frames and smooth random flows both ways."""
+    g = torch.Generator().manual_seed(seed)
+    flows = tuple(F.interpolate(torch.randn(batch * max(frames - 1, 0), 2, 3, 3, generator=g) * motion, size=size, mode="bilinear")
+                  .unflatten(0, (batch, frames - 1)) if frames > 1 else torch.zeros(batch, 0, 2, *size) for _ in range(2))
+    return torch.rand(batch, frames, 3, *size, generator=g), flows
+
+
+# ------------------------------------------------------------------------------------------------------------- location maps
+def stored_trajectories(flows, keyframes, first, stride):
+    """Every trajectory held as a list of points, token by token: what the paper's location maps stand for. flows: {frame: its flow (2, H, W)
+    to the frame before it in the pass}. Returns {frame: (k, 2, h, w)}."""
+    order = [first, *flows]
+    h, w = (s // stride for s in next(iter(flows.values())).shape[-2:])
+    paths = {key: {(r, c): (c, r) for r in range(h) for c in range(w)} for key in [first]}       # token -> its place in the key frame
+    out = {}
+    for now in order[1:]:
+        flow = flows[now]
+        moved = {key: {} for key in paths}
+        for r in range(h):
+            for c in range(w):
+                block = flow[:, r * stride:(r + 1) * stride, c * stride:(c + 1) * stride].mean((1, 2)) / stride
+                x = min(max(round((c + block[0]).item()), 0), w - 1)             # round: halves to the even neighbour, as in the release
+                y = min(max(round((r + block[1]).item()), 0), h - 1)
+                for key in paths:
+                    moved[key][r, c] = paths[key][y, x]                          # the trajectory that passed there goes on here
+        paths = moved
+        out[now] = torch.tensor([[[[path[r, c][xy] for c in range(w)] for r in range(h)] for xy in (0, 1)] for path in paths.values()])
+        if now in keyframes:
+            paths[now] = {(r, c): (c, r) for r in range(h) for c in range(w)}
+    return out
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+@pytest.mark.parametrize("frames, keyframe_stride", [(8, 3), (5, 1), (6, 2), (2, 3)])
+def test_location_maps_are_stored_trajectories(direction, frames, keyframe_stride):
+    model = small(keyframe_stride=keyframe_stride)
+    video, flows = clip(frames, seed=frames, motion=5.0)
+    trace = [s for s in model(video, flows, return_trace=True)[1] if s.direction == direction]
+    if direction == "forward":
+        first, chain = 0, {i: flows[1][0, i - 1] for i in range(1, frames)}
+    else:
+        first, chain = frames - 1, {i: flows[0][0, i] for i in reversed(range(frames - 1))}
+    want = stored_trajectories(chain, model.key_frames(frames, direction), first, 4)
+    assert [s.frame for s in trace] == list(chain)
+    for step in trace:
+        assert torch.equal(step.location[0], want[step.frame].float()), step.frame
+        assert step.location.shape[1] == len(step.keys) == step.similarity.shape[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(dx=st.integers(-3, 3), dy=st.integers(-3, 3), steps=st.integers(1, 4))
+def test_integer_motion_adds_up_and_stops_at_the_border(dx, dy, steps):
+    location, flow = identity_grid(1, 5, 6), torch.tensor([4.0 * dx, 4.0 * dy]).view(1, 2, 1, 1).expand(1, 2, 20, 24)
+    for _ in range(steps):
+        location = carry(location, token_flow(flow))
+    want = identity_grid(1, 5, 6) + steps * torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1)
+    assert torch.equal(location, torch.stack([want[:, 0].clamp(0, 5), want[:, 1].clamp(0, 4)], 1))
+
+
+def test_maps_stay_integer_and_inside_whatever_the_flow():
+    video, flows = clip(9, motion=40.0)
+    for step in small()(video, flows, return_trace=True)[1]:
+        assert torch.equal(step.location, step.location.round())
+        assert step.location.amin() >= 0 and (step.location.amax((0, 1, 3, 4)) <= torch.tensor([5, 3])).all()
+
+
+def test_no_motion_leaves_the_identity_grid():
+    video, flows = clip(7)
+    for step in small()(video, tuple(f * 0 for f in flows), return_trace=True)[1]:
+        assert torch.equal(step.location, identity_grid(len(step.keys), 4, 6)[None])
+
+
+def test_slow_motion_is_lost_by_nearest_maps_and_kept_by_fractional_ones():
+    flow = torch.tensor([1.2, 0.4]).view(1, 2, 1, 1).expand(1, 2, 32, 40)        # 0.3 and 0.1 tokens a frame: rounded away
+    near, fraction = identity_grid(1, 8, 10), identity_grid(1, 8, 10)
+    for _ in range(10):
+        near, fraction = carry(near, token_flow(flow)), carry(fraction, token_flow(flow), "fractional")
+    assert torch.equal(near, identity_grid(1, 8, 10))
+    torch.testing.assert_close(fraction[0, :, 2, 3], torch.tensor([6.0, 3.0]), atol=0.05, rtol=0)  # the border's bend seeps in a little
+
+
+def test_fractional_equals_nearest_when_motion_is_whole():
+    video, flows = clip(5)
+    flows = tuple((f / 4).round() * 0 + torch.tensor([4.0, -8.0]).view(1, 1, 2, 1, 1) for f in flows)
+    torch.testing.assert_close(small(location="fractional")(video, flows), small()(video, flows))
+
+
+# ------------------------------------------------------------------------------------------------------------------ tokens
+def test_tokens_are_those_of_unfold():
+    x = torch.rand(2, 3, 12, 20)
+    assert torch.equal(tokenize(x).flatten(2), F.unfold(x, 4, stride=4))
+    assert torch.equal(untokenize(tokenize(x)), x)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_cross_scale_tokens_by_hand(stride):
+    x = torch.rand(1, 2, 3 * stride, 4 * stride)
+    tokens = cross_scale_tokens(x, stride)
+    for size, found in zip((stride, stride * 3 // 2, stride * 2), tokens):
+        margin = (size - stride) // 2
+        padded = F.pad(x, (margin,) * 4)
+        for r in range(3):
+            for c in range(4):
+                patch = padded[:, :, r * stride:r * stride + size, c * stride:c * stride + size]
+                torch.testing.assert_close(found[0, :, r, c], F.adaptive_avg_pool2d(patch, stride).flatten())
+
+
+def test_a_flat_map_looks_the_same_at_all_scales_away_from_the_border():
+    one, two, three = cross_scale_tokens(torch.full((1, 2, 16, 20), 0.7))
+    for other in (two, three):
+        torch.testing.assert_close(other[..., 1:-1, 1:-1], one[..., 1:-1, 1:-1])
+        assert (other[..., 0, :] < 0.7).any()                                    # zeros beyond the border come in
+
+
+def test_reading_outside_gives_zeros():
+    tokens = torch.rand(1, 3, 2, 2, 2) + 1
+    location = torch.tensor([-1.0, 0.0]).view(1, 1, 2, 1, 1).expand(1, 2, 2, 2, 2)
+    assert (gather_tokens(tokens, location) == 0).all()
+    assert (gather_tokens(tokens, location[:, 0], torch.zeros(1, 2, 2, dtype=torch.long)) == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------------------- attention
+def attend_by_loops(layer, query, keys, anchor, values, location):
+    """One token and one key frame after the other."""
+    b, _, k, h, w = keys.shape
+    q = tokenize(query)
+    picked = [torch.zeros_like(v[:, :, 0]) for v in values]
+    weight, chosen = torch.zeros(b, h, w), torch.zeros(b, h, w, dtype=torch.long)
+    for n in range(b):
+        for r in range(h):
+            for c in range(w):
+                best = None
+                for j in range(k):
+                    x, y = location[n, j, :, r, c].round().long().tolist()
+                    inside = 0 <= x < w and 0 <= y < h
+                    cosine = F.cosine_similarity(q[n, :, r, c], keys[n, :, j, y, x], 0).item() if inside else 0.0
+                    if best is None or cosine > best:
+                        best, chosen[n, r, c] = cosine, j
+                        for into, v in zip(picked, values):
+                            into[n, :, r, c] = v[n, :, j, y, x] if inside else 0
+                weight[n, r, c] = best
+    soft = F.interpolate(weight[:, None], scale_factor=4, mode="nearest")
+    return anchor + F.conv2d(torch.cat([untokenize(p) for p in picked], 1), layer.fusion.weight, layer.fusion.bias, padding=1) * soft, weight, chosen
+
+
+def ingredients(k=3, seed=0, batch=2, h=3, w=4, channels=5):
+    g = torch.Generator().manual_seed(seed)
+    location = torch.stack([torch.randint(-1, w + 1, (batch, k, h, w), generator=g), torch.randint(-1, h + 1, (batch, k, h, w), generator=g)], 2)
+    keys, *values = (torch.randn(batch, channels * 16, k, h, w, generator=g) for _ in range(4))
+    query, anchor = (torch.randn(batch, channels, 4 * h, 4 * w, generator=g) for _ in range(2))
+    return query, keys, anchor, values, location.float()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_attention_equals_loops(k):
+    torch.manual_seed(1)
+    layer, given_ = LTAM(5), ingredients(k, seed=k)
+    out, similarity, chosen = layer(*given_, return_attn=True)
+    want, weight, pick = attend_by_loops(layer, *given_)
+    torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(similarity.amax(1), weight, atol=1e-5, rtol=1e-4)
+    assert torch.equal(chosen, pick)
+
+
+def test_one_key_frame_leaves_no_choice_and_scaling_keys_changes_nothing():
+    layer, (query, keys, anchor, values, location) = LTAM(5), ingredients(1)
+    location = location.clamp(min=0).minimum(torch.tensor([3.0, 2.0]).view(1, 1, 2, 1, 1))
+    out, similarity, chosen = layer(query, keys, anchor, values, location, return_attn=True)
+    assert (chosen == 0).all()
+    want = F.cosine_similarity(tokenize(query), gather_tokens(keys, location)[:, :, 0], dim=1)
+    torch.testing.assert_close(similarity[:, 0], want)
+    torch.testing.assert_close(layer(query, 7 * keys, anchor, values, location), out)
+
+
+def test_keys_do_not_flow_into_the_output_but_for_their_cosine():
+    """Orthogonal keys: weight zero, the anchor passes through untouched."""
+    layer, (query, keys, anchor, values, location) = LTAM(5), ingredients(2)
+    assert torch.equal(layer(query, torch.zeros_like(keys), anchor, values, location), anchor)
+
+
+# ------------------------------------------------------------------------------------------------------------- the whole net
+def test_official_size():
+    with torch.device("meta"):
+        model = TTVSR()
+    count = {name: sum(p.numel() for p in module.parameters()) for name, module in (("all", model), ("spynet", model.spynet), ("ltam", model.LTAM))}
+    assert count == {"all": 6_773_615, "spynet": 1_440_300, "ltam": 110_656}
+
+
+def test_official_names():
+    with torch.device("meta"):
+        names = set(TTVSR(num_blocks=2).state_dict())
+    parts = ["spynet.basic_module.5.basic_module.4.conv", "feat_extractor.main.0", "feat_extractor.main.2.4.conv1", "feat_extractor.main.2.0.conv2",
+             "LTAM.fusion", "resblocks.main.0", "resblocks.main.2.1.conv2", "fusion", "upsample1.upsample_conv", "upsample2.upsample_conv",
+             "conv_hr", "conv_last"]
+    assert {f"{p}.{kind}" for p in parts for kind in ("weight", "bias")} <= names
+
+
+def test_without_trajectories_the_same_parameters():
+    with_, without = small(), small(trajectories=False)
+    assert {k: v.shape for k, v in with_.state_dict().items()} == {k: v.shape for k, v in without.state_dict().items()}
+    video, flows = clip(4)
+    out, trace = without(video, flows, return_trace=True)
+    assert trace == [] and out.shape == (1, 4, 3, 64, 96)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 10])
+def test_key_frames_and_calls(frames):
+    model, calls = small(), []
+    model.LTAM.register_forward_hook(lambda module, args, out: calls.append(args[1].shape[2]))
+    video, flows = clip(frames)
+    _, trace = model(video, flows, return_trace=True)
+    assert len(calls) == len(trace) == 2 * (frames - 1)
+    assert model.key_frames(frames) == list(range(0, frames, 3)) and model.key_frames(frames, "backward") == list(range(frames - 1, 0, -3))
+    for step, k in zip(trace, calls):
+        earlier = [f for f in model.key_frames(frames, step.direction) if (f < step.frame) == (step.direction == "forward") and f != step.frame]
+        assert list(step.keys) == earlier and k == len(earlier)                  # never itself, never frame 0 on the way back
+        assert step.chosen.max() < k and torch.equal(step.weight, step.similarity.gather(1, step.chosen[:, None])[:, 0])
+
+
+def test_before_training_of_the_last_layer_the_output_is_bilinear():
+    model = small()
+    torch.nn.init.zeros_(model.conv_last.weight)
+    torch.nn.init.zeros_(model.conv_last.bias)
+    video, flows = clip(3)
+    want = F.interpolate(video[0], scale_factor=4, mode="bilinear", align_corners=False)
+    assert torch.equal(model(video, flows)[0], want)
+
+
+def test_one_frame_video():
+    video, flows = clip(1)
+    model = small(spynet=SPyNet(levels=2, channels=(4,)))
+    assert model(video).shape == (1, 1, 3, 64, 96)
+    assert torch.equal(model(video), model(video, flows))
+
+
+def test_flows_given_or_computed():
+    model = small(spynet=SPyNet(levels=3, channels=(4, 4)))
+    video, _ = clip(4, batch=2)
+    back, ahead = model.flows(video)
+    assert back.shape == ahead.shape == (2, 3, 2, 16, 24)
+    torch.testing.assert_close(back[1, 2], model.spynet(video[1:, 2], video[1:, 3])[0])
+    torch.testing.assert_close(ahead[1, 2], model.spynet(video[1:, 3], video[1:, 2])[0])
+    torch.testing.assert_close(model(video), model(video, (back, ahead)))
+
+
+def test_a_mirrored_clip_needs_half_the_flows():
+    net = SPyNet(levels=2, channels=(4,))
+    model, half = small(spynet=net), clip(4)[0]
+    video, calls = torch.cat([half, half.flip(1)], 1), []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    want = model(video)
+    assert len(calls) == 2
+    torch.testing.assert_close(model(video, mirror=True), want, atol=1e-5, rtol=1e-4)
+    assert len(calls) == 3
+
+
+def test_tracing_changes_nothing():
+    model, (video, flows) = small(), clip(5)
+    out, trace = model(video, flows, return_trace=True)
+    assert torch.equal(out, model(video, flows)) and len(trace) == 8
+
+
+def test_the_past_reaches_across_the_clip():
+    """Both passes: every frame of the input has a say in every frame of the output."""
+    model, (video, flows) = small(), clip(5)
+    video.requires_grad_()
+    for t in (0, 2, 4):
+        gradient, = torch.autograd.grad(model(video, flows)[:, t].square().sum(), video)
+        assert (gradient.abs().amax((0, 2, 3, 4)) > 0).all()
+
+
+def test_comparisons_grow_linearly_with_the_key_frames():
+    """Multiply-adds of the attention of one frame: reading and comparing k tokens each; the fusion convolution does not grow."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def numbers_touched(k):
+        query, keys, anchor, values, location = ingredients(k)
+        return gather_tokens(keys, location).numel()
+
+    def convolutions(k):
+        with FlopCounterMode(display=False) as counter:
+            LTAM(5)(*ingredients(k))
+        return counter.get_total_flops()
+    assert [numbers_touched(k) / numbers_touched(1) for k in (2, 4, 16)] == [2, 4, 16]
+    assert convolutions(1) == convolutions(16) > 0
+
+
+def test_batch_of_one_is_batch_of_many():
+    model, (video, flows) = small(), clip(5, batch=3)
+    torch.testing.assert_close(model(video, flows)[1:2], model(video[1:2], tuple(f[1:2] for f in flows)), atol=1e-5, rtol=1e-4)
+
+
+def test_double_flows_and_long_widths_keep_their_places():
+    """Token 300 is not a bfloat16: maps stay in single precision when the net is in half."""
+    model = small().bfloat16()
+    video, flows = torch.rand(1, 3, 3, 4, 1240).bfloat16(), tuple(torch.full((1, 2, 2, 4, 1240), 4.0).bfloat16() for _ in range(2))
+    last = model(video, flows, return_trace=True)[1][-1]
+    assert last.location.dtype == torch.float32 and last.location[0, 0, 0, 0, 300].item() == 302
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: small()(torch.rand(4, 3, 16, 16)), r"frames has shape \(4, 3, 16, 16\).*frames\[None\]"),
+    (lambda: small()(torch.rand(1, 4, 1, 16, 16)), r"needs \(B, T, 3, h, w\)"),
+    (lambda: small()(torch.rand(1, 0, 3, 16, 16)), "empty"),
+    (lambda: small()(torch.rand(1, 2, 3, 18, 16)), "18 x 16 pixels but both sides need to be multiples of stride=4"),
+    (lambda: small()(torch.rand(1, 2, 3, 16, 16)), "flows=None needs a flow net"),
+    (lambda: small()(torch.rand(1, 3, 3, 16, 16), clip(2, (16, 16))[1]), r"flows has shapes .* needs two of \(1, 2, 2, 16, 16\)"),
+    (lambda: small(location="bicubic"), "location='bicubic'"),
+    (lambda: small(stride=6), "stride=6"),
+    (lambda: small(keyframe_stride=0), "keyframe_stride=0"),
+    (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
+])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
