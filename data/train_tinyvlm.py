@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python data/train_tinyvlm.py read       # 2. projector and decoder            -> WORK/read.safetensors
     OMP_NUM_THREADS=1 python data/train_tinyvlm.py all        # 3. everything at a low rate         -> WORK/all.safetensors
     OMP_NUM_THREADS=1 python data/train_tinyvlm.py ship       # 4. scores, and the checkpoint in half precision
+    OMP_NUM_THREADS=1 python data/train_tinyvlm.py score      # the shipped checkpoint's scores again, into its header
 
 Each step starts from what the one before wrote (WORK: --work, default build/tinyvlm) and takes --steps, --seed. All in bfloat16 autocast,
 the weights in float32.
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -238,25 +240,16 @@ def save(model, path):
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
 
 
-def widened(state, width):
-    """The same weights with a projector that also reads place channels, small and random at first (the first runs had none)."""
-    weight = state["projector.0.weight"]
-    if weight.shape[1] < width:
-        state["projector.0.weight"] = torch.cat([weight, 0.03 * torch.randn(len(weight), width - weight.shape[1])], dim=1)
-    return state
-
-
 def read(args, frozen=True):
     torch.manual_seed(args.seed + 1)
     model, start = TinyVLM(VOCABULARY), time.perf_counter()
     if frozen:
         if args.resume:
-            model.load_state_dict(widened(load_file(args.work / "read.safetensors"), model.projector[0].in_features))
+            model.load_state_dict(load_file(args.work / "read.safetensors"))
         state = load_file(args.work / "see.safetensors")
         model.encoder.load_state_dict(below(state, "encoder."))
     else:
-        state = load_file(args.work / ("all.safetensors" if args.resume else "read.safetensors"))
-        model.load_state_dict(widened(state, model.projector[0].in_features))
+        model.load_state_dict(load_file(args.work / ("all.safetensors" if args.resume else "read.safetensors")))
     reader = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": reader}] if frozen else [{"params": reader}, {"params": model.encoder.parameters(), "scale": 0.3}]
     peak = args.peak or (1.5e-3 if frozen else 4e-4)
@@ -277,45 +270,68 @@ def read(args, frozen=True):
 
 
 # ------------------------------------------------------------------------------------------------------------- 3. scores
-@torch.no_grad()
-def score(model, pictures=400):
-    """{"held out": accuracy of each kind, "blind": the same with each picture's questions put to the next picture, "other artist": only
-    questions that rest on a drawing no training scene showed, "train drawings": those that rest on the others alone}."""
-    model.eval()
-    taken = exam.exam(pictures)
-    tokens = torch.cat([model.encode(part).tokens for part in taken.images.split(50)])
+def graded(model, taken, part=50):
+    """(seeing, blind), each (B, Q) bool: right answers from each picture's tokens, and from those of the picture before it."""
+    tokens = torch.cat([model.encode(images).tokens for images in taken.images.split(part)])
 
     def right(tokens):
-        parts = zip(tokens.split(50), taken.ids.split(50))
-        return taken.grade(torch.cat([model.packed(t, i) for t, i in parts]))
+        return taken.grade(torch.cat([model.packed(t, i) for t, i in zip(tokens.split(part), taken.ids.split(part))]))
 
-    hits, kind = right(tokens), taken.kind
+    return right(tokens), right(tokens.roll(1, 0))
+
+
+@torch.no_grad()
+def score(model, pictures=400, by_scale=150):
+    """{"held out": accuracy of each kind, "blind": the same with the tokens of the picture before, "other artist": only
+    questions that rest on a drawing no training scene showed, "train drawings": those that rest on the others alone,
+    "by scale": {size: [smallest, largest, seeing, blind]} of `exam.by_scale`, where training showed small, middle and large}."""
+    model.eval()
+    taken = exam.exam(pictures)
+    (hits, blind), kind = graded(model, taken), taken.kind
     new = torch.zeros_like(kind, dtype=torch.bool)
     rests = torch.zeros_like(new)
     for b, row in enumerate(taken.asked):
         for q, question in enumerate(row):
             held = [int(taken.scenes.pictogram[b, k]) in exam.HELD_OUT and int(taken.scenes.artist[b, k]) == 1 for k in question.objects]
             rests[b, q], new[b, q] = bool(held), any(held)
-    table = {"held out": taken.table(hits), "blind": taken.table(right(tokens.roll(1, 0))),
-             "other artist": hits[new].float().mean().item(), "train drawings": hits[rests & ~new].float().mean().item()}
-    return {name: {k: round(v, 3) for k, v in row.items()} if isinstance(row, dict) else round(row, 3) for name, row in table.items()}
+    sizes = {name: [*exam.SCALES[name], *(part.table(right)["all"] for right in graded(model, part))] for name, part in exam.by_scale(by_scale).items()}
+    table = {"held out": taken.table(hits), "blind": taken.table(blind),
+             "other artist": hits[new].float().mean().item(), "train drawings": hits[rests & ~new].float().mean().item(), "by scale": sizes}
+    return rounded(table)
+
+
+def rounded(value):
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else round(value, 3)
 
 
 def ship(args):
     """The checkpoint: half precision, scores measured on what is stored."""
+    store(load_file(args.work / "all.safetensors"), args.out, args.command or "python data/train_tinyvlm.py see, read, all, ship")
+
+
+def again(args):
+    """Scores of a checkpoint that was shipped before, as the script measures them now; its weights stay as they are."""
+    with safe_open(args.out, framework="pt") as file:
+        command = json.loads(file.metadata()["command"])
+    store(load_file(args.out), args.out, args.command or command)
+
+
+def store(state, path, command):
     model = TinyVLM(VOCABULARY)
-    model.load_state_dict({k: v.half().float() for k, v in load_file(args.work / "all.safetensors").items()})
+    model.load_state_dict({k: v.half().float() for k, v in state.items()})
     table = score(model)
     for name, row in table.items():
         print(name, row)
-    header = {"config": {"vocabulary": list(VOCABULARY)}, "scores": table, "command": args.command or "python data/train_tinyvlm.py see, read, all, ship"}
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, args.out, {k: json.dumps(v) for k, v in header.items()})
-    print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.2f} MB")
+    header = {"config": {"vocabulary": list(VOCABULARY)}, "scores": table, "command": command}
+    save_file({k: v.half().contiguous() for k, v in state.items()}, path, {k: json.dumps(v) for k, v in header.items()})
+    print(f"{path}: {Path(path).stat().st_size / 1e6:.2f} MB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["see", "read", "all", "ship"])
+    parser.add_argument("step", choices=["see", "read", "all", "ship", "score"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
@@ -326,7 +342,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    {"see": see, "read": read, "all": lambda a: read(a, frozen=False), "ship": ship}[args.step](args)
+    {"see": see, "read": read, "all": lambda a: read(a, frozen=False), "ship": ship, "score": again}[args.step](args)
 
 
 if __name__ == "__main__":

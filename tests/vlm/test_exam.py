@@ -70,6 +70,22 @@ def test_object_patches_against_pixels(taken):
     assert (exam.oracle_mask(taken)[taken.scenes.sign.flatten(1).any(1)]).any(1).all()
 
 
+def test_the_same_scenes_at_five_sizes():
+    tests = exam.by_scale(6, seed=4)
+    assert list(tests) == ["tiny", "small", "middle", "large", "huge"]
+    (low, high), sizes = exam.SCALE, list(exam.SCALES.values())
+    assert sizes[0][1] < low == sizes[1][0] and sizes[3][1] == high < sizes[4][0]              # two are held out, three make up the range
+    first = tests["tiny"].scenes
+    for (smallest, largest), taken in zip(sizes, tests.values()):
+        scenes = taken.scenes
+        assert torch.equal(scenes.valid.sum(1), first.valid.sum(1)) and scenes.photos == first.photos
+        for b, there in enumerate(first.valid):                                                # the order is by depth, and depth by size
+            assert sorted(scenes.pictogram[b, scenes.valid[b]].tolist()) == sorted(first.pictogram[b, there].tolist())
+        scale = scenes.scale[scenes.valid]
+        assert smallest - 1e-6 <= scale.min() and scale.max() <= largest + 1e-6 and scenes.valid.sum(1).max() <= 3
+        assert not any(scenes.words or []) and (taken.kind >= 0).sum() > 30 and not (taken.kind == exam.KINDS.index("sign")).any()
+
+
 def test_measures_of_known_selections(taken):
     tokens = torch.randn(40, 256, 8, generator=torch.Generator().manual_seed(0))
     everything = exam.measures(keep_all(40, 256), tokens, taken, (16, 16))

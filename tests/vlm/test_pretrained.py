@@ -37,6 +37,16 @@ def test_it_looks(model, taken, vision):
         assert seen[kind] - blind[kind] >= 0.2, f"{kind}: {seen[kind]:.2f} seeing, {blind[kind]:.2f} blind"
 
 
+@pytest.mark.parametrize("size, lead", [("tiny", 0.08), ("middle", 0.3), ("huge", 0.25)])
+def test_sizes_that_training_did_not_show(model, size, lead):
+    """Objects smaller and larger than any in training are read too, far better than blind."""
+    taken = exam.by_scale(50)[size]
+    with torch.no_grad():
+        tokens = model.encode(taken.images).tokens
+        seen, blind = (taken.table(taken.right(model, t))["all"] for t in (tokens, tokens.roll(1, 0)))
+    assert seen > blind + lead, f"{size}: {seen:.2f} seeing, {blind:.2f} blind"
+
+
 def test_the_header_tells_the_whole_story(model):
     held_out, blind = model.info["scores"]["held out"], model.info["scores"]["blind"]
     assert set(held_out) == {*exam.KINDS, "all"} and held_out["all"] >= 0.85

@@ -23,6 +23,8 @@ PICTOGRAMS = ("octopus", "butterfly", "penguin", "crab", "turtle", "sunflower", 
               "soccer ball", "wrapped present", "guitar", "key", "pencil", "sunglasses", "bell")
 HELD_OUT = tuple(range(2, len(PICTOGRAMS), 5))
 SCALE, OBJECTS = (0.14, 0.45), (1, 5)
+SCALES = {"tiny": (0.09, 0.13), "small": (0.14, 0.24), "middle": (0.24, 0.34), "large": (0.34, 0.45), "huge": (0.47, 0.65)}
+"""Sizes of objects, as fractions of the side, for exams by scale: training shows small, middle and large ones (SCALE); tiny and huge are held out."""
 KINDS = ("presence", "count", "count_category", "side", "height", "relation", "category", "sign")
 SHELL = ("is there a an ? the on left or right at top bottom what is to of above how many times does appear objects are category "
          "which largest object belong say sign")
@@ -110,6 +112,15 @@ def exam(batch: int, seed: int = 1_000_000, n: int = 8, kinds=KINDS, device=None
     made = scenes(batch, seed, device=device, **options)
     asked = made.questions(n, seed, list(kinds))
     return Exam(made, asked, *pack(_IDS, asked))
+
+
+def by_scale(batch: int, seed: int = 3_000_000, n: int = 8, device=None) -> dict[str, Exam]:
+    """{name: exam} for each of SCALES: the same pictograms on the same held-out backgrounds, drawn at five sizes; 1 to 3 objects, no signs.
+
+    Places follow the sizes, and questions follow what is seen, so the exams ask nearly but not exactly the same: each has a blind score of its own.
+    """
+    kinds = tuple(kind for kind in KINDS if kind != "sign")
+    return {name: exam(batch, seed, n, kinds, device, objects=(1, 3), signs=0.0, scale=scale) for name, scale in SCALES.items()}
 
 
 _IDS = {word: i for i, word in enumerate((PAD, START, END, *VOCABULARY))}
