@@ -270,6 +270,15 @@ def uniform_state(before=3, n=12, behind=2):
         return model.prefill(x, visual, stages([5], 4, after=[1])).states[0]
 
 
+def test_queries_and_keys_are_computed_once_a_cut(monkeypatch):
+    state, calls = uniform_state(), []
+    qk = type(state).qk
+    monkeypatch.setattr(type(state), "qk", lambda self, *args: calls.append(1) or qk(self, *args))
+    plan = visiondrop.plan_stage(state, 6, contextual=2)
+    assert len(calls) == 1 and len(plan) == 6
+    assert torch.equal(visual_score(state), visual_score(state, qk=state.qk()))
+
+
 def test_causal_bias_in_closed_form():
     p, n = 3, 12
     state = uniform_state(p, n)

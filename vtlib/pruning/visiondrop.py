@@ -113,7 +113,7 @@ def prune(vision, keep: int | float, contextual: int | None = None, layer: int |
 
 
 # ------------------------------------------------------------------------------------------------ stages 1-3: the language model
-def visual_score(state, normalise: str = "none") -> Tensor:
+def visual_score(state, normalise: str = "none", qk=None) -> Tensor:
     """(B, n): attention each visual token receives from visual tokens in the layer to come, mean over heads and over visual rows.
 
     The softmax runs over the whole causal row, text before the image included, and is not re-normalised. Column j is seen by the
@@ -121,11 +121,11 @@ def visual_score(state, normalise: str = "none") -> Tensor:
     - "none", the paper's: the sum over rows / n. Identical tokens get 1/n sum_{i>=j} 1/(p+i+1), falling steeply in j.
     - "column": the sum / (n - j), the rows that see j. From mean_i 1/(p+i+1) at j = 0 to 1/(p+n): less steep, the same order.
     - "chance": "column" of (p+i+1) x attention, which is 1 where a row has no preference. Identical tokens all get 1.
-    state: `vtlib.vlm.decoder.State`; rows of tokens that are only hidden (mode "mask") do not vote.
+    state: `vtlib.vlm.decoder.State`; rows of tokens that are only hidden (mode "mask") do not vote. qk: `state.qk()`, if known.
     """
     if normalise not in NORMALISE:
         raise ValueError(f"normalise={normalise!r} must be one of {NORMALISE}")
-    attention = state.attention(rows=state.visual)[..., state.visual].mean(dim=1)               # b rows columns
+    attention = state.attention(rows=state.visual, qk=qk)[..., state.visual].mean(dim=1)        # b rows columns
     if normalise == "chance":
         attention = attention * state.valid.cumsum(dim=1)[:, state.visual, None]                # keys the row sees
     votes = state.alive.to(attention.dtype)                                                     # b rows
@@ -138,11 +138,12 @@ def visual_score(state, normalise: str = "none") -> Tensor:
 
 def plan_stage(state, keep: int, contextual: int | None = None, normalise: str = "none") -> Plan:
     """One cut: `visual_score`, then `reduce` with the next layer's rotated keys, mean over heads, as metric. keep may be 0."""
-    s = visual_score(state, normalise)
+    qk = state.qk()
+    s = visual_score(state, normalise, qk)
     contextual = default_contextual(keep) if contextual is None else contextual
     if keep == 0 or contextual == 0:
         return state.top(s, keep)
-    keys = state.qk()[1][:, :, state.visual].mean(dim=1)                                        # b n p
+    keys = qk[1][:, :, state.visual].mean(dim=1)                                                # b n p
     return reduce(s, keys, keep, contextual)
 
 

@@ -184,20 +184,20 @@ class State:
         q, k = block.qk(self.hidden if layer == "next" else self.entered, self.decoder.rope(self.positions))
         return q, block.self_attn.repeat(k)
 
-    def logits(self, rows=slice(None), layer="next") -> Tensor:
+    def logits(self, rows=slice(None), layer="next", qk=None) -> Tensor:
         """Causal attention logits q k^T / sqrt(P) of the rows (a slice), in float32 at least: (B, heads, rows, S).
 
         -inf where a key is later or not valid. Rows of padding and of tokens that mode "mask" has hidden are there too, with
-        what they see.
+        what they see. qk: what `qk(layer)` gave, for those who have it already.
         """
-        q, k = self.qk(layer)
+        q, k = self.qk(layer) if qk is None else qk
         with full_precision(q.device):
             logits = (widen(q[:, :, rows]) * q.shape[-1] ** -0.5) @ widen(k).transpose(-2, -1)
         return logits.masked_fill(~causal(self.valid, rows), float("-inf"))
 
-    def attention(self, rows=slice(None), layer="next") -> Tensor:
+    def attention(self, rows=slice(None), layer="next", qk=None) -> Tensor:
         """Softmax of `logits` over all keys: (B, heads, rows, S)."""
-        return self.logits(rows, layer).softmax(dim=-1)
+        return self.logits(rows, layer, qk).softmax(dim=-1)
 
     def top(self, score, keep) -> Plan:
         """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are never chosen. keep may be 0."""
