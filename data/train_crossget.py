@@ -1,12 +1,14 @@
 """Train the dual encoder of CrossGET on EmojiWorld, and write data/checkpoints/crossget_clip.safetensors.
 
     OMP_NUM_THREADS=1 python data/train_crossget.py [--seed 0] [--steps 2000] [--out FILE]
+    OMP_NUM_THREADS=1 python data/train_crossget.py --seeds FILE ...
 
 Pictures of 64 px with three pictograms; captions name those of one list and never those of another
 (vtlib/pruning/pretrained.py). Every step draws how many tokens each layer merges, and whether the cross token has a say in it,
 so that no setting is at home in the test. AdamW, warm-up, one cosine, bfloat16 autocast. Prints and stores, on held-out
 backgrounds, the recall for several r with guidance, without it and with its opposite, and which parts of the picture are merged
-away.
+away. One seed is shipped; `--seeds` takes checkpoints of several, adds what both losses are on held-out backgrounds, and writes
+the numbers of all to data/checkpoints/crossget_clip_seeds.json (`vtlib.pruning.pretrained.scores_of_seeds`).
 """
 
 import argparse
@@ -23,7 +25,7 @@ from torch import nn
 from vtlib import data
 from vtlib.nn import patchify
 from vtlib.pruning import pretrained
-from vtlib.pruning.crossget import CrossGETCLIP
+from vtlib.pruning.crossget_encoder import CrossGETCLIP
 
 CONTEXT = 19
 CONFIG = dict(img_size=pretrained.SIZE, patch_size=8, vision_dim=128, vision_heads=4, context=CONTEXT, text_dim=96, text_heads=3,
@@ -110,13 +112,41 @@ def score(model, words, pictures=1024, pool=256):
     return table
 
 
+@torch.no_grad()
+def held_out_losses(model, words, batches=16):
+    """Both losses on held-out backgrounds, mean over batches of 64 pictures; r = 8 with guidance."""
+    model.eval()
+    world, found = pretrained.world("test"), []
+    for i in range(batches):
+        part = pretrained.pictures(world, BATCH, 980_000 + i)
+        losses = model.losses(part.images, words(part.captions), same(part.captions), r=8)
+        found.append([losses["ita"], losses["kd"]])
+    return dict(zip(("ita", "kd"), (round(value, 4) for value in torch.tensor(found).mean(0).tolist())))
+
+
+def seeds(files):
+    """What the headers of several checkpoints say, by seed, and their losses: see `scores_of_seeds`."""
+    table = {}
+    for file in files:
+        (model, words), known = pretrained.crossget_clip(path=file), pretrained.header(file)
+        told = {key: known[key] for key in ("command", "steps", "minutes", "scores")}
+        table[known["seed"]] = told | dict(losses=held_out_losses(model, words))
+        print(file, known["seed"], table[known["seed"]]["losses"], flush=True)
+    return {str(seed): table[seed] for seed in sorted(table)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=data.root() / "checkpoints" / "crossget_clip.safetensors")
+    parser.add_argument("--seeds", type=Path, nargs="+", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.seeds:
+        table = seeds(args.seeds)
+        (data.root() / "checkpoints" / "crossget_clip_seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        return
     torch.manual_seed(args.seed)
     words = pretrained.Words(pretrained.vocabulary(), CONTEXT)
     config = dict(CONFIG, vocab=len(words))

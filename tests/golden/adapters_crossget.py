@@ -32,7 +32,7 @@ def reduction(case):
 
 @adapter("crossget", "CLIP.forward / encode_image / encode_text", inputs=("image", "text"))
 def clip(case):
-    from vtlib.pruning.crossget import CrossGETCLIP
+    from vtlib.pruning.crossget_encoder import CrossGETCLIP
 
     c, t = case.config, case.tensors
     model = CrossGETCLIP(c["image_resolution"], c["patch"], c["vision_width"], c["vision_heads"], c["vocab"], c["context_length"],

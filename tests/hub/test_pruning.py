@@ -23,7 +23,7 @@ from transformers import (
 from vtlib.hub import encoders, prune
 from vtlib.hub.clip import question_signals
 from vtlib.pruning import aim, crossget, fastv, transprune, visiondrop
-from vtlib.pruning.crossget import CrossGETCLIP
+from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.tokens import Plan, Stage, keep_all, top_tokens
 from vtlib.vlm import Decoder
 

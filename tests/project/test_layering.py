@@ -23,7 +23,7 @@ COURSE_ONLY = {
     "scipy",
 }
 NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py")  # files of a family that hold no paper
-BUILDS_ON = set()  # (paper, paper) pairs like ("pruning.a", "pruning.b") where the paper itself builds on the other
+BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget")}  # (paper, paper): where the paper itself builds on the other
 
 
 def module(path):

@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtlib.pruning import crossget
+from vtlib.pruning import crossget_encoder
 from vtlib.pruning.crossget import (
     METHODS,
-    CrossGETCLIP,
     Pairs,
-    cross_loss,
     ensemble,
     importance_attention,
     importance_cosine,
@@ -23,6 +21,7 @@ from vtlib.pruning.crossget import (
     rate,
     schedule,
 )
+from vtlib.pruning.crossget_encoder import CrossGETCLIP, cross_loss
 from vtlib.tokens import redundancy
 from vtlib.vlm.vision import VisionOutputs
 
@@ -374,7 +373,7 @@ def test_text_is_causal_without_merging(model):
 
 def test_size_in_the_attention_counts_a_merged_key_as_often():
     torch.manual_seed(0)
-    attention = crossget.Attention(16, 2)
+    attention = crossget_encoder.Attention(16, 2)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(1, 5, 16)

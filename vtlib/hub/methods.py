@@ -10,7 +10,7 @@ from ..tokens import Plan, keep_all
 from ..vlm.vision import SPACES
 
 BASELINES = ("random", "uniform", "pool", "tome")
-NO_METHOD = ("baselines", "pretrained", "registry")
+NO_METHOD = ("baselines", "crossget_encoder", "pretrained", "registry")
 
 
 def find(method):

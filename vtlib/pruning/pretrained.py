@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import data
 from ..data.questions import article, things, where
 from ..vlm.vision import VisionOutputs
-from .crossget import CrossGETCLIP
+from .crossget_encoder import CrossGETCLIP
 
 SPOKEN = data.EASY
 SILENT = ("penguin", "crab", "honeybee", "owl", "banana", "strawberry", "birthday cake", "bus", "airplane", "sailboat", "balloon",
@@ -144,19 +145,26 @@ def signals(model: CrossGETCLIP, images: Tensor, text: Tensor, patches: str = "v
     return vision, asked
 
 
-def crossget_clip(device=None) -> tuple[CrossGETCLIP, Words]:
+def header(path=None) -> dict:
+    """What `data/train_crossget.py` wrote into the header of a checkpoint: config, words, command, seed, steps, minutes, scores.
+
+    path: default the shipped one. ValueError when that is not there.
+    """
+    with safe_open(path or data.checkpoint("crossget_clip"), framework="pt") as file:
+        return {key: value if key == "command" else json.loads(value) for key, value in file.metadata().items()}
+
+
+def crossget_clip(device=None, path=None) -> tuple[CrossGETCLIP, Words]:
     """The trained model in eval mode and its tokenizer. It takes images (B, 3, 64, 64) in [0, 1].
 
-    Weights are stored as float16 and come out as float32. Scores: `scores`. ValueError when the checkpoint is not there.
+    Weights are stored as float16 and come out as float32. Scores: `scores`. path: another checkpoint of the same script.
+    ValueError when the checkpoint is not there.
     """
-    with safe_open(data.checkpoint("crossget_clip"), framework="pt") as file:
-        header = file.metadata()
-        state = {name: file.get_tensor(name).float() for name in file.keys()}
-    config = json.loads(header["config"])
+    known, path = header(path), path or data.checkpoint("crossget_clip")
     with torch.random.fork_rng(devices=[]):                                                     # the random start is overwritten
-        model = CrossGETCLIP(**config)
-    model.load_state_dict(state)
-    return model.eval().to(device), Words(json.loads(header["words"]), config["context"])
+        model = CrossGETCLIP(**known["config"])
+    model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return model.eval().to(device), Words(known["words"], known["config"]["context"])
 
 
 def scores() -> dict:
@@ -165,5 +173,12 @@ def scores() -> dict:
     {"r=8 guided": {"i2t", "t2i": recall at 1 of 256 pictures on held-out backgrounds, "spoken", "silent", "background": share of
     such patches that some layer merged into another token}, ...}. "unguided": I = 0; "inverted": -I; "bipartite": I, ToMe's sets.
     """
-    with safe_open(data.checkpoint("crossget_clip"), framework="pt") as file:
-        return json.loads(file.metadata()["scores"])
+    return header()["scores"]
+
+
+def scores_of_seeds() -> dict:
+    """The same of several training runs: {"0": {"command", "steps", "minutes", "scores", "losses": {"ita", "kd"}}, ...}.
+
+    Only the first one's weights are shipped. losses: both, on held-out backgrounds, batches of 64, r = 8 with guidance.
+    """
+    return json.loads((data.root() / "checkpoints" / "crossget_clip_seeds.json").read_text(encoding="utf-8"))
