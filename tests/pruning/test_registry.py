@@ -1,5 +1,7 @@
 """What holds for all methods at once: identity at keep = N, the number of tokens, repeatability, and one call for all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from vtlib.pruning import registry
 from vtlib.pruning.registry import METHODS
+from vtlib.tokens import Plan, Stage
 from vtlib.vlm import TinyVLM, exam
 
 QUESTIONS = ["is there a crab?", "how many times does the key appear?"]
@@ -25,9 +28,9 @@ def vision(model):
         return registry.look(model, torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0)))   # 6 x 8 patches
 
 
-def run(model, vision, name, keep, seed=0):
+def run(model, vision, name, keep, seed=0, positions=None):
     with torch.no_grad():
-        done = registry.reduce(model, vision, name, keep, QUESTIONS, torch.Generator().manual_seed(seed))
+        done = registry.reduce(model, vision, name, keep, QUESTIONS, torch.Generator().manual_seed(seed), positions)
         return done, model.answer(done.tokens, QUESTIONS, done.stages, done.positions)
 
 
@@ -41,8 +44,8 @@ def test_all_ten_papers_and_five_baselines_are_there():
 def test_keep_all_changes_nothing(model, vision, name):
     with torch.no_grad():
         plain = model.prefill(vision.tokens, QUESTIONS)[0]
-        for keep in (48, 1.0):
-            done = registry.reduce(model, vision, name, keep, QUESTIONS)
+        for keep, positions in ((48, None), (1.0, "renumber"), (48, "keep")):
+            done = registry.reduce(model, vision, name, keep, QUESTIONS, positions=positions)
             assert torch.equal(model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0], plain)
 
 
@@ -116,6 +119,99 @@ def test_what_was_not_asked_for_is_missed(model, vision):
             registry.reduce(model, bare, name, 12)
     with pytest.raises(ValueError, match="questions"):
         registry.reduce(model, vision, "recoverable", 12)
+
+
+# --------------------------------------------------------------------------------------------------------------- kept positions
+BEFORE = [name for name, method in METHODS.items() if method.where == "before"]
+
+
+def seen_positions(model, done):
+    """What the decoder's layers are given as positions: recorded where it makes its rotary tables."""
+    told, rope = [], model.decoder.rope
+    model.decoder.rope = lambda positions: (told.append(positions), rope(positions))[1]
+    try:
+        with torch.no_grad():
+            logits, run = model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)
+    finally:
+        del model.decoder.rope
+    return told[-1], logits, run
+
+
+@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("keep", [1, 7, 30])
+def test_kept_positions_are_those_of_the_patches(model, vision, name, keep):
+    done, plain = (run(model, vision, name, keep, positions=p)[0] for p in ("keep", None))
+    told, _, ran = seen_positions(model, done)
+    assert torch.equal(told[:, 1 : 1 + keep], 1 + plain.plan.index)              # <start> is 0, patch n is 1 + n
+    assert torch.equal(told[:, 1 + keep], torch.tensor([49, 49]))                # the question starts behind all patches
+    assert ran.cache.lengths[0] == ran.hidden.shape[1] and ran.visual == slice(1, 1 + keep)                # and nothing longer ever ran
+    assert torch.equal(ran.states[0].plan.index[0], torch.arange(48)) and torch.equal(done.whole(ran).index, plain.plan.index)
+    assert torch.equal(done.tokens.gather(1, plain.plan.index[..., None].expand_as(plain.tokens)), plain.tokens)            # bit for bit, merged or not
+    assert torch.equal(seen_positions(model, plain)[0][0, 1 : 1 + keep], 1 + torch.arange(keep))           # the releases count anew
+
+
+def test_kept_positions_against_a_mask_over_all_tokens(model, vision):
+    """Hiding the dropped tokens of an unpruned sequence leaves the others the numbers they have: the same logits."""
+    for name in ("divprune", "fastervlm", "uniform"):
+        done = run(model, vision, name, 9, positions="keep")[0]
+        plan = done.plan
+        with torch.no_grad():
+            kept = model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0]
+            masked = model.prefill(vision.tokens, QUESTIONS, [Stage(0, 9, lambda state, keep, plan=plan: plan)], "keep", "mask")[0]
+            anew = model.prefill(plan.apply(vision.tokens), QUESTIONS)[0]
+        torch.testing.assert_close(kept, masked, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(kept, anew, atol=1e-4)
+
+
+def test_cuts_inside_go_on_from_kept_positions(model, vision):
+    """AIM merges before and cuts inside: its tokens have the places of their seeds down to the last one; FastV's choice can be overruled."""
+    done, plain = (run(model, vision, "aim", 24, positions=p)[0] for p in ("keep", None))
+    told, _, ran = seen_positions(model, done)
+    assert done.positions == plain.positions == "keep" and not plain.seated
+    assert [s.after for s in done.stages] == [0, *(s.after for s in plain.stages)]
+    second = ran.states[1]
+    assert torch.equal(second.positions[:, second.visual], 1 + plain.plan.index)
+    whole, index = done.whole(ran), plain.plan.index
+    for cut in ran.plans[1:]:
+        index = index.gather(1, cut.index)
+    assert torch.equal(whole.index, index) and whole.num_tokens == 48
+    done, answers = run(model, vision, "fastv", 9, positions="renumber")
+    assert done.positions == "renumber" and not done.seated and answers.prefill.cache.shift[-1] == 39
+
+
+@pytest.mark.parametrize("name, positions, message", [
+    ("visiondrop", "keep", r"positions='keep': \[CLS\] is among the tokens"), ("divprune", "old", "positions='old': needs one of renumber, keep"),
+])
+def test_positions_that_cannot_be(model, vision, name, positions, message):
+    with pytest.raises(ValueError, match=message):
+        registry.reduce(model, vision, name, 12, QUESTIONS, positions=positions)
+
+
+def test_slots_without_a_place():
+    assert torch.equal(registry.places(Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)), torch.tensor([[3, 1]]))
+    for index, message in (([[3, -1]], "empty"), ([[2, 5, 2]], "two slots sit at one patch")):
+        with pytest.raises(ValueError, match=message):
+            registry.places(Plan(torch.tensor(index), 9))
+
+
+@pytest.mark.parametrize("name", ["random", "divprune", "pool", "recoverable", "fastv"])
+def test_grade_with_kept_positions(model, name):
+    """Question by question, as by hand; random draws once for a picture, whatever is done with positions. Every other answer is made right."""
+    taken = exam.exam(3, seed=5, n=3)
+    vision = registry.look(model, taken.images)
+    asked, want = [list(row) for row in taken.asked], torch.zeros_like(taken.kind, dtype=torch.bool)
+    for b, q in (taken.kind >= 0).nonzero().tolist():
+        text = asked[b][q].text
+        with torch.no_grad():
+            done = registry.reduce(model, vision, name, 40, [text] * 3, torch.Generator().manual_seed(3), "keep")
+            said = model.answer(done.tokens, [text] * 3, done.stages, done.positions).texts[b]
+        want[b, q] = q % 2 == 0
+        asked[b][q] = replace(asked[b][q], answer=said if q % 2 == 0 else "no such word")
+    taken = replace(taken, asked=asked)
+    right = registry.grade(model, vision, taken, name, 40, torch.Generator().manual_seed(3), rows=2 if name != "random" else 128, positions="keep")
+    assert torch.equal(right, want) and want.any()
+    everything = registry.grade(model, vision, taken, name, 256, positions="keep")
+    assert torch.equal(everything, registry.grade(model, vision, taken, name, 256))
 
 
 def test_grade_before_and_inside_agree_where_nothing_is_cut(model):

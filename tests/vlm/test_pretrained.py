@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib.pruning import registry
+from vtlib.pruning import hiprune, registry
 from vtlib.tokens import Plan
 from vtlib.vlm import TinyVLM, exam
 
@@ -60,6 +60,17 @@ def test_cls_looks_at_objects(taken, vision):
     score = vision.cls_row.mean(1)
     best = objects.gather(1, score.topk(28, dim=1).indices).float().mean().item()
     assert best > 2.5 * objects.float().mean().item()
+
+
+def test_hiprunes_object_layer_is_the_best_before_the_deep_one(model, taken):
+    """`registry.OBJECT_LAYER`: of the layers that are not the registers' own, the one whose most attended patches overlap the objects best."""
+    objects = exam.object_patches(taken.scenes)[:80].any(1)
+    with torch.no_grad():
+        layers, overlap, _ = hiprune.layer_analysis(model.encode(taken.images[:80], attention=range(5)), objects)
+    deep = hiprune.attention_layers(len(model.encoder.blocks), registry.OBJECT_LAYER)[1] + 1
+    best = max(range(1, deep), key=lambda layer: overlap[layers.index(layer)])
+    assert registry.OBJECT_LAYER == best, overlap.tolist()
+    assert overlap[best - 1] > 1.5 * overlap[0]
 
 
 @pytest.mark.parametrize("method", ["fastervlm", "divprune", "fastv"])
