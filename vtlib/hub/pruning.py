@@ -32,6 +32,7 @@ from ..vlm.decoder import POSITIONS
 from . import encoders
 from .cuts import Block, Images, Level, Run, take_positions
 from .methods import Method, find
+from .prompt import Seen, check_even, places
 
 RUN = "_vtlib_run"  # on a cache: the prompt it belongs to
 SEEN = "_vtlib_seen"  # on the output of get_image_features: what was read
@@ -76,25 +77,6 @@ def _attached(pruned):
         vars(core).pop("get_image_features", None)
 
 
-class Seen:
-    """What was read of some images: found, as `encoders` gives it; inputs: the arguments it was read from."""
-
-    def __init__(self, found, inputs):
-        self.found, self.inputs, self.kept = found, inputs, {}
-
-    def tokens(self):
-        """One (N, D) an image, projected and unpruned; `order` knows them again."""
-        self.kept = {image: tokens for images, vision in self.found for image, tokens in zip(images, vision.tokens)}
-        return [self.kept[image] for image in sorted(self.kept)]
-
-    def order(self, tokens):
-        """The images that a list of `tokens` is of; `generate` repeats entries for beams."""
-        known = {id(t): image for image, t in self.kept.items()}
-        if any(id(t) not in known for t in tokens):
-            raise ValueError("mm_encoder_outputs was changed since get_image_features made it: pass pixel_values")
-        return [known[id(t)] for t in tokens]
-
-
 class Pruned:
     """What `prune` gives. It tells of the last prompt with images:
 
@@ -109,9 +91,8 @@ class Pruned:
         fixed = self.family.default_positions == "keep"  # three-part positions are never counted anew
         self.positions = positions or (not fixed and self.method.positions) or self.family.default_positions
         if self.positions not in POSITIONS or (fixed and self.positions != "keep"):
-            raise ValueError(
-                f"positions={positions!r}: {type(model).__name__} needs {'keep' if fixed else ' or '.join(POSITIONS)!r}"
-            )
+            needs = "keep" if fixed else " or ".join(POSITIONS)
+            raise ValueError(f"positions={positions!r}: {type(model).__name__} needs {needs!r}")
         if self.method.inside and "sliding_attention" in (getattr(self.family.language.config, "layer_types", None) or ()):
             raise ValueError("the decoder has layers with sliding windows, which count places: cuts inside it are not supported")
         self.signals, self.handles, self.watched, self.run, self._last = signals, [], set(), None, None
@@ -197,9 +178,8 @@ class Pruned:
         else:
             seen = getattr(images, SEEN, None)
             if seen is None:
-                raise ValueError(
-                    "mm_encoder_outputs was made outside of this block, or split (prefill_chunk_size): pass pixel_values"
-                )
+                raise ValueError("mm_encoder_outputs was made outside of this block, or split (prefill_chunk_size): pass "
+                                 "pixel_values")
             order = seen.order(images.pooler_output)
         kwargs.pop("mm_encoder_outputs", None)
         return (), self.prefill(kwargs, seen, order)
@@ -212,36 +192,25 @@ class Pruned:
         given = {**seen.inputs, **{name: value for name, value in kwargs.items() if value is not None}}
         more = self.signals(given) if self.signals else {}
         positions = kwargs.get("position_ids")
-        positions = (
-            self.family.positions(kwargs, size, 0) if positions is None else positions.expand(*positions.shape[:-2], batch, size)
-        )
+        positions = (self.family.positions(kwargs, size, 0) if positions is None
+                     else positions.expand(*positions.shape[:-2], batch, size))
         x, stay, images = self.family.core.get_input_embeddings()(ids), torch.ones_like(ids, dtype=torch.bool), []
         moved, columns = positions.clone(), torch.arange(size, device=ids.device).repeat(batch, 1)
-        for number, vision, which, row, places in self._places(ids, seen.found, order):
+        for number, vision, which, row, here in places(ids == self.family.image_token, seen.found, order):
             plan, tokens = self.method.reduce(vision, more, which)
             count, behind = len(plan), self.family.num_prefix if self.method.space == "selected" else 0
-            if count > places.shape[1]:
-                raise ValueError(f"the plan leaves {count} tokens but an image has {places.shape[1]} places in the prompt")
-            slots, at = places[:, :count], row[:, None]
+            if count > here.shape[1]:
+                raise ValueError(f"the plan leaves {count} tokens but an image has {here.shape[1]} places in the prompt")
+            slots, at = here[:, :count], row[:, None]
             x = x.index_put((at, slots), tokens.to(x.dtype))
-            stay[at, places] = False
+            stay[at, here] = False
             stay[at, slots] = plan.index >= 0
-            seed = take(places, (plan.index - behind).clamp(min=0))
+            seed = take(here, (plan.index - behind).clamp(min=0))
             moved[..., at, slots], columns[at, slots] = positions[..., at, seed], seed
-            images.append(
-                Images(
-                    number,
-                    row,
-                    slots.masked_fill(plan.index < 0, -1),
-                    vision,
-                    plan,
-                    self.method.stages(count),
-                    count,
-                    keep_all(len(row), count, ids.device),
-                )
-            )
+            images.append(Images(number, row, slots.masked_fill(plan.index < 0, -1), vision, plan, self.method.stages(count),
+                                 count, since=keep_all(len(row), count, ids.device)))
         if any(group.stages for group in images):
-            self._check_even(images, stay)
+            check_even(images, stay)
 
         # a rectangle: shorter rows are filled with padding, first their own, then tokens that were dropped
         real = stay if mask is None else stay & mask.bool()
@@ -255,64 +224,17 @@ class Pruned:
         place = torch.full_like(ids, -1).scatter(1, index, torch.arange(length, device=ids.device).expand(batch, -1))
         for group in images:
             group.places = place[group.row[:, None], group.places].masked_fill(group.places < 0, -1)
-        level = Level(
-            torch.arange(length, device=ids.device).expand(batch, -1),
-            take(columns, index),
-            take_positions(moved, index),
-            valid,
-            0,
-        )
-        language = self.family.language
-        self.run = self._last = Run(
-            size,
-            gone[:, -1],
-            images,
-            [level],
-            [0] * len(language.layers),
-            self.positions == "renumber",
-            language.rotary_emb,
-            [Block(layer) for layer in language.layers],
-            not bool(valid.all()),
-        )
+        language, layers = self.family.language, [Block(layer) for layer in self.family.language.layers]
+        first = torch.arange(length, device=ids.device).expand(batch, -1)
+        level = Level(first, take(columns, index), take_positions(moved, index), valid, shift=0)
+        self.run = self._last = Run(size, gone[:, -1], images, [level], [0] * len(layers), self.positions == "renumber",
+                                    language.rotary_emb, layers, padded=not bool(valid.all()))
         self._watch({layer for group in images for stage in group.stages for layer in stage.watch})
         kwargs.update(input_ids=None, pixel_values=None, inputs_embeds=take(x, index), position_ids=level.positions)
         if mask is not None or length < size or self.run.padded:
             # also when it is all ones: positions with gaps and neither mask nor cache would be taken for several sequences in one
             kwargs["attention_mask"] = valid.long()
         return kwargs
-
-    def _places(self, ids, found, order):
-        """For each entry of `found`: (numbers of the images in the prompts, vision, which of vision's images (M,), row (M,),
-        places (M, N))."""
-        flat = (ids == self.family.image_token).flatten().nonzero()[:, 0]
-        sizes = {image: vision.features.shape[1] for images, vision in found for image in images}
-        ends = torch.tensor([0, *(sizes[image] for image in order)]).cumsum(0).tolist()
-        if len(flat) != ends[-1]:
-            raise ValueError(
-                f"input_ids has {len(flat)} placeholders of images, but the {len(order)} images in pixel_values "
-                f"have {ends[-1]} tokens"
-            )
-        for images, vision in found:
-            here = [(start, image) for start, image in zip(ends, order) if image in images]
-            start = torch.tensor([s for s, _ in here], device=ids.device)[:, None] + torch.arange(
-                sizes[images[0]], device=ids.device
-            )
-            row, places = flat[start] // ids.shape[1], flat[start] % ids.shape[1]
-            if (row != row[:, :1]).any():
-                raise ValueError("input_ids: the placeholders of an image are spread over two prompts of the batch")
-            which = torch.tensor([images.index(image) for _, image in here], device=ids.device)
-            yield [image for _, image in here], vision, which, row[:, 0], places
-
-    def _check_even(self, images, stay):
-        left = stay.sum(dim=1)
-        if (left != left[0]).any() or any((group.places < 0).any() for group in images):
-            raise ValueError(
-                f"prompts of {left.tolist()} tokens in a batch: cuts inside the decoder need equally many images "
-                "in each, and no empty slots"
-            )
-        for group in images:
-            if (group.places.diff(dim=1) != 1).any():
-                raise ValueError("input_ids: the placeholders of an image must be neighbours")
 
     def step(self, kwargs, run, past):
         """Arguments of a forward on new tokens behind a pruned prompt."""
@@ -327,10 +249,8 @@ class Pruned:
         if run.renumber:
             positions = positions - run.dropped[:, None]
         if mask is not None and mask.shape != (len(new), run.full + since + count):
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, but prompt and new tokens are "
-                f"{(len(new), run.full + since + count)}"
-            )
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, but prompt and new tokens are "
+                             f"{(len(new), run.full + since + count)}")
         if mask is not None or run.padded:
             rest = run.dropped.new_ones(len(new), since + count) if mask is None else mask[:, run.full :]
             kwargs["attention_mask"] = torch.cat([first.to(rest.dtype), rest], dim=1)
@@ -371,11 +291,7 @@ class Pruned:
 
                 return hook
 
-            for name, module in (
-                ("norm1", layer.input_layernorm),
-                ("attention", layer.self_attn),
-                ("norm2", layer.post_attention_layernorm),
-                ("mlp", layer.mlp),
-            ):
+            for name, module in (("norm1", layer.input_layernorm), ("attention", layer.self_attn),
+                                 ("norm2", layer.post_attention_layernorm), ("mlp", layer.mlp)):
                 self.handles.append(module.register_forward_hook(keep(name)))
         self.watched |= numbers
