@@ -64,6 +64,17 @@ def crossvit(fusion):
                                   mlp_ratio=(2, 2), fusion=fusion), images((32, 32), (29, 41)), (5,))
 
 
+class WithMirrored(torch.nn.Module):
+    """A net on two pictures as a model on one: the second is the first one's mirror image."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images, images.flip(-1))
+
+
 MODELS = {
     **{f"vit_{pos}": Model(lambda pos=pos: ViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, pos=pos),
                            images((32, 32), (24, 40)), (5,)) for pos in ("learned", "sincos", "rope", "none")},
@@ -75,6 +86,7 @@ MODELS = {
     "tokenformer_vision": Model(lambda: TokenFormerViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, num_tokens=12),
                                 images((32, 32), (24, 40)), (5,)),
     "tokenformer_language": Model(lambda: TokenFormer(11, 24, 2, 3, num_tokens=12), ids, (8, 11)),
+    "spynet": Model(lambda: WithMirrored(SPyNet(3, (8, 16, 8), 5)), images((16, 22), (13, 22)), (2, 16, 22)),
     "ttvsr": ttvsr(),
     "ttvsr_recurrent": ttvsr(trajectories=False),
     "uplift": Model(lambda: Features(UPLiFT(6, 4, (4, 6), (8, 8))), images((16, 24), (20, 12)), (384, 6)),
