@@ -11,6 +11,7 @@ from vtlib.superres.ttvsr import (
     LTAM,
     TTVSR,
     carry,
+    convert_official,
     cross_scale_tokens,
     gather_tokens,
     identity_grid,
@@ -221,6 +222,20 @@ def test_official_names():
              "LTAM.fusion", "resblocks.main.0", "resblocks.main.2.1.conv2", "fusion", "upsample1.upsample_conv", "upsample2.upsample_conv",
              "conv_hr", "conv_last"]
     assert {f"{p}.{kind}" for p in parts for kind in ("weight", "bias")} <= names
+
+
+def test_official_checkpoints_load(tmp_path):
+    from safetensors.torch import save_file
+
+    from vtlib.hub import load_official
+
+    model = small()
+    wrapped = {**{f"generator.{k}": v for k, v in model.state_dict().items()}, "step_counter": torch.zeros(1)}
+    save_file(wrapped, tmp_path / "ttvsr.safetensors")
+    other = load_official(TTVSR(6, 1, 1, 4, spynet=None), tmp_path / "ttvsr.safetensors", convert_official).eval()
+    video, flows = clip(2)
+    assert torch.equal(other(video, flows), model(video, flows))
+    assert convert_official(model.state_dict()).keys() == model.state_dict().keys()
 
 
 def test_without_trajectories_the_same_parameters():

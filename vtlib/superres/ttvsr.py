@@ -328,3 +328,10 @@ class TTVSR(nn.Module):
             got = [tuple(f.shape) for f in flows]
             if got != [want, want]:
                 raise ValueError(f"flows has shapes {got} but needs two of {want}: (backward, forward)")
+
+
+def convert_official(state):
+    """Official checkpoint (TTVSR_REDS.pth, TTVSR_Vimeo90K.pth) -> `TTVSR()`: the prefix `generator.` goes, and so does whatever has none (the
+    training step counter). State dicts without the prefix pass through."""
+    inside = {key.removeprefix("generator."): value for key, value in state.items() if key.startswith("generator.")}
+    return inside or dict(state)
