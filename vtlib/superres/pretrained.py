@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from .spynet import SPyNet
+from .uplift import CrossAttentionUpsampler, UPLiFT
 
 
 def _load(name, build, device=None):
@@ -39,3 +40,31 @@ def spynet_emoji(device=None):
     """Optical flow: a small `SPyNet` trained on EmojiWorld's true flow and on photographs panned by known motion, pictures of 48 to 96 px and
     motions up to about 8 px. `net(reference, supporting)` -> flow (B, 2, h, w) in pixels; pictures (B, 3, h, w) in [0, 1]."""
     return _load("spynet_emoji", SPyNet, device)
+
+
+def uplift_emoji(variant=None, device=None):
+    """Upsampler of the shipped ViT's features (patch 8, D = 128, after four blocks: `uplift.vit_features`), `net(images, features)` -> one feature a pixel.
+
+    variant: None, the `UPLiFT` (n = 17, depth 3); "onestep", trained on each depth's first step only; "free", without an attender;
+    "cross", a `CrossAttentionUpsampler`. All four saw the same pictures in the same order. ValueError for another one.
+    """
+    if variant not in (None, "onestep", "free", "cross"):
+        raise ValueError(f"variant={variant!r} must be None, 'onestep', 'free' or 'cross'")
+    return _load("uplift_emoji" + (f"_{variant}" if variant else ""), CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
+
+
+def _video(spynet, **config):
+    from .ttvsr import TTVSR
+
+    return TTVSR(**config, spynet=SPyNet(**spynet))
+
+
+def ttvsr_small(device=None):
+    """Video x4: a small `TTVSR` for the degradation BI (`bicubic(frames, 1 / 4)`), with a flow net of its own. Frames (B, T, 3, h, w) in
+    [0, 1], h and w multiples of 4 -> (B, T, 3, 4h, 4w). Trained on clips of 7 frames of 24 x 24 pixels."""
+    return _load("ttvsr_small", _video, device)
+
+
+def recurrent_small(device=None):
+    """The plain recurrent net without trajectories, trained as `ttvsr_small`, with the same parameters: what the attention is compared with."""
+    return _load("recurrent_small", _video, device)
