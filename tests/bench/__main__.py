@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-FAMILIES = ("multiscale", "pruning")
+FAMILIES = ("multiscale", "pruning", "superres")
 
 
 def main():

@@ -1,0 +1,51 @@
+"""What the super-resolution bench compares computes the same thing, and what should be linear is."""
+
+import torch
+
+from vtlib.superres.ttvsr import LTAM
+
+from .superres import (
+    aggregate,
+    attender_against_loops,
+    groups_against_naive,
+    length,
+    make_tab,
+    masked_full_attention,
+    memory,
+    space_time_attention,
+    subgroup_by_subgroup,
+    trajectories_against_all,
+    upsampling,
+)
+
+
+@torch.no_grad()
+def test_attention_along_trajectories_is_masked_full_attention():
+    rows = list(trajectories_against_all(((1, 4), (3, 5))))
+    assert len(rows) == 2 and all(float(row[-1]) < 1e-5 for row in rows)
+    layer, inputs = LTAM(16, 4), memory(3, 5, batch=2)
+    torch.testing.assert_close(layer(*inputs), masked_full_attention(layer, *inputs), atol=1e-5, rtol=1e-4)
+    assert space_time_attention(layer, *inputs).shape == layer(*inputs).shape
+
+
+@torch.no_grad()
+def test_content_groups_are_loops_and_masked_full_attention():
+    torch.manual_seed(0)
+    rows = list(groups_against_naive((10, 16)))                                  # 100 tokens: the last subgroup is filled up
+    assert len(rows) == 4 and all(float(row[2]) < 1e-4 for row in rows)
+    tab, x = make_tab(9, num_centres=5, group_size=8)
+    torch.testing.assert_close(aggregate(tab, x), subgroup_by_subgroup(tab, x), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_local_attender_is_a_loop_over_pixels():
+    rows = list(attender_against_loops(side=4, channels=6))
+    assert len(rows) == 2 and all(float(row[1]) < 1e-5 for row in rows)
+
+
+@torch.no_grad()
+def test_counted_cost():
+    per_frame = [float(row[-1].split()[0]) for row in length((4, 16), side=16)]
+    assert per_frame[1] < 1.1 * per_frame[0]                                     # linear in the frames
+    rows = {row[0]: row[1:] for row in upsampling((16, 32), channels=8)[1]}
+    assert float(rows["UPLiFT, two doublings"][2]) < 4.2 and float(rows["cross-attention alone"][2]) == 16
