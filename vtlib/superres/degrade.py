@@ -13,10 +13,10 @@ Two traps: `F.interpolate(mode="bicubic")` uses a = -0.75 unless antialias=True 
 rounds to 8 bits after each axis when it is given 8 bits; here everything stays floating point, and nothing is clamped to [0, 1].
 """
 
+import contextlib
 import math
 
 import torch
-import torch.nn.functional as F
 
 BLURS = ("centred", "duf")
 
@@ -54,20 +54,23 @@ def bicubic(images, scale):
     if factor < 1 or not math.isclose(scale, factor if scale >= 1 else 1 / factor, rel_tol=1e-9):
         raise ValueError(f"scale={scale}: needs a whole number, or one over a whole number")
     _check(images, 1 if scale >= 1 else factor)
-    exact = torch.promote_types(images.dtype, torch.float32)
-    out = images.to(exact)
-    for axis in (-2, -1):                                                        # rows first, as MATLAB does
-        index, weights = bicubic_taps(out.shape[axis], scale, images.device)
-        out = out.transpose(axis, -1)
-        out = (out[..., index] * weights.to(exact)).sum(-1).transpose(axis, -1)  # ... out taps -> ... out
-    return out.to(images.dtype)
+    return _resample(images, *(bicubic_taps(side, scale, images.device) for side in images.shape[-2:]))
 
 
-def gaussian_taps(size, sigma, device=None):
-    """(size,) float64 that sum to 1: a sampled Gaussian around the middle of `size` pixels (MATLAB's fspecial, one axis of it)."""
-    x = torch.arange(size, device=device, dtype=torch.float64) - (size - 1) / 2
-    taps = torch.exp(-0.5 * (x / sigma) ** 2)
-    return taps / taps.sum()
+def blur_taps(length, scale, sigma, where="centred", device=None):
+    """What `blur_down` reads along one axis: indices (out, taps) long, weights (out, taps) float64 that sum to 1: a sampled Gaussian around the
+    middle of each block of `scale` pixels ("centred") or around its first pixel ("duf")."""
+    if where == "duf":
+        reach = int(4 * sigma + 0.5)                                             # scipy's gaussian_filter cuts at 4 sigma
+        begin, size = -reach, 2 * reach + 1
+    else:
+        size = math.ceil(3 * sigma) * 2 + (1 if scale % 2 else 2)                # MATLAB's script: odd windows for odd scales
+        begin = (scale - size) // 2
+    at = torch.arange(size, device=device)
+    weights = torch.exp(-0.5 * ((at - (size - 1) / 2).double() / sigma) ** 2)
+    index = torch.arange(0, length, scale, device=device)[:, None] + begin + at                    # out taps
+    index = (length - 1 - (length - 1 - index.abs()).abs()) if where == "duf" else index.clamp(0, length - 1)
+    return index, (weights / weights.sum()).expand(index.shape)
 
 
 def blur_down(images, scale=4, sigma=1.6, where="centred"):
@@ -85,31 +88,21 @@ def blur_down(images, scale=4, sigma=1.6, where="centred"):
         raise ValueError(f"scale={scale}: needs a whole number, so many pixels become one")
     if not sigma > 0:
         raise ValueError(f"sigma={sigma}: needs a positive number of pixels")
-    scale = int(scale)
+    scale, reach = int(scale), int(4 * sigma + 0.5)
     _check(images, scale)
-    h, w = images.shape[-2:]
-    if where == "duf":
-        before = after = int(4 * sigma + 0.5)
-        after, mode = max(after - scale + 1, 0), "reflect"
-        if before >= min(h, w):
-            raise ValueError(f"images are {h} x {w}: mirroring {before} pixels needs more than {before} on each side")
-        taps = gaussian_taps(2 * before + 1, sigma, images.device)
-    else:
-        size = math.ceil(3 * sigma) * 2 + (1 if scale % 2 else 2)
-        before, mode = (size - scale) // 2, "replicate"                          # the window's middle is the block's
-        after = before
-        taps = gaussian_taps(size, sigma, images.device)
+    if where == "duf" and reach >= min(images.shape[-2:]):
+        raise ValueError(f"images are {images.shape[-2]} x {images.shape[-1]}: mirroring {reach} pixels needs more than {reach} on each side")
+    return _resample(images, *(blur_taps(side, scale, sigma, where, images.device) for side in images.shape[-2:]))
+
+
+def _resample(images, rows, columns):
+    """images (*, H, W) read along both axes with (indices, weights), as two matrix products: (*, out H, out W)."""
     exact = torch.promote_types(images.dtype, torch.float32)
-    out = images.to(exact).reshape(-1, 1, h, w)
-    if before < 0:                                                               # a window smaller than its block: cut instead of pad
-        out = out[..., -before:, -before:]
-    else:
-        out = F.pad(out, (before, after, before, after), mode=mode)
-    taps = taps.to(exact)
-    for axis in (-2, -1):
-        out = (out.unfold(axis, len(taps), scale) * taps).sum(-1)
-    out = out[..., :h // scale, :w // scale]
-    return out.reshape(*images.shape[:-2], *out.shape[-2:]).to(images.dtype)
+    along = [weights.new_zeros(len(index), side).scatter_add(1, index, weights).to(exact)          # out side
+             for side, (index, weights) in zip(images.shape[-2:], (rows, columns))]
+    kind = images.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
+        return (along[0] @ images.to(exact) @ along[1].T).to(images.dtype)
 
 
 def _check(images, multiple):
