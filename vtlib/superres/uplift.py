@@ -293,6 +293,20 @@ def uplift_vae(**kwargs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------- training
+def vit_features(vit, images, blocks=4):
+    """Patch tokens of a `vtlib.vit.ViT` after its first `blocks` blocks, as a map (B, D, H/P, W/P), each normalised to mean 0 and deviation 1.
+
+    Not the last block's: a classifier reads [CLS] alone, so nothing ever asked its last patch tokens to mean anything.
+    """
+    if not 1 <= blocks <= len(vit.blocks):
+        raise ValueError(f"blocks={blocks} but the ViT has {len(vit.blocks)}")
+    x, rope = vit.embed(images)
+    for block in vit.blocks[:blocks]:
+        x = block(x, rope=rope)
+    height, width = vit.patch_embed.grid(*images.shape[-2:])
+    return rearrange(F.layer_norm(x[:, 1:], x.shape[-1:]), "b (h w) d -> b d h w", h=height, w=width)
+
+
 def pyramid(images, depth):
     """[images, 1/2, 1/4, ... 1/2^depth of their size], each from the original by antialiased bilinear resizing. ValueError for odd sizes on the way."""
     check_images(images)
