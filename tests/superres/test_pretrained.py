@@ -5,9 +5,9 @@ import torch
 
 from vtlib import data
 from vtlib.data import footage
-from vtlib.superres import pretrained, psnr, warp
+from vtlib.superres import bicubic, pretrained, psnr, warp
 
-FLOW = {0.5: 0.3, 3.0: 0.75}                                                     # motion in pixels: largest end-point error (none found: the motion)
+FLOW = {0.1: 0.07, 0.5: 0.15, 3.0: 0.5}                                          # motion in pixels: largest end-point error (none found: the motion)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,25 @@ def test_flow_of_unseen_pictograms_explains_the_picture(flow_net):
     seen = ~video.occluded[:, 0]
     flow = flow_net(first, second)
     error, motion = ((f - video.flow[:, 0]).norm(dim=1)[seen].mean() for f in (flow, 0 * flow))
-    assert error < 0.4 * motion
-    assert psnr(warp(second, flow), first, crop=4, y=False).mean() > psnr(second, first, crop=4, y=False).mean() + 3
+    assert error < 0.3 * motion
+    assert psnr(warp(second, flow), first, crop=4, y=False).mean() > psnr(second, first, crop=4, y=False).mean() + 6
     back = flow_net(second, first)                                               # the other way round it points the other way
-    assert (warp(back, flow) + flow).norm(dim=1)[seen].mean() < motion
+    assert (warp(back, flow) + flow).norm(dim=1)[seen].mean() < 0.3 * motion
 
 
 @torch.no_grad()
 def test_no_motion_is_found_in_a_still(flow_net):
     still = torch.stack(list(data.photographs(64, names=["temple", "peaks"]).values()))
-    assert flow_net(still, still).norm(dim=1).mean() < 0.1
+    assert flow_net(still, still).norm(dim=1).mean() < 0.06
+
+
+@torch.no_grad()
+def test_slow_motion_of_the_real_clip_adds_up(flow_net):
+    """The real clip reduced four times moves a fourteenth of a pixel a frame. Sixteen frames on, warping brings back what standing still loses."""
+    small = bicubic(footage.clip_frames("test"), 1 / 4)
+    here, there = small[:-16], small[16:]
+    warped, still = (psnr(t, here, crop=2, y=False).mean() for t in (warp(there, flow_net(here, there)), there))
+    assert warped > still + 4
 
 
 def test_checkpoint_is_small_and_tells_how_it_was_made():
