@@ -59,7 +59,7 @@ def space_time_attention(layer, query, keys, anchor, values, location):
     return anchor + layer.fusion(torch.cat([untokenize(s, STRIDE) for s in out], 1))
 
 
-def trajectories_against_all(cases=((1, 16), (4, 16), (16, 16), (4, 8), (4, 32))):
+def trajectories_against_all(cases=((1, 16), (4, 16), (16, 16), (4, 8), (4, 32), (4, 48))):
     """Comparisons a token and time of LTAM and of the two full attentions."""
     layer = LTAM(C, STRIDE)
     for frames, side in cases:
@@ -182,7 +182,7 @@ def attender_against_loops(side=16, channels=64):
         yield name, f"{difference:.0e}", f"{latency(slow, attender, guide, value, repeat=1, warmup=0) / fast:.1f} x"
 
 
-def upsampling(sizes=(32, 64, 128), channels=64):
+def upsampling(sizes=(64, 128, 256), channels=64):
     """From a quarter of the output's side: attender and cross-attention alone, and UPLiFT whole with its two doublings."""
     def makers(side):
         small = torch.randn(1, channels, side // 4, side // 4)
@@ -192,7 +192,7 @@ def upsampling(sizes=(32, 64, 128), channels=64):
         q, k, v = torch.randn(1, 1, side * side, 64), torch.randn(1, 1, side * side // 16, 64), torch.randn(1, 1, side * side // 16, channels)
         return {"UPLiFT, two doublings": lambda: net(images, small), "Local Attender alone": lambda: attender(guide, value),
                 "cross-attention alone": lambda: F.scaled_dot_product_attention(q, k, v)}
-    header, rows = ratios({}, sizes, makers)
+    header, rows = ratios({}, sizes, makers, repeat=3)
     return ["cost relative to the first side", *header], rows
 
 
