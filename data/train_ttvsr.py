@@ -145,7 +145,7 @@ def train(args, model):
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             print(f"step {step + 1}: loss {running:.4f}, flow off by {astray:.2f}, {time.perf_counter() - start:.0f} s", end=" ", flush=True)
-            if (step + 1) % (4 * args.every) == 0 or step + 1 == args.steps:
+            if (step + 1) % (8 * args.every) == 0 or step + 1 == args.steps:
                 print(score(model), end=" ")
                 save(model, args)
             print(flush=True)
@@ -176,7 +176,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
-    parser.add_argument("--every", type=int, default=100, help="steps between lines; scores and a file at every fourth")
+    parser.add_argument("--every", type=int, default=100, help="steps between lines; scores and a file at every eighth")
     parser.add_argument("--work", type=Path, default=Path("build/ttvsr"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,59 @@
+"""The shipped video nets: they load, say how they were made, beat bicubic on real frames they never saw, and differ in trajectories alone."""
+
+import pytest
+import torch
+
+from vtlib import data
+from vtlib.data import footage
+from vtlib.superres import bicubic, pretrained, psnr
+
+NAMES = ("ttvsr_small", "recurrent_small")
+FLOORS = {"photographs": 1.0, "clip": 0.0}  # dB over bicubic
+
+
+def held_out(name):
+    if name == "clip":
+        return footage.clip_frames("test")[None, :10]
+    return footage.panned(4, 9, (96, 128), 78, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3)).frames
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def named(request):
+    return request.param, getattr(pretrained, request.param)()
+
+
+@pytest.mark.parametrize("what", FLOORS)
+def test_beats_bicubic_on_real_frames(named, what):
+    frames = held_out(what)
+    small = bicubic(frames, 1 / 4)
+    with torch.no_grad():
+        gain = psnr(named[1](small).clamp(0, 1), frames, crop=4) - psnr(bicubic(small, 4).clamp(0, 1), frames, crop=4)
+    assert gain.mean() > FLOORS[what], gain.mean()
+
+
+def test_flow_helps(named):
+    """With the flow turned around, the same net does worse: it does use its neighbours."""
+    frames = held_out("photographs")
+    small = bicubic(frames, 1 / 4)
+    with torch.no_grad():
+        back, ahead = named[1].flows(small)
+        right, wrong = (psnr(named[1](small, f).clamp(0, 1), frames, crop=4).mean() for f in ((back, ahead), (-back, -ahead)))
+    assert right > wrong + 0.1
+
+
+def test_odd_sizes_and_one_frame(named):
+    with torch.no_grad():
+        assert named[1](torch.rand(1, 1, 3, 12, 20)).shape == (1, 1, 3, 48, 80)
+
+
+def test_how_they_were_made():
+    rows = {name: pretrained.scores(name) for name in NAMES}
+    a, b = rows.values()
+    assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None} and a["steps"] == b["steps"]
+    assert a["config"]["trajectories"] and not b["config"]["trajectories"]
+    for name, row in rows.items():
+        assert row["scores"]["photographs"]["model"] > row["scores"]["photographs"]["bicubic"] + 0.8
+        assert row["scores"]["clip"]["model"] > row["scores"]["clip"]["bicubic"]
+        assert "train_ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
+    count = [sum(p.numel() for p in getattr(pretrained, name)().parameters()) for name in NAMES]
+    assert count[0] == count[1]
