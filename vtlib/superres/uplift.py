@@ -57,12 +57,17 @@ def resize_image(images, size):
 
 
 # ------------------------------------------------------------------------------------------------------------ the Local Attender
-def shifted(value, offsets):
-    """Copies of a map, one per offset, edges replicated: value (B, C, h, w) -> (B, C, n, h, w), [:, :, k, y, x] = value[:, :, y + dy_k, x + dx_k]."""
+def _neighbours(value, offsets):
+    """Views of an edge-replicated map, one per offset: value (B, C, h, w) -> n views (B, C, h, w)."""
     h, w = value.shape[-2:]
     pad = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
     padded = F.pad(value, (pad,) * 4, mode="replicate")
-    return torch.stack([padded[..., pad + dy : pad + dy + h, pad + dx : pad + dx + w] for dy, dx in offsets], dim=2)
+    return [padded[..., pad + dy : pad + dy + h, pad + dx : pad + dx + w] for dy, dx in offsets]
+
+
+def shifted(value, offsets):
+    """Copies of a map, one per offset, edges replicated: value (B, C, h, w) -> (B, C, n, h, w), [:, :, k, y, x] = value[:, :, y + dy_k, x + dx_k]."""
+    return torch.stack(_neighbours(value, offsets), dim=2)
 
 
 def pool(attn, value, offsets, low_mem=False):
@@ -78,12 +83,15 @@ def pool(attn, value, offsets, low_mem=False):
         raise ValueError(f"attn is {tuple(attn.shape[-2:])} and value {(h, w)}: attn needs both sides the same whole number of times larger")
     if attn.shape[1] != len(offsets):
         raise ValueError(f"attn has {attn.shape[1]} channels, but there are {len(offsets)} offsets: one weight for each is needed")
-    cells = rearrange(attn, "b n (h f) (w g) -> b n h w f g", h=h, w=w)
     if low_mem:
-        out = sum(shifted(value, [o])[:, :, 0, :, :, None, None] * cells[:, None, k] for k, o in enumerate(offsets))
-    else:
-        out = torch.einsum("bcnhw,bnhwfg->bchwfg", shifted(value, offsets), cells)
-    return rearrange(out, "b c h w f g -> b c (h f) (w g)")
+        cells = rearrange(attn, "b n (h f) (w g) -> b n 1 f g h w", h=h, w=w).contiguous()
+        out = sum(near[:, :, None, None] * cells[:, k] for k, near in enumerate(_neighbours(value, offsets)))
+        return rearrange(out, "b c f g h w -> b c (h f) (w g)")
+    # a small matrix product for each coarse cell: its f x f outputs by n neighbours, times n neighbours by C channels, channels last in memory
+    cells = rearrange(attn, "b n (h f) (w g) -> (b h w) (f g) n", h=h, w=w)
+    near = [n.movedim(1, -1) for n in _neighbours(value.contiguous(memory_format=torch.channels_last), offsets)]
+    out = torch.bmm(cells, torch.stack(near, dim=3).flatten(0, 2))
+    return rearrange(out, "(b h w) (f g) c -> b c (h f) (w g)", h=h, w=w, f=attn.shape[-2] // h)
 
 
 class LocalAttender(nn.Module):
