@@ -22,8 +22,8 @@ COURSE_ONLY = {
     "PIL",
     "scipy",
 }
-NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py")  # files of a family that hold no paper
-BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget")}  # (paper, paper): where the paper itself builds on the other
+NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py", "warp.py", "degrade.py", "quality.py")  # files of a family that hold no paper
+BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget"), ("superres.ttvsr", "superres.spynet")}  # (paper, paper): where the paper itself builds on the other
 
 
 def module(path):
