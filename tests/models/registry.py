@@ -9,6 +9,7 @@ from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_images
+from vtlib.superres.catanet import CATANet
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import CrossAttentionUpsampler, UPLiFT
@@ -75,6 +76,11 @@ class WithMirrored(torch.nn.Module):
         return self.net(images, images.flip(-1))
 
 
+def catanet(upscale, **options):
+    return Model(lambda: CATANet(upscale, 12, 2, 8, 16, 2, (8, 10), (4, 6), (32, 24), n_iter=(1, 3), **options), images((16, 22), (13, 22)),
+                 (3, 16 * upscale, 22 * upscale))
+
+
 MODELS = {
     **{f"vit_{pos}": Model(lambda pos=pos: ViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, pos=pos),
                            images((32, 32), (24, 40)), (5,)) for pos in ("learned", "sincos", "rope", "none")},
@@ -89,6 +95,8 @@ MODELS = {
     "spynet": Model(lambda: WithMirrored(SPyNet(3, (8, 16, 8), 5)), images((16, 22), (13, 22)), (2, 16, 22)),
     "ttvsr": ttvsr(),
     "ttvsr_recurrent": ttvsr(trajectories=False),
+    **{f"catanet_x{s}": catanet(s) for s in (2, 3, 4)},
+    "catanet_local": catanet(2, aggregate=False),
     "uplift": Model(lambda: Features(UPLiFT(6, 4, (4, 6), (8, 8))), images((16, 24), (20, 12)), (384, 6)),
     "uplift_patch_6": Model(lambda: Features(UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9)), images((16, 24), (20, 12)), (1536, 6)),
     "uplift_generative": Model(lambda: Features(UPLiFT(6, 4, (4, (6, 6)), (8, (8, 8)), decoder_convs=1, norm="layer", noise_channels=2, noise_scale=0.0,
