@@ -10,6 +10,7 @@ import json
 import torch
 from safetensors import safe_open
 
+from .catanet import CATANet
 from .spynet import SPyNet
 from .uplift import CrossAttentionUpsampler, UPLiFT
 
@@ -51,6 +52,16 @@ def uplift_emoji(variant=None, device=None):
     if variant not in (None, "onestep", "free", "cross"):
         raise ValueError(f"variant={variant!r} must be None, 'onestep', 'free' or 'cross'")
     return _load("uplift_emoji" + (f"_{variant}" if variant else ""), CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
+
+
+def catanet_small(variant=None, device=None):
+    """Images x2: a small `CATANet` for the degradation BI (`bicubic(images, 1 / 2)`). Images (B, 3, h, w) in [0, 1] -> (B, 3, 2h, 2w).
+
+    variant: None, or "local", the same net without token aggregation, trained on the same crops in the same order. ValueError for another one.
+    """
+    if variant not in (None, "local"):
+        raise ValueError(f"variant={variant!r} must be None or 'local'")
+    return _load("catanet_small" + (f"_{variant}" if variant else ""), CATANet, device)
 
 
 def _video(spynet, **config):
