@@ -1,0 +1,114 @@
+"""Plausible wrong answers to the exercises of notebook 07, with what the check must say."""
+
+WARP = '''
+import torch
+def backward_warp(image, flow):
+    _, h, w = image.shape
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    column = (%s)%s
+    row = (%s)%s
+    %s
+'''
+X, Y, SNAP, OUT = "x + flow[0]", "y + flow[1]", ".round().long().clamp(0, %s - 1)", "return image[:, row, column]"
+SNAPS = SNAP % "w", SNAP % "h"
+
+UPDATE = '''
+import torch.nn.functional as F
+def update_maps(location, flow, stride=4):
+    in_tokens = %s
+    %s
+'''
+MEAN, FETCH = "F.avg_pool2d(flow[None], stride)[0] / stride", "return backward_warp(location, in_tokens)"
+
+SEEN = '''
+def key_frames_seen(t, frames, stride, direction):
+    if direction == "forward":
+        return %s
+    return %s
+'''
+AHEAD, BACK = "[f for f in range(0, frames, stride) if f < t]", "[f for f in range(frames - 1, 0, -stride) if f > t]"
+
+ATTEND = '''
+import torch
+import torch.nn.functional as F
+def trajectory_attention(query, keys, values):
+    similarity = %s
+    weight, chosen = similarity.max(dim=0)
+    n = torch.arange(len(query))
+    return %s
+'''
+COSINE, TAKE = "F.cosine_similarity(query[None], keys, dim=-1)", "values[:, chosen, n] * weight[:, None]"
+
+SCALE = '''
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+def scale_tokens(x, size):
+    patches = F.unfold(%s, size, stride=4, padding=%s)
+    patches = rearrange(patches, "1 (c p q) n -> n c p q", p=size, q=size)
+    pooled = %s
+    return rearrange(pooled, "(h w) c p q -> (c p q) h w", h=x.shape[1] // 4)
+'''
+POOL, MARGIN = "F.adaptive_avg_pool2d(patches, 4)", "(size - 4) // 2"
+
+FOLLOW = '''
+from vtlib.superres import ttvsr, warp
+def follow(flows):
+    location = ttvsr.identity_grid(1, *flows[0].shape[-2:])
+    for flow in %s:
+        location = %s
+    return %s
+'''
+STEP, END = "warp(location, flow[None])", "location[0].round()"
+
+WRONG = {
+    "07.backward_warp": [
+        ("minus the flow", WARP % ("x - flow[0]", SNAPS[0], "y - flow[1]", SNAPS[1], OUT), "pixel + flow"),
+        ("x and y swapped", WARP % ("x + flow[1]", SNAPS[0], "y + flow[0]", SNAPS[1], OUT), "x and y are swapped"),
+        ("forward", WARP % (X, SNAPS[0], Y, SNAPS[1], "out = torch.zeros_like(image)\n    out[:, row, column] = image\n    return out"), "fetch its own value"),
+        ("cut", WARP % (X, ".long().clamp(0, w - 1)", Y, ".long().clamp(0, h - 1)", OUT), "round()"),
+        ("wraps around", WARP % (X, ".round().long() % w", Y, ".round().long() % h", OUT), "repeat its border"),
+        ("outside", WARP % (X, ".round().long()", Y, ".round().long()", OUT), "IndexError"),
+    ],
+    "07.update_maps": [
+        ("pixels", UPDATE % ("F.avg_pool2d(flow[None], stride)[0]", FETCH), "divide by the stride"),
+        ("first pixel", UPDATE % ("flow[:, ::stride, ::stride] / stride", FETCH), "take the mean"),
+        ("added", UPDATE % (MEAN, "return location + in_tokens.repeat(len(location) // 2, 1, 1)"), "The map moves"),
+        ("added and rounded", UPDATE % (MEAN, "return (location + in_tokens.repeat(len(location) // 2, 1, 1)).round()"), "The map moves"),
+        ("minus", UPDATE % (f"-{MEAN}", FETCH), "p - flow"),
+        ("last pair", UPDATE % (MEAN, "import torch\n    return torch.cat([location[:-2], backward_warp(location[-2:], in_tokens)])"), "all stored trajectories"),
+        ("interpolated", UPDATE % (MEAN, "from vtlib.superres import warp\n    return warp(location[None], in_tokens[None])[0]"), "nearest token"),
+        ("four written out", UPDATE % ("F.avg_pool2d(flow[None], stride)[0] / 4", FETCH), "use the argument"),
+    ],
+    "07.key_frames_seen": [
+        ("itself", SEEN % (AHEAD.replace("<", "<="), BACK.replace(">", ">=")), "does not look at itself"),
+        ("all", SEEN % ("list(range(0, frames, stride))", "list(range(frames - 1, 0, -stride))"), "only those before"),
+        ("counts from 0", SEEN % (AHEAD, "[f for f in range(0, frames, stride) if f > t][::-1]"), "from the last frame"),
+        ("ascending", SEEN % (AHEAD, f"sorted({BACK})"), "order is the one of the pass"),
+        ("one direction", SEEN % (AHEAD, BACK.replace("> t", "< t")), "frames after t"),
+    ],
+    "07.trajectory_attention": [
+        ("softmax", ATTEND % (COSINE, 'torch.einsum("kn,sknd->snd", similarity.softmax(0), values)'), "mixture of values"),
+        ("no weight", ATTEND % (COSINE, "values[:, chosen, n]"), "soft weight is missing"),
+        ("dot product", ATTEND % ("(query[None] * keys).sum(-1)", TAKE), "dot products"),
+        ("weighted sum", ATTEND % (COSINE, 'torch.einsum("kn,sknd->snd", similarity, values)'), "only the best one"),
+        ("softmax weight", ATTEND % (COSINE, "values[:, chosen, n] * similarity.softmax(0).amax(0)[:, None]"), "the cosine itself"),
+        ("least similar", ATTEND % (f"-{COSINE}", "values[:, chosen, n] * -weight[:, None]"), "least similar"),
+    ],
+    "07.scale_tokens": [
+        ("no margin", SCALE % ("F.pad(x[None], (0, size - 4, 0, size - 4))", "0", POOL), "around the token"),
+        ("border repeated", SCALE % ('F.pad(x[None], ((size - 4) // 2,) * 4, mode="replicate")', "0", POOL), "there are zeros"),
+        ("largest", SCALE % ("x[None]", MARGIN, "F.adaptive_max_pool2d(patches, 4)"), "take the mean"),
+        ("middle", SCALE % ("x[None]", MARGIN, "patches[:, :, (size - 4) // 2 : (size + 4) // 2, (size - 4) // 2 : (size + 4) // 2]"), "size 4 again"),
+        ("not pooled", SCALE % ("x[None]", MARGIN, "patches"), "shape is off"),
+    ],
+    "07.follow": [
+        ("rounded each step", FOLLOW % ("flows", f"{STEP}.round()", END), "Round once"),
+        ("nearest", FOLLOW % ("flows", 'warp(location, flow[None], mode="nearest")', END), "Interpolate"),
+        ("added up", FOLLOW % ("flows", "location + flow[None]", END), "at one and the same place"),
+        ("not rounded", FOLLOW % ("flows", STEP, "location[0]"), "last step is missing"),
+        ("floor", FOLLOW % ("flows", STEP, "location[0].floor()"), "cut down to whole numbers"),
+        ("backwards", FOLLOW % ("flows[::-1]", STEP, END), "from the last to the first"),
+        ("batch axis", FOLLOW % ("flows", STEP, "location.round()"), "batch axis"),
+    ],
+}
