@@ -1,6 +1,6 @@
 """Train the small UPLiFT that the notebooks use, and what it is compared with: data/checkpoints/uplift_emoji*.safetensors.
 
-    OMP_NUM_THREADS=1 python data/train_uplift.py [--seed 0] [--steps 500] [--minutes 12] [--out FOLDER]
+    OMP_NUM_THREADS=1 python data/train_uplift.py [--seed 0] [--steps 600] [--out FOLDER]
 
 Features: the shipped ViT (vit_emoji, patch 8, D = 128) after four of its six blocks, `vtlib.superres.uplift.vit_features`. Pictures: EmojiWorld scenes of
 192 px, train pictograms and backgrounds; depth 3 as the paper's DINOv2 model: grids of 24 x 24 are the largest target, 3 x 3 the smallest input.
@@ -77,9 +77,7 @@ def train(args, vit):
     optimizers = {name: torch.optim.Adam(model.parameters(), args.peak) for name, model in models.items()}
     start, rows = time.perf_counter(), []
     for step in range(args.steps):
-        done = max(step / args.steps, (time.perf_counter() - start) / (60 * args.minutes))
-        if done >= 1:
-            break
+        done = step / args.steps
         images, row = scenes(args.batch, args.seed * 10**6 + step), {}
         with torch.autocast("cpu", torch.bfloat16):
             backbone = once(vit)
@@ -95,7 +93,7 @@ def train(args, vit):
         if (step + 1) % args.every == 0:
             print(f"step {step + 1}: " + ", ".join(f"{k} {sum(r[k] for r in rows[-args.every:]) / args.every:.3f}" for k in row)
                   + f", {time.perf_counter() - start:.0f} s", flush=True)
-    return models, len(rows), (time.perf_counter() - start) / 60
+    return models, (time.perf_counter() - start) / 60
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -167,8 +165,7 @@ def probe(model, vit, pictures=192, held_out=64, per_picture=256, seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--minutes", type=float, default=12, help="stop, with the learning rate at its end, after so many")
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--every", type=int, default=50)
@@ -181,7 +178,7 @@ def main():
         from vtlib.superres.pretrained import uplift_emoji
         models = {name: uplift_emoji(name.removeprefix("uplift_emoji").strip("_") or None) for name in args.only}
     else:
-        models, steps, minutes = train(args, vit)
+        models, minutes = train(args, vit)
         for model in models.values():
             model.load_state_dict({k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()})
             model.eval()
@@ -189,8 +186,8 @@ def main():
         scores = {"error after 1, 2, 3 doublings": drift(model, vit), "mIoU of a linear probe": probe(model, vit)}
         print(name, scores, flush=True)
         if not args.score and name in models:
-            header = {"config": MODELS[name][1], "scores": scores, "seed": args.seed, "steps": steps, "minutes": round(minutes, 1),
-                      "command": f"python data/train_uplift.py --seed {args.seed} --steps {args.steps} --minutes {args.minutes:g} --batch {args.batch}"}
+            header = {"config": MODELS[name][1], "scores": scores, "seed": args.seed, "minutes": round(minutes, 1),
+                      "command": f"python data/train_uplift.py --seed {args.seed} --steps {args.steps}"}
             state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
             save_file(state, args.out / f"{name}.safetensors", {k: json.dumps(v) for k, v in header.items()})
 
