@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python data/train_catanet.py            # with token aggregation, data/checkpoints/catanet_small.safetensors
     OMP_NUM_THREADS=1 python data/train_catanet.py --local    # aggregate=False,         data/checkpoints/catanet_small_local.safetensors
+    ... --seed 1                                              # data/checkpoints/catanet_small[_local]_seed1.safetensors
     python data/train_catanet.py [--local] --score            # measures the stored file again
 
 x2, degradation BI. Pictures: crops of the photographs that are no test background, at several sizes, turned and flipped, one in eight an EmojiWorld
@@ -115,7 +116,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "checkpoints")
     args = parser.parse_args()
     config = {**CONFIG, "aggregate": not args.local}
-    path = args.out / f"catanet_small{'_local' if args.local else ''}.safetensors"
+    path = args.out / f"catanet_small{'_local' if args.local else ''}{f'_seed{args.seed}' if args.seed else ''}.safetensors"
     model, minutes = (CATANet(**config), None) if args.score else train(args)
     state = load_file(path) if args.score else model.state_dict()
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}

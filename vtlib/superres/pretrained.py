@@ -54,14 +54,15 @@ def uplift_emoji(variant=None, device=None):
     return _load("uplift_emoji" + (f"_{variant}" if variant else ""), CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
 
 
-def catanet_small(variant=None, device=None):
+def catanet_small(variant=None, device=None, seed=0):
     """Images x2: a small `CATANet` for the degradation BI (`bicubic(images, 1 / 2)`). Images (B, 3, h, w) in [0, 1] -> (B, 3, 2h, 2w).
 
-    variant: None, or "local", the same net without token aggregation, trained on the same crops in the same order. ValueError for another one.
+    variant: None, or "local", the same net without token aggregation, trained on the same crops in the same order. seed: 0 or 1, two
+    trainings. ValueError for another one.
     """
-    if variant not in (None, "local"):
-        raise ValueError(f"variant={variant!r} must be None or 'local'")
-    return _load("catanet_small" + (f"_{variant}" if variant else ""), CATANet, device)
+    if variant not in (None, "local") or seed not in (0, 1):
+        raise ValueError(f"variant={variant!r}, seed={seed!r}: needs None or 'local', 0 or 1")
+    return _load("catanet_small" + (f"_{variant}" if variant else "") + ("_seed1" if seed else ""), CATANet, device)
 
 
 def _video(spynet, **config):
