@@ -1,5 +1,5 @@
 """Plausible wrong answers to the exercises of notebook 07b, with what the check must say."""
 
-from tests.notebooks import wrong_07b_uplift
+from tests.notebooks import wrong_07b_catanet, wrong_07b_uplift
 
-WRONG = {**wrong_07b_uplift.WRONG}
+WRONG = {**wrong_07b_catanet.WRONG, **wrong_07b_uplift.WRONG}
