@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,8 +106,8 @@ def test_subgroups_are_the_releases_padding_wherever_the_release_runs(n, group_s
         assert torch.equal(queries.flatten(), torch.cat([row, row[n - pad:].flip(0)]))
         longer = torch.cat([row, row[n - pad - size:].flip(0)])
         assert torch.equal(keys, torch.stack([longer[i * size:(i + 2) * size] for i in range(count)]))
-    else:
-        assert 0 <= keys.min() and keys.max() == n - 1 and (keys.diff(dim=1).abs() <= 1).all()
+    bounced = np.pad(np.arange(n), (0, (count + 1) * size - n), mode="symmetric")                  # everywhere, also beyond the release
+    assert np.array_equal(keys, np.lib.stride_tricks.sliding_window_view(bounced, 2 * size)[::size])
 
 
 def test_without_padding_only_the_last_look_ahead_is_mirrored():
@@ -176,12 +177,60 @@ def test_a_query_sees_its_own_and_the_next_subgroup_and_no_other():
     assert set(keys[0, 4].tolist()) == set(queries[0, 4].tolist())               # the last one looks at its own mirror image
 
 
-def test_where_the_release_breaks_all_tokens_still_count():
-    """N just above gs: pad + gs > N. The release's slice is too short there."""
-    tab = block(group_size=16).eval()
-    for n in (17, 18, 20):
-        x = randn(2, 12, 1, n)
-        assert tab(x).isfinite().all() and tab(x).shape == x.shape
+@pytest.mark.parametrize("n", [17, 18, 20])
+def test_where_the_release_breaks_all_tokens_still_count(n):
+    """N just above gs: pad + gs > N. The release's slice is too short there; here the row bounces to and fro, and everyone gets its own answer."""
+    tab, tokens = block(group_size=16), randn(1, n, 12)
+    groups = grouping(tokens, tab.means, 16)
+    zero = torch.zeros(2, 5, 4), torch.zeros(2, 5, 6)
+    longer = np.pad(groups.order[0].numpy(), (0, 48 - n), mode="symmetric")
+    with torch.no_grad():
+        q, k, v = (rearrange(to(tokens[0]), "n (h p) -> h n p", h=2) for to in (tab.iasa_attn.to_q, tab.iasa_attn.to_k, tab.iasa_attn.to_v))
+        out = torch.zeros(n, 12)
+        for at, i in enumerate(groups.order[0].tolist()):
+            seen = longer[at // 16 * 16:][:32]
+            out[i] = rearrange(((k[:, seen] @ q[:, i, :, None]) / 2).softmax(1).mT @ v[:, seen], "h 1 p -> (h p)")
+        torch.testing.assert_close(tab.iasa_attn(tokens, groups, *zero)[0], tab.iasa_attn.proj(out), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_to_centres_is_added_before_the_projection():
+    """Not concatenated, no softmax over both: what the centres give is the same whatever the subgroups say."""
+    tab, tokens = block(), randn(2, 21, 12)
+    groups, keys = grouping(tokens, tab.means, 8), torch.zeros(2, 5, 4)
+    values = randn(2, 5, 6, seed=2)
+    far = tab.iasa_attn(tokens, groups, keys, values) - tab.iasa_attn(tokens, groups, keys, 0 * values)
+    want = tab.iasa_attn.proj(values.mean(1).flatten())                          # keys of zero: the mean of the centres' values
+    torch.testing.assert_close(far, want.expand_as(far), atol=1e-5, rtol=1e-4)
+
+
+def test_conv_ffn_is_the_equation():
+    """fc2(a + GELU(depthwise(a))) with a = GELU(fc1(x)), the 5 x 5 sum written out."""
+    torch.manual_seed(0)
+    ffn, x = catanet.ConvFFN(6, 10), randn(2, 12, 6)
+    with torch.no_grad():
+        a = F.gelu(x @ ffn.fc1.weight.T + ffn.fc1.bias)
+        conv, grid = ffn.dwconv.depthwise_conv[0], rearrange(a, "b (h w) c -> b h w c", h=3)
+        near = conv.bias.expand_as(grid).clone()
+        for y, x0, dy, dx in itertools.product(range(3), range(4), range(-2, 3), range(-2, 3)):
+            if 0 <= y + dy < 3 and 0 <= x0 + dx < 4:
+                near[:, y, x0] += conv.weight[:, 0, dy + 2, dx + 2] * grid[:, y + dy, x0 + dx]
+        want = (a + F.gelu(near.flatten(1, 2))) @ ffn.fc2.weight.T + ffn.fc2.bias
+        torch.testing.assert_close(ffn(x, (3, 4)), want, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group_size", [8, 30])
+def test_the_block_is_its_equations(group_size):
+    """Two residuals around the loop: x + conv1x1(proj(own + far)), then + ConvFFN(LN). The stored centres enter as long as they are."""
+    tab, x = block(group_size=group_size).eval(), randn(2, 12, 5, 6)
+    tab.means.mul_(torch.linspace(0.3, 2, 5)[:, None])
+    with torch.no_grad():
+        raster = rearrange(x, "b c h w -> b (h w) c")
+        tokens = F.layer_norm(raster, (12,), tab.norm.weight, tab.norm.bias)
+        order = torch.tensor([sorted(range(30), key=lambda i: (F.cosine_similarity(row[i, None], tab.means).argmax().item(), i)) for row in tokens])
+        k, v = (rearrange(tab.means @ to.weight.T, "m (h p) -> h m p", h=2) for to in (tab.irca_attn.to_k, tab.irca_attn.to_v))
+        y = raster + by_loops(tab.iasa_attn, tokens, order, group_size, k, v) @ tab.conv1x1.weight[:, :, 0, 0].T
+        y = y + tab.mlp.fn(F.layer_norm(y, (12,), tab.mlp.norm.weight, tab.mlp.norm.bias), (5, 6))
+        torch.testing.assert_close(tab(x), rearrange(y, "b (h w) c -> b c h w", h=5), atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ centres
@@ -257,6 +306,51 @@ def test_training_copies_first_and_then_follows_slowly():
     torch.testing.assert_close(tab.means, 0.9 * stored + 0.1 * groups.centres.detach())
     torch.testing.assert_close(groups.centres.norm(dim=-1), torch.ones(5))
     assert (tab.means.norm(dim=-1) < 1).any()                                    # an average of unit vectors is shorter
+
+
+def test_the_very_first_call_does_not_look_at_the_stored_centres():
+    """Whatever stands in them plays no part, not even what is no number; from the second call on they are where iteration starts."""
+    x, after = randn(2, 12, 5, 6), []
+    for fill in (0.0, 5.0, float("nan")):
+        tab = block().train()
+        tab.means.fill_(fill)
+        after.append((tab(x).detach(), tab.means.clone()))
+    assert all(torch.equal(a, b) for first in after[1:] for a, b in zip(first, after[0])) and after[0][1].isfinite().all()
+    starts = []
+    for seed in (1, 2):
+        tab = block(n_iter=1).train()
+        tab.means.copy_(unit(5, 12, seed=seed))
+        tab.initted.fill_(True)
+        starts.append(tab(x, return_groups=True)[1].centres)
+        torch.testing.assert_close(starts[-1], center_iter(F.normalize(tab.norm(x.flatten(2).mT), dim=-1), unit(5, 12, seed=seed)))
+    assert (starts[0] - starts[1]).abs().max() > 0.1
+
+
+def test_the_default_average_keeps_999_of_1000():
+    tab = block().train()
+    tab(randn(2, 12, 5, 6))
+    before = tab.means.clone()
+    _, groups = tab(randn(2, 12, 5, 6, seed=1), return_groups=True)
+    moved = tab.means - before
+    torch.testing.assert_close(moved, 0.001 * (groups.centres.detach() - before), atol=1e-6, rtol=1e-3)
+    assert moved.abs().max() > 1e-5
+
+
+def test_pictures_of_a_training_batch_see_each_other_through_the_centres():
+    """In use they do not: then an image's answer is its own."""
+    tab, x = block(), randn(2, 12, 5, 6).requires_grad_()
+    for training in (True, False):
+        other = torch.autograd.grad(tab.train(training)(x)[0].square().sum(), x)[0][1]
+        assert bool(other.abs().sum() > 0) == training
+
+
+def test_training_and_eval_differ_at_all():
+    tab, x = block().train(), randn(2, 12, 5, 6)
+    for _ in range(2):
+        trained = tab(x)
+    assert (tab.eval()(x) - trained).abs().max() < 1e-3                          # the picture it was just taught: nearly the same
+    other = randn(2, 12, 5, 6, seed=3)
+    assert (tab(other) - tab.train()(other)).abs().max() > 1e-2                  # another one: training fits centres to it
 
 
 def test_training_and_eval_differ_in_the_centres_alone():
@@ -357,6 +451,52 @@ def test_any_size(upscale, size):
     model.train()(torch.rand(2, 3, *size)).mean().backward()
 
 
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_the_tail_after_the_long_skip(upscale):
+    """Stages of zeros leave x = first_conv(images); the long skip makes it two of them; then convolution, shuffle, LeakyReLU(0.1)."""
+    model, x = small(upscale=upscale).eval(), torch.rand(2, 3, 6, 5)
+    for conv in model.mid_convs:
+        torch.nn.init.zeros_(conv.weight), torch.nn.init.zeros_(conv.bias)
+    y = 2 * model.first_conv(x)
+    for conv in (model.upconv1, model.upconv2) if upscale == 4 else (model.upconv,):
+        y = conv(y)
+        r = 3 if upscale == 3 else 2
+        y = rearrange(y, "b (c i j) h w -> b c (h i) (w j)", i=r, j=r)
+        y = torch.where(y > 0, y, 0.1 * y)
+    torch.testing.assert_close(model(x), model.last_conv(y) + F.interpolate(x, scale_factor=upscale, mode="bilinear", align_corners=False),
+                               atol=1e-6, rtol=1e-5)
+
+
+def test_a_stage_adds_the_convolution_of_local_after_global():
+    """x + conv(LRSA(TAB(x))), stage after stage."""
+    model, images, seen = small().eval(), torch.rand(1, 3, 8, 9), {}
+    model.upconv.register_forward_hook(lambda module, args, out: seen.update(x=args[0]))
+    model(images)
+    first = x = model.first_conv(images)
+    for i in range(2):
+        x = x + model.mid_convs[i](model.blocks[i][1](model.blocks[i][0](x)))
+    torch.testing.assert_close(seen["x"], x + first)
+
+
+def test_training_in_bf16_moves_centres_kept_in_float():
+    model = small().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.rand(2, 3, 9, 11)).float().square().mean().backward()
+    for tab, _ in model.blocks:
+        assert tab.initted and tab.means.dtype == torch.float32
+        torch.testing.assert_close(tab.means.norm(dim=-1), torch.ones(len(tab.means)), atol=1e-2, rtol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    half = small().eval().to(torch.bfloat16)
+    assert half(torch.rand(1, 3, 9, 11).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_training_step_on_meta_at_official_size():
+    with torch.device("meta"):
+        out = CATANet(4).train()(torch.rand(2, 3, 41, 67))
+        out.mean().backward()
+    assert out.shape == (2, 3, 164, 268)
+
+
 def test_starts_from_bilinear():
     """With a last convolution of zeros the net is bilinear enlargement."""
     model, x = small(upscale=3).eval(), torch.rand(1, 3, 6, 5)
@@ -386,10 +526,21 @@ def test_without_aggregation_there_are_no_groups():
     (dict(patch_sizes=2), "patch_size=2"),
     (dict(group_sizes=(1, 2, 3)), r"group_sizes=\(1, 2, 3\).*num_layers=2"),
     (dict(num_centres=0), "num_centres=0"),
+    (dict(group_sizes=0), "group_size=0"),
+    (dict(n_iter=0), "n_iter=0"),
+    (dict(num_centres=()), r"num_centres=\(\)"),
 ])
 def test_bad_configurations(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+@pytest.mark.parametrize("make", [lambda **o: TAB(**{**dict(dim=12, mlp_dim=16, num_centres=5, group_size=8), **o}),
+                                  lambda **o: LRSA(**{**dict(dim=12, mlp_dim=16, patch_size=8), **o})])
+def test_blocks_alone_refuse_heads_that_do_not_divide(make):
+    for widths in (dict(qk_dim=7, num_heads=2), dict(qk_dim=10, num_heads=5)):
+        with pytest.raises(ValueError, match=f"num_heads={widths['num_heads']}"):
+            make(**widths)
 
 
 def test_bad_input():

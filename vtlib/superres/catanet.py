@@ -218,8 +218,8 @@ class TAB(nn.Module):
     @torch.no_grad()
     def learn(self, centres):
         """Move the stored centres (M, C) by an exponential moving average; the first time, copy."""
-        decay = torch.where(self.initted, self.ema_decay, 0.0).to(self.means.dtype)
-        self.means.copy_(decay * self.means + (1 - decay) * centres.to(self.means.dtype))
+        moved = self.ema_decay * self.means + (1 - self.ema_decay) * centres
+        self.means.copy_(torch.where(self.initted, moved, centres))                # not 0 * means: before, they may hold anything
         self.initted.fill_(True)
 
     def forward(self, x, return_groups=False):
