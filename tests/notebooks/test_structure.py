@@ -246,7 +246,7 @@ def test_outputs_are_clean(nb):
         assert output.get("name") != "stderr", f"{show(cell)}: {text_of(output)}"
         text = text_of(output)
         assert not re.search(r"\b\w*Warning:", text), f"{show(cell)}: a warning"
-        assert not re.search(r"\bat 0x[0-9a-f]{6,}|<Figure size", text), f"{show(cell)}: the repr of an object"
+        assert not re.search(r"\bat 0x[0-9a-f]{6,}|<Figure size|\btensor\(", text), f"{show(cell)}: the repr of an object"
         assert not re.search(r"\d(it/s|s/it)\b", text), f"{show(cell)}: a progress bar"
 
 
