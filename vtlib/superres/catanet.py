@@ -116,8 +116,8 @@ class IRCA(nn.Module):
         return tuple(rearrange(t, "m (h p) -> h m p", h=self.num_heads) for t in (self.to_k(centres), self.to_v(centres)))
 
 
-class IASA(nn.Module):
-    """Intra-group self-attention: sorted subgroups of tokens attend to themselves and to the next one; attention to the centres is added."""
+class Attention(nn.Module):
+    """Plain self-attention with separate projections, no biases: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, dim, qk_dim, num_heads):
         super().__init__()
@@ -126,6 +126,15 @@ class IASA(nn.Module):
         self.to_k = nn.Linear(dim, qk_dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x):
+        q, k, v = (rearrange(to(x), "b n (h p) -> b h n p", h=self.num_heads) for to in (self.to_q, self.to_k, self.to_v))
+        return self.proj(rearrange(attend(q, k, v), "b h n p -> b n (h p)"))
+
+
+class IASA(Attention):
+    """Intra-group self-attention, with the same projections: sorted subgroups of tokens attend to themselves and to the next one; attention to the
+    centres is added."""
 
     def forward(self, tokens, groups, k_global, v_global):
         """tokens (B, N, C), their `Grouping`, keys and values of the centres (heads, M, P) -> (B, N, C) in raster order."""
@@ -267,22 +276,6 @@ def patch_reverse(patches, size):
         flat = flat.new_zeros(shape).index_add(axis, at, flat)
         counts.append(flat.new_zeros(side).index_add(0, at, flat.new_ones(len(at))))
     return flat / (counts[0][:, None] * counts[1])
-
-
-class Attention(nn.Module):
-    """Plain self-attention with separate projections, no biases: (B, N, C) -> (B, N, C)."""
-
-    def __init__(self, dim, qk_dim, num_heads):
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_q = nn.Linear(dim, qk_dim, bias=False)
-        self.to_k = nn.Linear(dim, qk_dim, bias=False)
-        self.to_v = nn.Linear(dim, dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x):
-        q, k, v = (rearrange(to(x), "b n (h p) -> b h n p", h=self.num_heads) for to in (self.to_q, self.to_k, self.to_v))
-        return self.proj(rearrange(attend(q, k, v), "b h n p -> b n (h p)"))
 
 
 class LRSA(nn.Module):

@@ -49,6 +49,13 @@ class SPyNetBasicModule(nn.Module):
         return self.basic_module(x)
 
 
+def check_pair(reference, supporting):
+    """ValueError unless both are images (B, 3, h, w) of one shape."""
+    check_images(reference, name="reference")
+    if supporting.shape != reference.shape:
+        raise ValueError(f"supporting has shape {tuple(supporting.shape)} but reference {tuple(reference.shape)}: they need to be equal")
+
+
 class SPyNet(nn.Module):
     """Optical flow from coarse to fine. The defaults are the official size: 6 levels, 1,440,300 parameters.
 
@@ -83,9 +90,7 @@ class SPyNet(nn.Module):
 
         reference, supporting (B, 3, h, w) in [0, 1], both sides multiples of `multiple`; ValueError otherwise.
         """
-        check_images(reference, name="reference")
-        if supporting.shape != reference.shape:
-            raise ValueError(f"supporting has shape {tuple(supporting.shape)} but reference {tuple(reference.shape)}: they need to be equal")
+        check_pair(reference, supporting)
         if any(side % self.multiple for side in reference.shape[2:]):
             raise ValueError(f"reference is {tuple(reference.shape[2:])}: the levels need multiples of {self.multiple}; calling the net resizes")
         pyramid = [((reference - self.mean) / self.std, (supporting - self.mean) / self.std)]
@@ -106,9 +111,7 @@ class SPyNet(nn.Module):
         reference, supporting (B, 3, h, w) in [0, 1], any size: they are resized to multiples of `multiple` and the flow is resized back.
         Raises ValueError for other shapes or an empty batch.
         """
-        check_images(reference, name="reference")
-        if supporting.shape != reference.shape:
-            raise ValueError(f"supporting has shape {tuple(supporting.shape)} but reference {tuple(reference.shape)}: they need to be equal")
+        check_pair(reference, supporting)
         h, w = reference.shape[2:]
         size = tuple(-(-side // self.multiple) * self.multiple for side in (h, w))
         if size == (h, w):
