@@ -12,13 +12,13 @@ Scores: test photographs, 6 crops each, PSNR and SSIM on Y with a border of 2 le
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from training import schedule
 
 from vtlib.data import EmojiWorld, assets
 from vtlib.data.footage import split_names
@@ -85,8 +85,7 @@ def train(args):
     optimizer = torch.optim.Adam(model.parameters(), args.peak, betas=(0.9, 0.99))
     losses = []
     for step in range(args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = args.peak * min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        schedule(optimizer, args.peak, step, args.steps, warmup=50)
         large = crops(pictures, args.batch, args.seed * 10**6 + step)
         with torch.autocast("cpu", torch.bfloat16):
             out = model(bicubic(large, 1 / 2))

@@ -13,7 +13,6 @@ the numbers of all to data/checkpoints/crossget_clip_seeds.json (`vtlib.pruning.
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from training import schedule
 
 from vtlib import data
 from vtlib.nn import patchify
@@ -53,8 +53,7 @@ def train(model, words, steps, seed):
     model.train()
     for step in range(steps):
         batch = pretrained.pictures(world, BATCH, seed * 10**6 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        schedule(optimizer, PEAK, step, steps, WARMUP, floor=0.0)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
             losses = model.losses((batch.images - MEAN) / STD, words(batch.captions), same(batch.captions), r=rng.choice(RATES),

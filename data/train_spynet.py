@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from training import schedule
 
 from vtlib.data import EmojiWorld, footage
 from vtlib.superres.degrade import bicubic
@@ -156,9 +157,7 @@ def train(args):
         if step == together and not args.refine:
             for module in net.basic_module[1:]:
                 module.load_state_dict(net.basic_module[0].state_dict())
-        rate = min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = args.peak * rate
+        schedule(optimizer, args.peak, step, args.steps, warmup=50, floor=0.01)
         first, second, flow, visible = training_pairs(worlds, step, args.seed + 500 * args.refine, args.batch, 0.02 if args.refine else 0.1)
         with torch.autocast("cpu", torch.bfloat16):
             flows = given_the_level_below(net, first, second, flow, generator) if step < together else net.levels_of(first, second)

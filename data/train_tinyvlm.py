@@ -15,7 +15,6 @@ Held out from training: the test backgrounds; and of every fifth pictogram the d
 import argparse
 import functools
 import json
-import math
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from training import schedule
 
 from vtlib.data import EmojiWorld, backgrounds, pictograms
 from vtlib.data.text import WORDS
@@ -149,11 +149,6 @@ def see_loss(encoder, heads, scene):
     right = (logits.argmax(-1) == label)
     return loss, {**{k: v.item() for k, v in parts.items()}, "object patches right": right[thing].float().mean().item(),
                   "sign patches right": right[label > len(PICTOGRAMS)].float().mean().item()}
-
-
-def schedule(optimizer, peak, step, total, warmup=60):
-    for group in optimizer.param_groups:
-        group["lr"] = peak * group.get("scale", 1.0) * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
 def descend(optimizer, loss, model):

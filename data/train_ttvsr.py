@@ -12,13 +12,13 @@ known, from the true flow; it goes into the checkpoint, which step 2 writes. bfl
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from training import schedule
 
 from vtlib import data
 from vtlib.data import footage
@@ -127,9 +127,7 @@ def train(args, model):
         seed = args.seed * 10**6 + step + (500_000 if net else 0)
         clip, known = later_clips(seed, BATCH, FRAMES) if net else (training_clips(seed, BATCH, FRAMES), True)
         small, truth = bicubic(clip.frames, 1 / 4), clip.flows(4)
-        for group in optimizer.param_groups:
-            rise = min(1, (step + 1) / 50)
-            group["lr"] = group.get("scale", 1) * args.peak * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        schedule(optimizer, args.peak, step, args.steps, warmup=50)
         with torch.autocast("cpu", torch.bfloat16):
             flows = tuple(f.float() for f in model.flows(small)) if net else disturbed(truth, seed)
             loss = charbonnier(model(small, flows).float(), clip.frames)

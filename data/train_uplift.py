@@ -17,13 +17,13 @@ the features of 48, 96 and 192 px; and mIoU at 96 px of a linear probe on dense 
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from training import schedule
 
 from vtlib.data import EASY, EmojiWorld
 from vtlib.superres.uplift import CrossAttentionUpsampler, UPLiFT, loss_terms, pyramid, vit_features
@@ -77,13 +77,11 @@ def train(args, vit):
     optimizers = {name: torch.optim.Adam(model.parameters(), args.peak) for name, model in models.items()}
     start, rows = time.perf_counter(), []
     for step in range(args.steps):
-        done = step / args.steps
         images, row = scenes(args.batch, args.seed * 10**6 + step), {}
         with torch.autocast("cpu", torch.bfloat16):
             backbone = once(vit)
             for name, model in models.items():
-                for group in optimizers[name].param_groups:
-                    group["lr"] = args.peak * min(1, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+                schedule(optimizers[name], args.peak, step, args.steps, warmup=20)
                 parts = terms(name, model, backbone, images)
                 optimizers[name].zero_grad(set_to_none=True)
                 sum(parts.values()).backward()
