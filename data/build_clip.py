@@ -1,4 +1,5 @@
-"""Build data/clip.npz: 48 frames of a real video, 192 x 108 pixels, 12.5 frames a second.
+"""Build data/clip.npz: 48 frames of a real video, 192 x 108 pixels, 12.5 frames a second, and data/shots.npz: the middle 256 x 192 pixels of
+the same video as they are, 25 frames a second: 32 frames of its first shot, 24 of its second.
 
     python data/build_clip.py [--video FILE]
 
@@ -26,6 +27,8 @@ VERSION, NAME = "2.3.1", "cityCC0.mpg"
 SOURCE = (405, 720)  # height, width of the video
 SIZE = (108, 192)
 STEP, COUNT, FPS = 2, 48, 12.5
+SHOTS = ((0, 32), (116, 140))  # frames; the video cuts from one tower to another before frame 116
+WINDOW = (192, 256)
 
 
 def find_video(source, scratch):
@@ -48,7 +51,7 @@ def find_ffmpeg(scratch):
 
 
 def decode(path, ffmpeg):
-    command = [ffmpeg, "-loglevel", "error", "-bitexact", "-i", str(path), "-frames:v", str(STEP * COUNT)]
+    command = [ffmpeg, "-loglevel", "error", "-bitexact", "-i", str(path), "-frames:v", str(SHOTS[-1][1])]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-sws_flags", "bitexact+accurate_rnd", "-"]
     raw = subprocess.run(command, check=True, capture_output=True).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, *SOURCE, 3)
@@ -60,9 +63,13 @@ def main():
     parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        frames = decode(find_video(args.video, scratch), find_ffmpeg(scratch))[::STEP]
-    small = [np.array(Image.fromarray(f).resize(SIZE[::-1], Image.Resampling.LANCZOS)) for f in frames]
+        frames = decode(find_video(args.video, scratch), find_ffmpeg(scratch))
+    small = [np.array(Image.fromarray(f).resize(SIZE[::-1], Image.Resampling.LANCZOS)) for f in frames[: STEP * COUNT : STEP]]
     save_npz(args.out / "clip.npz", fps=np.array([FPS]), **to_planes(np.stack(small)))
+    top, left = ((whole - part) // 2 for whole, part in zip(SOURCE, WINDOW))
+    middle = frames[:, top : top + WINDOW[0], left : left + WINDOW[1]]
+    shots = np.concatenate([middle[start:end] for start, end in SHOTS])
+    save_npz(args.out / "shots.npz", fps=np.array([STEP * FPS]), cut=np.array([SHOTS[0][1] - SHOTS[0][0]]), **to_planes(shots))
 
 
 if __name__ == "__main__":

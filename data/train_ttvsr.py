@@ -1,12 +1,12 @@
 """Train data/checkpoints/ttvsr_small.safetensors, a small TTVSR (x4, bicubic degradation), and recurrent_small.safetensors, the same net
 without trajectories: equal parameters, equal steps, equal data.
 
-    OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow true                         # 1. with the generators' flow, a little disturbed
-    OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow net --steps 600 --peak 6e-4  # 2. with the flow net's, which learns along
+    OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow true --steps 2000             # 1. with the generators' flow, a little disturbed
+    OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow net --steps 1200 --peak 8e-4  # 2. with the flow net's, which learns along
 
-and the same with `recurrent`. Step 1 sees photographs of the train split under a moving camera and EmojiWorld's train videos; step 2 also sharper
-photographs under slower motion, and the first 24 frames of the real clip. Held out: the clip's last 20 frames (the same buildings, later), and the
-test photographs. The flow net starts as the shipped `spynet_emoji` and learns at a quarter of the rate, from the pictures and, where it is
+and the same with `recurrent`, and with --seed 1. Step 1 sees photographs of the train split under a moving camera and EmojiWorld's train videos;
+step 2 also sharper photographs under slower motion, the first 24 frames of the real clip, and the first shot of the same video at its own
+resolution. Held out: the second shot (other towers), the clip's last 20 frames (the same towers, later), and the test photographs. The flow net starts as the shipped `spynet_emoji` and learns at a quarter of the rate, from the pictures and, where it is
 known, from the true flow; it goes into the checkpoint, which step 2 writes. bfloat16 autocast, weights in float32; scores are measured on what is stored (half precision).
 """
 
@@ -60,19 +60,19 @@ def training_clips(seed, batch, frames):
 
 
 def later_clips(seed, batch, frames):
-    """Step 2: a quarter of the batches from the real clip's train part, whose flow nobody knows (None)."""
+    """Step 2: a third of the batches from real video, one in four of these from the small clip; nobody knows its flow."""
     generator = torch.Generator().manual_seed(seed)
     kind = torch.rand(1, generator=generator).item()
-    if kind < 0.25:
-        real = footage.clip_frames("train", multiple=4)
+    if kind < 0.33:
+        real = footage.clip_frames("train", multiple=4) if kind < 0.08 else footage.shot_frames("train")
         cut = []
         for _ in range(batch):
             room = len(real) - frames, real.shape[-2] - SIZE, real.shape[-1] - SIZE
             t, top, left = (int(torch.randint(n + 1, (1,), generator=generator)) for n in room)
             cut.append(real[t : t + frames, :, top : top + SIZE, left : left + SIZE])
         none = torch.zeros(batch, frames - 1, 2, SIZE, SIZE)
-        return turn(footage.Footage(torch.stack(cut), none, none, ["clip"] * batch), generator), False
-    if kind < 0.6:
+        return turn(footage.Footage(torch.stack(cut), none, none, ["video"] * batch), generator), False
+    if kind < 0.63:
         return turn(footage.panned(batch, frames, SIZE, seed, "train", speed=(0.0, 2.0), shrink=(1.5, 2.9)), generator), True
     return training_clips(seed, batch, frames), True
 
@@ -92,12 +92,12 @@ def disturbed(flows, seed):
 def held_out():
     """name -> (frames (B, T, 3, H, W), true flows of the reduced clips or None)."""
     pans = footage.panned(12, 13, (96, 128), 77, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3))
-    return {"clip": (footage.clip_frames("test")[None], None), "photographs": (pans.frames, pans.flows(4))}
+    return {"video": (footage.shot_frames("test")[None], None), "small clip": (footage.clip_frames("test")[None], None), "photographs": (pans.frames, pans.flows(4))}
 
 
 @torch.no_grad()
 def score(model):
-    """Decibels on luma, mean over frames, of bicubic enlargement and of the model. Without a flow net: true flow, and none on the clip."""
+    """Decibels on luma, mean over frames, of bicubic enlargement and of the model. Without a flow net: true flow, and none on the video."""
     table = {}
     for name, (frames, flows) in held_out().items():
         small = bicubic(frames, 1 / 4)
@@ -160,9 +160,10 @@ def ship(args, minutes):
     config = dict(SHAPE, trajectories=args.kind == "ttvsr", spynet=pretrained.scores("spynet_emoji")["config"])
     model = TTVSR(**{**config, "spynet": SPyNet(**config["spynet"])}).eval()
     model.load_state_dict({k: v.float() for k, v in state.items()})
-    command = f"data/train_ttvsr.py {args.kind}, --flow true, then --flow net --steps {args.steps} --peak {args.peak}"
+    command = f"data/train_ttvsr.py {args.kind} --seed {args.seed}, --flow true, then --flow net --steps {args.steps} --peak {args.peak}"
     header = {"config": config, "scores": score(model), "command": command, "seed": args.seed, "steps": args.steps, "minutes": round(minutes, 1)}
-    out = Path(__file__).parent / "checkpoints" / f"{NAMES[args.kind]}.safetensors"
+    name = NAMES[args.kind] + (f"_seed{args.seed}" if args.seed else "")
+    out = Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
     save_file(state, out, {k: json.dumps(v) for k, v in header.items()})
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {header}")
 
@@ -175,8 +176,9 @@ def main():
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--every", type=int, default=100, help="steps between lines; scores and a file at every eighth")
-    parser.add_argument("--work", type=Path, default=Path("build/ttvsr"))
+    parser.add_argument("--work", type=Path, default=None, help="default: build/ttvsr_seed<seed>")
     args = parser.parse_args()
+    args.work = args.work or Path(f"build/ttvsr_seed{args.seed}")
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     net = args.flow == "net"

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python data/train_uplift.py [--seed 0] [--steps 600] [--out FOLDER]
 
-Features: the shipped ViT (vit_emoji, patch 8, D = 128) after four of its six blocks, `vtlib.superres.uplift.vit_features`. Pictures: EmojiWorld scenes of
+Features: the shipped ViT (vit_emoji, patch 8, D = 128) after four of its six blocks, `ViT.feature_map`. Pictures: EmojiWorld scenes of
 192 px, train pictograms and backgrounds; depth 3 as the paper's DINOv2 model: grids of 24 x 24 are the largest target, 3 x 3 the smallest input.
 Four models see the same pictures in the same order; Adam, cosine, at most 2e-3 (official: 1e-3, for far more steps):
 
@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from training import schedule
 
 from vtlib.data import EASY, EmojiWorld
-from vtlib.superres.uplift import CrossAttentionUpsampler, UPLiFT, loss_terms, pyramid, vit_features
+from vtlib.superres.cross_attention import CrossAttentionUpsampler
+from vtlib.superres.uplift import UPLiFT, loss_terms, pyramid
 from vtlib.vit import vit_emoji
 
 SIZE, DEPTH, BLOCKS = 192, 3, 4
@@ -66,7 +67,7 @@ def once(vit):
     def backbone(copy):
         if copy.shape not in kept:
             with torch.no_grad():
-                kept[copy.shape] = vit_features(vit, copy, BLOCKS).float()
+                kept[copy.shape] = vit.feature_map(copy, BLOCKS).float()
         return kept[copy.shape]
     return backbone
 
@@ -105,7 +106,7 @@ def drift(model, vit, pictures=32, start=24):
     """Normalised errors after 1, 2, 3 doublings from the features of copies of `start` px; "nearest" and "bilinear" in place of a model."""
     images = scenes(pictures, 990_000, "test", 8 * start)
     copies = pyramid(images, 3)
-    truth = [vit_features(vit, copy, BLOCKS) for copy in copies]
+    truth = [vit.feature_map(copy, BLOCKS) for copy in copies]
     if isinstance(model, str):
         how = dict(mode=model) if model == "nearest" else dict(mode=model, align_corners=False)
         outs = [F.interpolate(truth[3], scale_factor=2**t, **how) for t in (1, 2, 3)]
@@ -118,7 +119,7 @@ def drift(model, vit, pictures=32, start=24):
 
 def dense(model, vit, images):
     """(B, 128, H, W)."""
-    features = vit_features(vit, images, BLOCKS)
+    features = vit.feature_map(images, BLOCKS)
     if isinstance(model, str):
         return F.interpolate(features, images.shape[-2:], mode=model, **({} if model == "nearest" else {"align_corners": False}))
     return model(images, features)

@@ -15,7 +15,7 @@ from vtlib import data
 from vtlib.data import assets, pictograms
 
 ROOT = assets.root()
-FILES = ("emoji.npz", "emoji.json", "photos.npz", "photos.json", "clip.npz", "digits.npz", "font.npz")
+FILES = ("emoji.npz", "emoji.json", "photos.npz", "photos.json", "clip.npz", "shots.npz", "digits.npz", "font.npz")
 
 
 def readme_rows():
@@ -40,7 +40,7 @@ def test_every_asset_is_in_the_readme_and_all_are_small():
     assert all(p.stat().st_size < 10e6 and f"`{p.stem}`" in (ROOT / "README.md").read_text(encoding="utf-8") for p in checkpoints)
     pictures = sum(p.stat().st_size for p in found if p not in checkpoints) / 2**20
     print(f"pictures, fonts and texts: {pictures:.1f} MiB, checkpoints: {sum(p.stat().st_size for p in checkpoints) / 2**20:.1f} MiB")
-    assert pictures < 15
+    assert pictures < 16
 
 
 def test_licences_are_there():
@@ -161,6 +161,18 @@ def test_clip():
     assert 0 <= frames.min() and frames.max() <= 1
     step = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))
     assert (step > 1e-4).all() and step.max() < 0.1  # it moves, and there is no cut in it
+
+
+def test_shots_are_two_and_the_same_video_as_the_clip():
+    first, second, fps = data.shots()
+    assert first.shape == (32, 3, 192, 256) and second.shape == (24, 3, 192, 256) and first.dtype == torch.float32 and fps == 25
+    assert 0 <= min(first.min(), second.min()) and max(first.max(), second.max()) <= 1
+    for shot in (first, second):
+        assert (shot[1:] - shot[:-1]).abs().mean((1, 2, 3)).max() < 0.1  # no cut inside
+    assert (second[0] - first[-1]).abs().mean() > 0.2
+    small = torch.nn.functional.interpolate(first[::2], scale_factor=192 / 720, mode="bicubic", antialias=True)  # 51 x 68 of the middle
+    clip = data.clip()[0][:16, :, 28:79, 62:130]
+    assert (small[..., 4:-4, 4:-4] - clip[..., 4:-4, 4:-4]).abs().mean() < 0.06
 
 
 def test_checkpoint():

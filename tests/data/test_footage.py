@@ -89,6 +89,11 @@ def test_clip_sizes():
     assert footage.clip_frames("test", multiple=4).shape == (20, 3, 108, 192)
 
 
+def test_shots_by_split():
+    first, second, _ = data.shots()
+    assert torch.equal(footage.shot_frames("train"), first) and torch.equal(footage.shot_frames(), second)
+
+
 def test_seed_decides():
     a, b, c = (footage.panned(2, 3, 24, seed, zoom=0.01) for seed in (4, 4, 5))
     assert torch.equal(a.frames, b.frames) and torch.equal(a.backward, b.backward) and a.names == b.names
@@ -127,6 +132,7 @@ def test_pictograms_with_flow_both_ways():
     (lambda: footage.panned(1, 2, 600, 0), "does not fit into"),
     (lambda: footage.panned(1, 2, 0, 0), "size=0"),
     (lambda: footage.clip_frames("val"), "split='val'"),
+    (lambda: footage.shot_frames("all"), "split='all'"),
     (lambda: footage.clip_frames(multiple=500), "multiple=500"),
 ])
 def test_bad_arguments(call, message):

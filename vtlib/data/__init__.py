@@ -1,9 +1,9 @@
-"""Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits, a clip, checkpoints.
+"""Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits, a video, checkpoints.
 
 Needs torch and numpy only; nothing is downloaded. Where each asset comes from and its licence: data/README.md.
 """
 
-from vtlib.data.assets import checkpoint, clip, digits, photographs, root
+from vtlib.data.assets import checkpoint, clip, digits, photographs, root, shots
 from vtlib.data.emojiworld import EmojiWorld
 from vtlib.data.mosaic import Mosaic
 from vtlib.data.pictograms import EASY, categories, pictogram, subcategories
@@ -30,6 +30,7 @@ __all__ = [
     "photographs",
     "pictogram",
     "root",
+    "shots",
     "subcategories",
     "text_image",
 ]

@@ -117,6 +117,14 @@ def clip(device=None) -> tuple[Tensor, float]:
     return from_planes(arrays["y"], arrays["cb"], arrays["cr"]).to(device), arrays["fps"].item()
 
 
+def shots(device=None) -> tuple[Tensor, Tensor, float]:
+    """The same video as `clip`, not made smaller: its middle 192 x 256 pixels in two shots of different towers, (32, 3, 192, 256) and
+    (24, 3, 192, 256) float32 in [0, 1], and frames per second. What a camera saw and MPEG-2 kept: no detail finer than the video's own."""
+    arrays = read_arrays("shots.npz")
+    frames, cut = from_planes(arrays["y"], arrays["cb"], arrays["cr"]).to(device), arrays["cut"].item()
+    return frames[:cut], frames[cut:], arrays["fps"].item()
+
+
 @functools.cache
 def drawings(artist: str) -> Tensor:
     """All pictograms by one artist, (1911, 64, 64, 4) uint8 RGBA with straight alpha, in the order of `pictograms.table()`."""

@@ -1,4 +1,4 @@
-"""Real footage for video super-resolution: the shipped clip by split, and photographs that a camera pans, zooms and turns across by exactly
+"""Real footage for video super-resolution: the shipped video by split, small and at its own resolution, and photographs that a camera pans, zooms and turns across by exactly
 known sub-pixel motion, with their true flow. Pictograms moving over photographs (EmojiWorld) come in the same form, with flow both ways.
 
     footage = panned(batch=4, frames=7, size=96, seed=0, split="test")
@@ -62,6 +62,14 @@ def clip_frames(split: str = "all", multiple: int = 16, device=None) -> Tensor:
         raise ValueError(f"multiple={multiple}: the clip has {frames.shape[-2]} x {frames.shape[-1]} pixels")
     top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
     return frames[..., top : top + height, left : left + width].contiguous()
+
+
+def shot_frames(split: str = "test", device=None) -> Tensor:
+    """Real video at its own resolution (assets.shots), (T, 3, 192, 256) float32 in [0, 1], 25 frames a second: "train" is its first shot, 32 frames,
+    "test" its second, 24 frames of other towers."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: needs train or test")
+    return assets.shots(device)[split == "test"]
 
 
 @functools.lru_cache(maxsize=64)
