@@ -10,9 +10,10 @@ from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_images
 from vtlib.superres.catanet import CATANet
+from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
-from vtlib.superres.uplift import CrossAttentionUpsampler, UPLiFT
+from vtlib.superres.uplift import UPLiFT
 from vtlib.vit import ViT
 
 

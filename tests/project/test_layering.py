@@ -22,7 +22,8 @@ COURSE_ONLY = {
     "PIL",
     "scipy",
 }
-NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py", "warp.py", "degrade.py", "quality.py")  # files of a family that hold no paper
+# files of a family that hold no paper
+NO_PAPER = ("__init__.py", "common.py", "registry.py", "pretrained.py", "probes.py", "warp.py", "degrade.py", "quality.py", "cross_attention.py")
 BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget"), ("superres.ttvsr", "superres.spynet")}  # (paper, paper): where the paper itself builds on the other
 
 

@@ -17,7 +17,7 @@ def scale():
     vit = vit_emoji()[0]
     copies = uplift.pyramid(images, 2)
     with torch.no_grad():
-        return copies, [uplift.vit_features(vit, copy) for copy in copies]
+        return copies, [vit.feature_map(copy, 4) for copy in copies]
 
 
 def error(got, want):

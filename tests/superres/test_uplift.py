@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.superres import uplift
-from vtlib.superres.uplift import OFFSETS, CrossAttentionUpsampler, LocalAttender, UPLiFT, loss, loss_terms, pool, shifted
+from vtlib.superres.cross_attention import CrossAttentionUpsampler
+from vtlib.superres.uplift import OFFSETS, LocalAttender, UPLiFT, loss, loss_terms, pool, shifted
 
 
 def small(**kwargs):
@@ -314,18 +315,3 @@ def test_cross_attention_upsampler():
         assert net(images, features, size=(9, 7)).shape == (2, 6, 9, 7)
         torch.testing.assert_close(net(images[:1], features[:1]), out[:1], atol=1e-5, rtol=1e-4)
     assert (out <= features.amax((-2, -1), keepdim=True) + 1e-5).all()           # convex as well, over the whole grid
-
-
-def test_vit_features():
-    from vtlib.vit import ViT
-
-    torch.manual_seed(0)
-    vit, images = ViT(32, 8, num_classes=0, embed_dim=16, num_layers=3, num_heads=2).eval(), torch.rand(2, 3, 24, 40)
-    out = uplift.vit_features(vit, images, 3)
-    assert out.shape == (2, 16, 3, 5)
-    want = F.layer_norm(vit.tokens(images), (16,))                                # the tokens are normalised already: once more changes eps only
-    torch.testing.assert_close(out[1, :, 2, 3], want[1, 1 + 2 * 5 + 3], atol=2e-3, rtol=1e-3)
-    tokens, _ = vit.embed(images)
-    torch.testing.assert_close(uplift.vit_features(vit, images, 1)[0, :, 0, 4], F.layer_norm(vit.blocks[0](tokens)[0, 5], (16,)))
-    with pytest.raises(ValueError, match="blocks=4 but the ViT has 3"):
-        uplift.vit_features(vit, images, 4)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vtlib import vit
 from vtlib.teach import flops
@@ -64,3 +65,16 @@ def test_bad_arguments(kwargs, words):
     with pytest.raises(ValueError) as error:
         vit.tiny(**kwargs)
     assert words in str(error.value)
+
+
+def test_feature_map():
+    torch.manual_seed(0)
+    model, images = vit.ViT(32, 8, num_classes=0, embed_dim=16, num_layers=3, num_heads=2).eval(), torch.rand(2, 3, 24, 40)
+    out = model.feature_map(images, 3)
+    assert out.shape == (2, 16, 3, 5)
+    want = F.layer_norm(model.tokens(images), (16,))                                # the tokens are normalised already: once more changes eps only
+    torch.testing.assert_close(out[1, :, 2, 3], want[1, 1 + 2 * 5 + 3], atol=2e-3, rtol=1e-3)
+    tokens, _ = model.embed(images)
+    torch.testing.assert_close(model.feature_map(images, 1)[0, :, 0, 4], F.layer_norm(model.blocks[0](tokens)[0, 5], (16,)))
+    with pytest.raises(ValueError, match="blocks=4 but the ViT has 3"):
+        model.feature_map(images, 4)

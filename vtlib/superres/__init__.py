@@ -11,7 +11,7 @@ from .quality import luma, psnr, ssim
 from .warp import warp
 
 __all__ = ["bicubic", "blur_down", "luma", "psnr", "ssim", "warp"]
-_MODULES = ("ttvsr", "catanet", "uplift", "spynet", "pretrained")
+_MODULES = ("ttvsr", "catanet", "uplift", "cross_attention", "spynet", "pretrained")
 
 
 def __getattr__(name):

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from .catanet import CATANet
+from .cross_attention import CrossAttentionUpsampler
 from .spynet import SPyNet
-from .uplift import CrossAttentionUpsampler, UPLiFT
+from .uplift import UPLiFT
 
 
 def _load(name, build, device=None):
@@ -44,7 +45,7 @@ def spynet_emoji(device=None):
 
 
 def uplift_emoji(variant=None, device=None):
-    """Upsampler of the shipped ViT's features (patch 8, D = 128, after four blocks: `uplift.vit_features`), `net(images, features)` -> one feature a pixel.
+    """Upsampler of the shipped ViT's features (patch 8, D = 128, after four blocks: `ViT.feature_map(images, 4)`), `net(images, features)` -> one feature a pixel.
 
     variant: None, the `UPLiFT` (n = 17, depth 3); "onestep", trained on each depth's first step only; "free", without an attender;
     "cross", a `CrossAttentionUpsampler`. All four saw the same pictures in the same order. ValueError for another one.

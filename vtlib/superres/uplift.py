@@ -15,7 +15,6 @@ State-dict names are the official ones (mwalmer-umd/UPLiFT), so official checkpo
 generative variant comes from a `generator`; noise on the training input is added to a copy (there, it changes the stored features, which then serve
 as targets of deeper levels); the options that no released configuration uses (downsampling in the encoder, decoders of more than one doubling, an
 encoder pass at each iteration) are left out. The fast mode there changes no numbers. The paper's full text was not at hand: mechanism from its code.
-`CrossAttentionUpsampler` is no part of the paper: the plainest member of the family it competes with (LoftUp, AnyUp), for comparison.
 """
 
 import math
@@ -301,20 +300,6 @@ def uplift_vae(**kwargs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------- training
-def vit_features(vit, images, blocks=4):
-    """Patch tokens of a `vtlib.vit.ViT` after its first `blocks` blocks, as a map (B, D, H/P, W/P), each normalised to mean 0 and deviation 1.
-
-    Not the last block's: a classifier reads [CLS] alone, so nothing ever asked its last patch tokens to mean anything.
-    """
-    if not 1 <= blocks <= len(vit.blocks):
-        raise ValueError(f"blocks={blocks} but the ViT has {len(vit.blocks)}")
-    x, rope = vit.embed(images)
-    for block in vit.blocks[:blocks]:
-        x = block(x, rope=rope)
-    height, width = vit.patch_embed.grid(*images.shape[-2:])
-    return rearrange(F.layer_norm(x[:, 1:], x.shape[-1:]), "b (h w) d -> b d h w", h=height, w=width)
-
-
 def pyramid(images, depth):
     """[images, 1/2, 1/4, ... 1/2^depth of their size], each from the original by antialiased bilinear resizing. ValueError for odd sizes on the way."""
     check_images(images)
@@ -349,49 +334,3 @@ def loss_terms(model, backbone, images, depth, noise=0.0, multi_step=True, gener
 def loss(model, backbone, images, depth, noise=0.0, multi_step=True, generator=None):
     """The unweighted sum of `loss_terms`. Official: depth 3 at 448 px (DINOv2), 2 (DINOv3), 4 at 1024 px with noise 1 (VAE); Adam, lr 1e-3."""
     return sum(loss_terms(model, backbone, images, depth, noise, multi_step, generator).values())
-
-
-# ---------------------------------------------------------------------------------------------------------------------- baseline
-class CrossAttentionUpsampler(nn.Module):
-    """The plain alternative, NOT of this paper: every output pixel asks all coarse features (the shape of LoftUp and AnyUp).
-
-        out = softmax(Q K^T / sqrt(dim)) V      Q: image features and position at each pixel; K: the same pooled to the grid, and the features; V: features
-
-    One step to any size; the output is a convex combination too, of ALL inputs. Cost HW hw (dim + C): quadratic in the number of tokens.
-    Args: in_channels C; encoder: widths of the image encoder, as in UPLiFT; dim of queries and keys.
-    """
-
-    def __init__(self, in_channels=384, encoder=(16, 32, 64), dim=64, norm="batch"):
-        super().__init__()
-        self.in_channels = in_channels
-        self.encoder = Encoder(encoder, norm)
-        channels = self.encoder.out_channels[-1]
-        self.query = nn.Conv2d(channels + 16, dim, 1)
-        self.key = nn.Conv2d(channels + 16 + in_channels, dim, 1)
-
-    def forward(self, images, features, size=None, return_attn=False):
-        """images (B, 3, H, W), features (B, C, h, w) -> (B, C, *size), default the image's size; with return_attn=True also weights (B, 1, HW, hw)."""
-        check_images(images)
-        check_images(features, self.in_channels, "features")
-        size, grid = tuple(size or images.shape[-2:]), tuple(features.shape[-2:])
-        encoded = self.encoder(images)[-1]
-        q, k = (F.interpolate(encoded, size=s, mode="area") for s in (size, grid))
-        at_q, at_k = (_coordinates(s, features).expand(len(features), -1, -1, -1) for s in (size, grid))
-        q = self.query(torch.cat([q, at_q.to(q.dtype)], 1))
-        k = self.key(torch.cat([k, at_k.to(k.dtype), features.to(k.dtype)], 1))
-        q, k, v = (rearrange(t, "b c h w -> b 1 (h w) c") for t in (q, k, features))
-        if return_attn:
-            attn = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-            out = attn.to(v.dtype) @ v
-        else:
-            attn, out = None, F.scaled_dot_product_attention(q, k, v.to(q.dtype))
-        out = rearrange(out, "b 1 (h w) c -> b c h w", h=size[0])
-        return (out, attn) if return_attn else out
-
-
-def _coordinates(size, like):
-    """(1, 16, h, w): sines and cosines of row and column from 0 to 1 (pixel centres), at wavelengths 2, 1, 1/2, 1/4."""
-    rows, cols = ((torch.arange(s, device=like.device, dtype=torch.float32) + 0.5) / s for s in size)
-    wave = math.pi * 2.0 ** torch.arange(4, device=like.device, dtype=torch.float32)[:, None, None]
-    row, col = wave * rows[:, None].expand(size), wave * cols[None].expand(size)
-    return torch.cat([row.sin(), row.cos(), col.sin(), col.cos()])[None].to(like.dtype)

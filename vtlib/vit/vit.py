@@ -13,6 +13,8 @@ can also be "sincos", "rope" or "none"; inputs of another size are accepted and 
 """
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..nn import Block, PatchEmbed, check_heads, resize_pos_embed, rope_2d, sincos_2d
@@ -73,6 +75,20 @@ class ViT(nn.Module):
                 attns.append(attn)
         x = self.norm(x)
         return (x, attns) if return_attn else x
+
+    def feature_map(self, images, blocks):
+        """Patch tokens after the first `blocks` blocks as a map (B, D, H/P, W/P), each normalised to mean 0 and deviation 1.
+
+        A classifier reads [CLS] alone, so nothing ever asked its *last* patch tokens to mean anything; those a little earlier carry more.
+        ValueError when there are fewer blocks.
+        """
+        if not 1 <= blocks <= len(self.blocks):
+            raise ValueError(f"blocks={blocks} but the ViT has {len(self.blocks)}")
+        x, rope = self.embed(images)
+        for block in self.blocks[:blocks]:
+            x = block(x, rope=rope)
+        height, width = self.patch_embed.grid(*images.shape[-2:])
+        return rearrange(F.layer_norm(x[:, 1:], x.shape[-1:]), "b (h w) d -> b d h w", h=height, w=width)
 
     def forward(self, images, return_attn=False):
         """Logits (B, num_classes); with return_attn=True also the attention weights of each layer."""
