@@ -1,4 +1,4 @@
-"""Plausible wrong answers to the UPLiFT exercises of notebook 07b, with what the check must say."""
+"""Plausible wrong answers to the UPLiFT exercises of notebook 07c, with what the check must say."""
 
 SHIFT = '''
 import torch
@@ -29,7 +29,7 @@ def loss_pairs(depth):
 '''
 
 WRONG = {
-    "07b.shifted": [
+    "07c.shifted": [
         ("wrong way", SHIFT % (PAD, "padded[..., 2 - dy : 2 - dy + h, 2 - dx : 2 - dx + w]", "2"), "wrong way"),
         ("axes swapped", SHIFT % (PAD, "padded[..., 2 + dx : 2 + dx + h, 2 + dy : 2 + dy + w]", "2"), "swapped"),
         ("roll", SHIFT % (PAD, "value.roll((-dy, -dx), (-2, -1))", "2"), "wrap around"),
@@ -37,7 +37,7 @@ WRONG = {
         ("reflect", SHIFT % ('"reflect"', CUT, "2"), "mirrors"),
         ("stacked before the channels", SHIFT % (PAD, CUT, "1"), "axis 2"),
     ],
-    "07b.local_attender": [
+    "07c.local_attender": [
         ("softmax over columns", ATTEND % (OWN, ".softmax(dim=-1)", COPIES), "over the columns"),
         ("no softmax", ATTEND % (OWN, "", COPIES), "no softmax"),
         ("no residual", ATTEND % ("", SOFTMAX, COPIES), "own first n channels"),
@@ -46,7 +46,7 @@ WRONG = {
         ("tiled", ATTEND % (OWN, SOFTMAX, "shifted(value, offsets).repeat(1, 1, 1, 2, 2)"), "tiled"),
         ("mean", (ATTEND % (OWN, SOFTMAX, COPIES)).replace(".sum(dim=2)", ".mean(dim=2)"), "not the weighted sum"),
     ],
-    "07b.loss_pairs": [
+    "07c.loss_pairs": [
         ("last step alone", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "[level + 1]"), "LAST step"),
         ("first step alone", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "[1]"), "one step a level"),
         ("from full size", PAIRS % ("(level, step, level - step)", "depth", "range(1, level + 1)"), "full size"),
