@@ -34,10 +34,9 @@ def net(case):
     model.resblocks.register_forward_hook(lambda module, args, result: states.append(result))
     record(model.LTAM, out, "ltam_anchor_last_forward", lambda args, result: args[2])        # the last call is that of the last frame
     record(model.LTAM, out, "ltam_out_last_forward", lambda args, result: result[0])
-    clip, trace = model(t["lrs"], tuple(t[f"flows_{d}"][None] for d in pair), return_trace=True)
-    for direction in pair:
-        last = [step for step in trace if step.direction == direction][-1]
-        out[f"location_last_{direction}"] = last.location.flatten(1, 2)
+    flows = tuple(t[f"flows_{d}"].reshape(len(t["lrs"]), frames - 1, 2, *t["lrs"].shape[-2:]) for d in pair)     # with or without a batch axis
+    clip, trace = model(t["lrs"], flows, return_trace=True)
+    out |= {f"location_last_{step.direction}": step.location.flatten(1, 2) for step in trace}                    # the last of each pass stays
     out["resblocks_out_first_keyframe"] = states[0]
     for i, tokens in enumerate(cross_scale_tokens(states[0], c["stride"])):
         out[f"tokens_s{i + 1}_first_keyframe"] = tokens

@@ -70,11 +70,16 @@ def run_case(path):
     adapter = adapters.find(slug, function)
     if adapter is None:
         return Result(name, function, "no adapter", f"write one for ({slug!r}, {function!r}) in tests/golden/adapters.py")
+    usual = torch.get_default_dtype()
+    if {t.dtype for t in case.tensors.values() if t.is_floating_point()} == {torch.float64}:
+        torch.set_default_dtype(torch.float64)                                   # adapters build their models in the case's precision
     try:
         with torch.no_grad():
             outputs = adapter(case)
     except Exception as error:                                                   # noqa: BLE001 - reported as the case's failure
         return Result(name, function, "FAILED", f"{type(error).__name__}: {error}")
+    finally:
+        torch.set_default_dtype(usual)
     compared = {key: value for key, value in outputs.items() if key in case.tensors}
     if not compared:
         return Result(name, function, "FAILED", "the adapter returned nothing that the case holds")

@@ -236,6 +236,19 @@ def test_official_checkpoints_load(tmp_path):
     video, flows = clip(2)
     assert torch.equal(other(video, flows), model(video, flows))
     assert convert_official(model.state_dict()).keys() == model.state_dict().keys()
+    trainer = {"meta": {"epoch": 1}, "state_dict": {f"module.{k}": v for k, v in wrapped.items()}}
+    assert convert_official(trainer).keys() == model.state_dict().keys()
+
+
+def test_unknown_numbers_stay_numbers():
+    """NaN in flow or frames must not become an index out of range; half precision and an empty key must not divide by zero."""
+    model, (video, flows) = small(), clip(3)
+    flows[0][:, 0, :, :4] = float("nan")
+    assert model(video, flows).shape == (1, 3, 3, 64, 96)
+    layer, half = LTAM(2).half(), torch.float16
+    location = identity_grid(1, 2, 2)[:, None]
+    x, tokens = torch.rand(1, 2, 8, 8).to(half), torch.zeros(1, 32, 1, 2, 2, dtype=half)
+    assert layer(x, tokens, x, [tokens] * 3, location).isfinite().all()
 
 
 def test_without_trajectories_the_same_parameters():
@@ -351,6 +364,11 @@ def test_double_flows_and_long_widths_keep_their_places():
     (lambda: small(location="bicubic"), "location='bicubic'"),
     (lambda: small(stride=6), "stride=6"),
     (lambda: small(keyframe_stride=0), "keyframe_stride=0"),
+    (lambda: small(stride=4.0), "stride=4.0"),
+    (lambda: small(num_blocks=-1), "num_blocks=-1"),
+    (lambda: small().key_frames(5, "sideways"), "direction='sideways'"),
+    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (None, None)), "NoneType"),
+    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2), "with floats"),
     (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
 ])
 def test_bad_input(call, message):

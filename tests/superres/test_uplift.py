@@ -298,6 +298,11 @@ def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     (lambda: pool(torch.rand(1, 9, 6, 8), torch.rand(1, 2, 3, 4), OFFSETS[5]), "9 channels, but there are 5 offsets"),
     (lambda: small(norm="group"), "norm='group'"),
     (lambda: small(encoder=(4,)), "at least 2 encoder groups"),
+    (lambda: small(encoder=4), "at least 2 encoder groups"),
+    (lambda: UPLiFT(6, 0), "patch_size=0"),
+    (lambda: UPLiFT(6, 14.0), "patch_size=14.0"),
+    (lambda: small(decoder_convs=0), "decoder_convs=0"),
+    (lambda: small(noise_channels=-1), "noise_channels=-1"),
     (lambda: uplift.pyramid(torch.rand(1, 3, 36, 32), 3), "36 x 32 cannot be halved depth=3 times"),
 ])
 def test_bad_input(call, message):

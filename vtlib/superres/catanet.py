@@ -17,7 +17,7 @@ State-dict names are the official ones (EquationWalker/CATANet), so official che
 the official code: the sort is stable (there, the order inside a group is left open and results depend on it); overlaps of patches are divided by
 how many patches cover a pixel (there, by 4 instead of 3 where the shifted last patch meets two others, sides p + m (p - 2) + 1); where the
 mirrored padding is longer than the sequence it bounces to and fro, and patches larger than the image shrink to it (there, both fail); in eval mode
-the stored centres are used even when nothing was learned yet (random unit vectors then). The paper's full text was not at hand: mechanism from its code.
+the stored centres are used even when nothing was learned yet (random unit vectors then); Linear layers start as torch starts them (there: normal, 0.02). The paper's full text was not at hand: mechanism from its code.
 """
 
 from dataclasses import dataclass
@@ -204,6 +204,8 @@ class TAB(nn.Module):
         check_heads(qk_dim, num_heads)
         if min(num_centres, group_size, n_iter) < 1:
             raise ValueError(f"num_centres={num_centres}, group_size={group_size}, n_iter={n_iter}: each needs to be at least 1")
+        if not 0 <= ema_decay <= 1:
+            raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1]")
         self.group_size, self.n_iter, self.ema_decay = group_size, n_iter, ema_decay
         self.norm = nn.LayerNorm(dim)
         self.mlp = PreNorm(dim, ConvFFN(dim, mlp_dim))
@@ -352,8 +354,8 @@ class CATANet(nn.Module):
 
 
 def _per_layer(value, num_layers, name):
-    """An int for all layers, or a sequence that is repeated to fill them."""
-    values = [value] if isinstance(value, int) else list(value)
-    if not values or num_layers % len(values):
-        raise ValueError(f"{name}={value}: needs one int, or a sequence whose length divides num_layers={num_layers}")
+    """An int for all layers, or a sequence of ints that is repeated to fill them."""
+    values = [value] if isinstance(value, int) else list(value) if isinstance(value, (tuple, list)) else []
+    if num_layers < 1 or not values or num_layers % len(values) or not all(isinstance(v, int) for v in values):
+        raise ValueError(f"{name}={value!r}, num_layers={num_layers}: needs one int, or a sequence of ints whose length divides num_layers >= 1")
     return values * (num_layers // len(values))

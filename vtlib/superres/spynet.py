@@ -76,8 +76,8 @@ class SPyNet(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        for name in ("mean", "std"):                                             # constants: OpenMMLab's file does not list them
-            state_dict.setdefault(prefix + name, getattr(self, name))
+        for name, value in (("mean", MEAN), ("std", STD)):                       # constants: OpenMMLab's file does not list them
+            state_dict.setdefault(prefix + name, torch.tensor(value).view(1, 3, 1, 1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

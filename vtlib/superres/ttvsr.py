@@ -14,7 +14,8 @@ cosine, and read at three patch sizes, because things change size on their way.
 State-dict names are the official ones (researchmm/TTVSR, there with the prefix `generator.`), so official weights load as they are. Different
 from the official code: positions are read by index instead of by grid_sample (the same numbers, since maps hold integers), and values only at
 the chosen key frame; `location="fractional"` is a repair of ours (below); `trajectories=False` is the recurrent net without memory that a
-comparison needs; every width is an argument; frames smaller than 64 pixels are accepted. Where paper and code differ on key frames and
+comparison needs; every width is an argument; frames smaller than 64 pixels are accepted; pixel shuffles
+start as torch starts a convolution (there: kaiming, bias 0). Where paper and code differ on key frames and
 buffers, this follows the code.
 """
 
@@ -62,7 +63,7 @@ def gather_tokens(tokens, location, key=None):
     one key frame only, location (B, 2, h, w) -> (B, C, h, w), at a cost that does not grow with k.
     """
     k, height, width = tokens.shape[2:]
-    x, y = location.round().unbind(-3)                                           # b k h w, or b h w
+    x, y = location.round().nan_to_num().unbind(-3)                                           # b k h w, or b h w
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if key is None:
         key = torch.arange(k, device=tokens.device)[:, None, None]
@@ -111,8 +112,9 @@ class LTAM(nn.Module):
         scales; location: (B, k, 2, h, w), where each token of this frame was in each key frame.
         return_attn: also the cosines (B, k, h, w) and the chosen key frame (B, h, w), an index into k.
         """
-        q = F.normalize(tokenize(query, self.stride), dim=1)                      # b c h w
-        found = F.normalize(gather_tokens(keys, location), dim=1)                 # b c k h w
+        eps = max(1e-12, torch.finfo(query.dtype).tiny)                           # half precision has no 1e-12
+        q = F.normalize(tokenize(query, self.stride), dim=1, eps=eps)             # b c h w
+        found = F.normalize(gather_tokens(keys, location), dim=1, eps=eps)        # b c k h w
         similarity = (q[:, :, None] * found).sum(1)                               # b k h w
         weight, chosen = similarity.max(dim=1)                                    # b h w
         place = location.gather(1, chosen[:, None, None].expand(-1, 1, 2, -1, -1))[:, 0]           # b 2 h w
@@ -214,10 +216,10 @@ class TTVSR(nn.Module):
     def __init__(self, mid_channels=64, num_blocks=60, feat_blocks=5, head_channels=64, stride=4, keyframe_stride=3, location="nearest",
                  trajectories=True, spynet=True):
         super().__init__()
-        if stride < 4 or stride % 4:
+        if not isinstance(stride, int) or stride < 4 or stride % 4:
             raise ValueError(f"stride={stride} must be a multiple of 4, so that patches of 1.5 and 2 strides have whole margins on all sides")
-        if keyframe_stride < 1:
-            raise ValueError(f"keyframe_stride={keyframe_stride} must be at least 1")
+        if keyframe_stride < 1 or min(num_blocks, feat_blocks) < 0:
+            raise ValueError(f"keyframe_stride={keyframe_stride} must be at least 1, num_blocks={num_blocks} and feat_blocks={feat_blocks} at least 0")
         if location not in MAPS:
             raise ValueError(f"location={location!r} must be one of {MAPS}")
         c = self.mid_channels = mid_channels
@@ -235,6 +237,8 @@ class TTVSR(nn.Module):
 
     def key_frames(self, frames, direction="forward"):
         """Key frames of a clip of `frames` frames, in the order of a pass: 0, 3, 6 ... forward; T-1, T-4 ... > 0 backward."""
+        if direction not in ("forward", "backward"):
+            raise ValueError(f"direction={direction!r} must be 'forward' or 'backward'")
         if direction == "forward":
             return list(range(0, frames, self.keyframe_stride))
         return list(range(frames - 1, 0, -self.keyframe_stride))
@@ -294,6 +298,7 @@ class TTVSR(nn.Module):
         flows: None, or (backward, forward), two (B, T-1, 2, h, w) in pixels as `flows` describes them. mirror: see `flows`.
         return_trace: also a list of `Step`, one per frame and pass but the first frames'. ValueError for bad shapes.
         """
+        flows = None if flows is None else tuple(flows)
         self.check(frames, flows)
         b, t, _, h, w = frames.shape
         backward, forward = self.flows(frames, mirror) if flows is None else flows
@@ -325,13 +330,16 @@ class TTVSR(nn.Module):
             raise ValueError(f"frames are {shape[3]} x {shape[4]} pixels but both sides need to be multiples of stride={self.stride}; crop or pad them")
         if flows is not None:
             want = (shape[0], shape[1] - 1, 2, *shape[3:])
-            got = [tuple(f.shape) for f in flows]
-            if got != [want, want]:
-                raise ValueError(f"flows has shapes {got} but needs two of {want}: (backward, forward)")
+            got = [tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in flows]
+            if got != [want, want] or not all(f.is_floating_point() for f in flows):
+                raise ValueError(f"flows has shapes {got} but needs two of {want} with floats: (backward, forward)")
 
 
 def convert_official(state):
-    """Official checkpoint (TTVSR_REDS.pth, TTVSR_Vimeo90K.pth) -> `TTVSR()`: the prefix `generator.` goes, and so does whatever has none (the
-    training step counter). State dicts without the prefix pass through."""
+    """Official checkpoint (TTVSR_REDS.pth, TTVSR_Vimeo90K.pth) -> state dict of `TTVSR()`.
+
+    The wrapper {"meta", "state_dict"}, the prefixes `module.` and `generator.`, and whatever does not belong to the generator (the training step
+    counter) go. State dicts without the prefix pass through."""
+    state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
     inside = {key.removeprefix("generator."): value for key, value in state.items() if key.startswith("generator.")}
-    return inside or dict(state)
+    return inside or state

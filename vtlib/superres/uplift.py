@@ -229,8 +229,10 @@ class UPLiFT(nn.Module):
     def __init__(self, in_channels=384, patch_size=16, encoder=(16, 32, 64, 128, 128), decoder=(64, 64), decoder_convs=2, num_neighbours=17,
                  norm="batch", low_mem=False, noise_channels=0, noise_scale=1.0, refiner=None):
         super().__init__()
-        if len(encoder) < 2 or len(decoder) != 2:
+        if not isinstance(encoder, (tuple, list)) or not isinstance(decoder, (tuple, list)) or len(encoder) < 2 or len(decoder) != 2:
             raise ValueError(f"encoder={encoder}, decoder={decoder}: needs at least 2 encoder groups and exactly 2 decoder groups")
+        if not isinstance(patch_size, int) or patch_size < 2 or decoder_convs < 1 or noise_channels < 0:
+            raise ValueError(f"patch_size={patch_size!r} must be an int of at least 2, decoder_convs={decoder_convs} at least 1, noise_channels={noise_channels} at least 0")
         self.in_channels, self.patch_size, self.noise = in_channels, patch_size, (noise_channels, noise_scale)
         self.encoder = Encoder(encoder, norm)
         encoded = self.encoder.out_channels
@@ -264,7 +266,7 @@ class UPLiFT(nn.Module):
     def forward(self, images, features, iterations=None, size=None, generator=None, return_steps=False, return_attn=False):
         """(B, C, h, w) -> (B, C, 2^T h, 2^T w).
 
-        iterations: T (default `pixel_steps`). size: (H, W) to which the last result is resized, bilinear (patch 14: the image's size).
+        iterations: T (default `pixel_steps`). size: (H, W), or one int for both, to which the last result is resized, bilinear (patch 14: the image's size).
         generator: for the noise of the generative variant. return_steps: a list of all T results, the last one resized if asked for.
         return_attn: (result, list of T weights (B, n, 2^t h, 2^t w)); needs an attender.
         """
@@ -282,6 +284,7 @@ class UPLiFT(nn.Module):
             steps.append(features)
             attns.append(attn)
         if size is not None:
+            size = (size, size) if isinstance(size, int) else size
             steps[-1] = resize_image(steps[-1], size)
         out = steps if return_steps else steps[-1]
         return (out, attns) if return_attn else out

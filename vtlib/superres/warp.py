@@ -17,7 +17,8 @@ def warp(x, flow, mode="bilinear", padding="border"):
     """x sampled at pixel + flow.
 
     x (B, C, h, w); flow (B, 2, h, w) in pixels, channel 0 to the right (x), channel 1 down (y) -> (B, C, h, w) in x's dtype.
-    mode: "bilinear" or "nearest" (x's values unchanged; halves go to the even neighbour, as in `grid_sample`).
+    mode: "bilinear" or "nearest" (x's values unchanged; exact halves go to the even neighbour, `grid_sample`'s rule, whose own
+    rounding errors may break such ties otherwise). NaN reads column or row 0 in "nearest".
     padding: outside of x, "border" repeats its edge and "zeros" is 0 (bilinear: fading over one pixel).
     Pixel centres are integers and corners are pixel centres, `grid_sample`'s align_corners=True; pictures one pixel wide work too.
     Positions are computed in float32 at least, as bfloat16 cannot tell pixel 256 from 257.
@@ -34,7 +35,7 @@ def warp(x, flow, mode="bilinear", padding="border"):
     column = torch.arange(w, device=flow.device, dtype=exact) + flow[:, 0]                       # b h w
     row = torch.arange(h, device=flow.device, dtype=exact)[:, None] + flow[:, 1]                 # b h w
     if mode == "nearest":
-        column, row = column.round(), row.round()
+        column, row = column.round().nan_to_num(), row.round().nan_to_num()     # unknown motion must not become a wild index
         index = row.clamp(0, h - 1).long() * w + column.clamp(0, w - 1).long()
         index = rearrange(index, "b h w -> b 1 (h w)").expand(-1, x.shape[1], -1)
         out = rearrange(rearrange(x, "b c h w -> b c (h w)").gather(2, index), "b c (h w) -> b c h w", h=h)
