@@ -75,7 +75,7 @@ WRONG = {
         ("first pixel", UPDATE % ("flow[:, ::stride, ::stride] / stride", FETCH), "take the mean"),
         ("added", UPDATE % (MEAN, "return location + in_tokens.repeat(len(location) // 2, 1, 1)"), "The map moves"),
         ("added and rounded", UPDATE % (MEAN, "return (location + in_tokens.repeat(len(location) // 2, 1, 1)).round()"), "The map moves"),
-        ("minus", UPDATE % (f"-{MEAN}", FETCH), "p - flow"),
+        ("minus", UPDATE % (f"-{MEAN}", FETCH), "i - flow"),
         ("last pair", UPDATE % (MEAN, "import torch\n    return torch.cat([location[:-2], backward_warp(location[-2:], in_tokens)])"), "all stored trajectories"),
         ("interpolated", UPDATE % (MEAN, "from vtlib.superres import warp\n    return warp(location[None], in_tokens[None])[0]"), "nearest token"),
         ("four written out", UPDATE % ("F.avg_pool2d(flow[None], stride)[0] / 4", FETCH), "use the argument"),
@@ -93,6 +93,7 @@ WRONG = {
         ("dot product", ATTEND % ("(query[None] * keys).sum(-1)", TAKE), "dot products"),
         ("weighted sum", ATTEND % (COSINE, 'torch.einsum("kn,sknd->snd", similarity, values)'), "only the best one"),
         ("softmax weight", ATTEND % (COSINE, "values[:, chosen, n] * similarity.softmax(0).amax(0)[:, None]"), "the cosine itself"),
+        ("cut off", ATTEND % (COSINE, "values[:, chosen, n] * weight.clamp(min=0)[:, None]"), "cut off"),
         ("least similar", ATTEND % (f"-{COSINE}", "values[:, chosen, n] * -weight[:, None]"), "least similar"),
     ],
     "07.scale_tokens": [
@@ -100,6 +101,7 @@ WRONG = {
         ("border repeated", SCALE % ('F.pad(x[None], ((size - 4) // 2,) * 4, mode="replicate")', "0", POOL), "there are zeros"),
         ("largest", SCALE % ("x[None]", MARGIN, "F.adaptive_max_pool2d(patches, 4)"), "take the mean"),
         ("middle", SCALE % ("x[None]", MARGIN, "patches[:, :, (size - 4) // 2 : (size + 4) // 2, (size - 4) // 2 : (size + 4) // 2]"), "size 4 again"),
+        ("interpolated", SCALE % ("x[None]", MARGIN, 'F.interpolate(patches, size=4, mode="bilinear")'), "windows of adaptive_avg_pool2d"),
         ("not pooled", SCALE % ("x[None]", MARGIN, "patches"), "shape is off"),
     ],
     "07.follow": [

@@ -74,9 +74,9 @@ def _(fn):
     causes = {
         "the flow is in pixels, the maps are in tokens: divide by the stride": _warp(location, tokens * 4),
         "the flow is that of each token's first pixel; take the mean over its 4 x 4 pixels": _warp(location, flow[:, ::4, ::4] / 4),
-        "the flow was added to what is stored. The map moves: token p now has what p + flow had": location + tokens.repeat(3, 1, 1),
-        "the flow was added to what is stored, and rounded. The map moves: token p now has what p + flow had": (location + tokens.repeat(3, 1, 1)).round(),
-        "the map was read at p - flow; read it at p + flow": _warp(location, -tokens),
+        "the flow was added to what is stored. The map moves: token i now has what i + flow had": location + tokens.repeat(3, 1, 1),
+        "the flow was added to what is stored, and rounded. The map moves: token i now has what i + flow had": (location + tokens.repeat(3, 1, 1)).round(),
+        "the map was read at i - flow; read it at i + flow": _warp(location, -tokens),
         "x and y are swapped": _warp(location, tokens, swap=True),
         "only the last key frame's pair moved; all stored trajectories grow by one step": torch.cat([location[:-2], _warp(location[-2:], tokens)]),
         "the maps were interpolated; the release reads them at the nearest token, so that they stay whole numbers": warp(location[None], tokens[None])[0]}
@@ -133,6 +133,7 @@ def _(fn):
     g = torch.Generator().manual_seed(1)
     query, keys, values = torch.randn(5, 4, generator=g), torch.randn(3, 5, 4, generator=g), torch.randn(2, 3, 5, 4, generator=g)
     keys *= torch.tensor([3.0, 1.0, 0.4])[:, None, None]                          # long keys must not win for being long
+    keys[:, 0] -= 4 * query[0]                                                    # token 0 finds nothing but opposites
     values[..., 0] *= 3
     with untouched(query, keys, values):
         got = fn(query, keys, values)
@@ -147,6 +148,7 @@ def _(fn):
         "dot products, not cosines: normalise query and keys": values[:, jd, n] * dot.amax(0)[:, None],
         "dot products made the choice; a long key wins for being long": values[:, jd, n] * w[:, None],
         "the weight is the softmax; it is the cosine itself": values[:, j, n] * soft.amax(0)[:, None],
+        "a negative weight was cut off; it stays as it is": values[:, j, n] * w.clamp(min=0)[:, None],
         "all values weighted by their cosines and added up; only the best one counts": torch.einsum("kn,sknd->snd", cosine, values),
         "the least similar was chosen: argmin instead of argmax": values[:, cosine.argmin(0), n] * cosine.amin(0)[:, None],
         "one key frame for the whole picture; each token chooses its own": values[:, cosine.mean(1).argmax()] * cosine[cosine.mean(1).argmax()][:, None]}
@@ -181,6 +183,8 @@ def _(fn):
             "the margin repeats the border; beyond it there are zeros": patches(F.pad(x[None], (margin,) * 4, mode="replicate")[0]),
             "the margin mirrors the picture; beyond it there are zeros": patches(F.pad(x[None], (margin,) * 4, mode="reflect")[0]),
             "the patch starts at the token's first pixel; it has to lie around the token: padding (size - 4) // 2": patches(F.pad(x, (0, 2 * margin, 0, 2 * margin))),
+            "resized by interpolation between pixels; take the mean over the windows of adaptive_avg_pool2d": patches(
+                F.pad(x, (margin,) * 4), lambda p, n: F.interpolate(p, size=n, mode="bilinear")),
             "the largest pixel was taken; take the mean": patches(F.pad(x, (margin,) * 4), F.adaptive_max_pool2d),
             "the picture was blurred or resized as a whole; each patch is pooled by itself, and neighbours overlap": ttvsr.tokenize(
                 F.adaptive_avg_pool2d(F.pad(x, (margin,) * 4)[None], (12, 16)))[0],
@@ -204,8 +208,12 @@ def _(fn):
     g = torch.Generator().manual_seed(5)
     flows = [F.interpolate(torch.randn(1, 2, 2, 3, generator=g) * 0.9 + 0.3, size=(7, 9), mode="bilinear", align_corners=True)[0] for _ in range(6)]
     grid = ttvsr.identity_grid(1, 7, 9)
+    def whole(answer):
+        """Whole numbers are welcome as integers, too."""
+        return answer.float() if isinstance(answer, torch.Tensor) and not answer.is_floating_point() else answer
+
     with untouched(*flows):
-        got = fn(flows)
+        got = whole(fn(flows))
 
     def walk(step, end=torch.round, order=flows):
         location = grid
@@ -221,9 +229,9 @@ def _(fn):
         "the flows at one and the same place were added up; but the content moves, and meets other flow ": (grid[0] + sum(flows)).clamp(min=0).minimum(limit).round(),
         "the last step is missing: round what you hand out, tokens are read at whole numbers": walk(warp, end=lambda m: m),
         "cut down to whole numbers; round to the nearest token": walk(warp, end=torch.floor),
-        "the flow was added to the map where the token stands now; the map has to be read at p + flow": walk(lambda m, f: m + f),
+        "the flow was added to the map where the token stands now; the map has to be read at i + flow": walk(lambda m, f: m + f),
         "the flows were taken from the last to the first; each new frame reads the map of the frame before it": walk(warp, order=flows[::-1])}
     if isinstance(got, torch.Tensor) and got.shape == (1, 2, 7, 9):
         raise Wrong("where the tokens were: the shape is off\n  found:    (1, 2, 7, 9)\n  expected: (2, 7, 9)\n  likely cause: the batch axis that `warp` needs is still there")
     expect(got, follow(flows), what="where the tokens were", mistakes=causes)
-    expect(fn([torch.full((2, 7, 9), 0.25)] * 4)[:, 2, 2], torch.tensor([3.0, 3.0]), what="a quarter of a token, four times: token (2, 2) was at")
+    expect(whole(fn([torch.full((2, 7, 9), 0.25)] * 4))[:, 2, 2], torch.tensor([3.0, 3.0]), what="a quarter of a token, four times: token (2, 2) was at")
