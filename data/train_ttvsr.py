@@ -4,7 +4,7 @@ without trajectories: equal parameters, equal steps, equal data.
     OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow true --steps 2000             # 1. with the generators' flow, a little disturbed
     OMP_NUM_THREADS=1 python data/train_ttvsr.py ttvsr --flow net --steps 1200 --peak 8e-4  # 2. with the flow net's, which learns along
 
-and the same with `recurrent`, and with --seed 1. Step 1 sees photographs of the train split under a moving camera and EmojiWorld's train videos;
+and the same with `recurrent`, with `fractional` (TTVSR whose location maps are kept fractional), and with --seed 1. Step 1 sees photographs of the train split under a moving camera and EmojiWorld's train videos;
 step 2 also sharper photographs under slower motion, the first 24 frames of the real clip, and the first shot of the same video at its own
 resolution. Held out: the second shot (other towers), the clip's last 20 frames (the same towers, later), and the test photographs. The flow net starts as the shipped `spynet_emoji` and learns at a quarter of the rate, from the pictures and, where it is
 known, from the true flow; it goes into the checkpoint, which step 2 writes. bfloat16 autocast, weights in float32; scores are measured on what is stored (half precision).
@@ -27,7 +27,8 @@ from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 
 SHAPE = dict(mid_channels=32, num_blocks=6, feat_blocks=3, head_channels=16)
-NAMES = {"ttvsr": "ttvsr_small", "recurrent": "recurrent_small"}
+KINDS = {"ttvsr": {"trajectories": True}, "recurrent": {"trajectories": False}, "fractional": {"trajectories": True, "location": "fractional"}}  # beside SHAPE
+NAMES = {"ttvsr": "ttvsr_small", "recurrent": "recurrent_small", "fractional": "ttvsr_small_fractional"}
 SIZE, FRAMES, BATCH = 96, 7, 3
 
 
@@ -157,7 +158,7 @@ def save(model, args):
 def ship(args, minutes):
     """The checkpoint: half precision, scores measured on what is stored."""
     state = {k: v.half().contiguous() for k, v in load_file(args.work / f"{NAMES[args.kind]}_net.safetensors").items()}
-    config = dict(SHAPE, trajectories=args.kind == "ttvsr", spynet=pretrained.scores("spynet_emoji")["config"])
+    config = dict(SHAPE, **KINDS[args.kind], spynet=pretrained.scores("spynet_emoji")["config"])
     model = TTVSR(**{**config, "spynet": SPyNet(**config["spynet"])}).eval()
     model.load_state_dict({k: v.float() for k, v in state.items()})
     command = f"data/train_ttvsr.py {args.kind} --seed {args.seed}, --flow true, then --flow net --steps {args.steps} --peak {args.peak}"
@@ -182,7 +183,7 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     net = args.flow == "net"
-    model = TTVSR(**SHAPE, trajectories=args.kind == "ttvsr", spynet=pretrained.spynet_emoji() if net else None)
+    model = TTVSR(**SHAPE, **KINDS[args.kind], spynet=pretrained.spynet_emoji() if net else None)
     if net:
         model.load_state_dict(load_file(args.work / f"{NAMES[args.kind]}_true.safetensors"), strict=False)
     minutes = train(args, model)

@@ -175,7 +175,7 @@ def main():
     vit, _ = vit_emoji()
     if args.score:
         from vtlib.superres.pretrained import uplift_emoji
-        models = {name: uplift_emoji(name.removeprefix("uplift_emoji").strip("_") or None) for name in args.only}
+        models = {name: uplift_emoji(name.removeprefix("uplift_emoji").strip("_") or None, seed=args.seed) for name in args.only}
     else:
         models, minutes = train(args, vit)
         for model in models.values():
@@ -188,7 +188,8 @@ def main():
             header = {"config": MODELS[name][1], "scores": scores, "seed": args.seed, "minutes": round(minutes, 1),
                       "command": f"python data/train_uplift.py --seed {args.seed} --steps {args.steps}"}
             state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-            save_file(state, args.out / f"{name}.safetensors", {k: json.dumps(v) for k, v in header.items()})
+            suffix = f"_seed{args.seed}" if args.seed else ""
+            save_file(state, args.out / f"{name}{suffix}.safetensors", {k: json.dumps(v) for k, v in header.items()})
 
 
 if __name__ == "__main__":

@@ -8,18 +8,21 @@ from vtlib.data import footage
 from vtlib.superres import bicubic, pretrained, psnr
 
 NAMES = ("ttvsr_small", "recurrent_small")
-FLOORS = {"photographs": 1.0, "clip": 0.0}  # dB over bicubic
+FLOORS = {"video": 0.8, "photographs": 1.0, "small clip": 0.0}  # dB over bicubic
 
 
 def held_out(name):
-    if name == "clip":
+    if name == "video":
+        return footage.shot_frames("test")[None, :12]
+    if name == "small clip":
         return footage.clip_frames("test")[None, :10]
     return footage.panned(4, 9, (96, 128), 78, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3)).frames
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[(name, seed) for name in NAMES for seed in (0, 1)], ids=str)
 def named(request):
-    return request.param, getattr(pretrained, request.param)()
+    name, seed = request.param
+    return name, getattr(pretrained, name)(seed=seed)
 
 
 @pytest.mark.parametrize("what", FLOORS)
@@ -46,14 +49,27 @@ def test_odd_sizes_and_one_frame(named):
         assert named[1](torch.rand(1, 1, 3, 12, 20)).shape == (1, 1, 3, 48, 80)
 
 
-def test_how_they_were_made():
-    rows = {name: pretrained.scores(name) for name in NAMES}
-    a, b = rows.values()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_how_they_were_made(seed):
+    names = [name + "_seed1" * seed for name in NAMES]
+    a, b = (pretrained.scores(name) for name in names)
     assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None} and a["steps"] == b["steps"]
-    assert a["config"]["trajectories"] and not b["config"]["trajectories"]
-    for name, row in rows.items():
-        assert row["scores"]["photographs"]["model"] > row["scores"]["photographs"]["bicubic"] + 0.8
-        assert row["scores"]["clip"]["model"] > row["scores"]["clip"]["bicubic"]
+    assert a["config"]["trajectories"] and not b["config"]["trajectories"] and a["seed"] == b["seed"] == seed
+    for name, row in zip(names, (a, b)):
+        assert all(row["scores"][what]["model"] > row["scores"][what]["bicubic"] + floor for what, floor in FLOORS.items())
         assert "train_ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
-    count = [sum(p.numel() for p in getattr(pretrained, name)().parameters()) for name in NAMES]
+    count = [sum(p.numel() for p in getattr(pretrained, name)(seed=seed).parameters()) for name in NAMES]
     assert count[0] == count[1]
+
+
+def test_another_seed():
+    for load in (pretrained.ttvsr_small, pretrained.recurrent_small, pretrained.uplift_emoji, pretrained.catanet_small):
+        with pytest.raises(ValueError, match="seed=2"):
+            load(seed=2)
+    with pytest.raises(ValueError, match="location='bilinear', seed=0"):
+        pretrained.ttvsr_small(location="bilinear")
+
+
+def test_fractional_maps_of_the_net_trained_with_them():
+    net = pretrained.ttvsr_small(location="fractional")
+    assert net.location == "fractional" and pretrained.scores("ttvsr_small_fractional")["scores"]["video"]["model"] > 23.3

@@ -36,9 +36,10 @@ def climb(model, scale):
     return outs, [error(out, truth[1 - t]) for t, out in enumerate(outs)]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("variant", [None, "onestep", "cross", "free"])
-def test_closer_than_bilinear(scale, variant):
-    (outs, errors), (_, bilinear) = climb(uplift_emoji(variant), scale), climb(None, scale)
+def test_closer_than_bilinear(scale, variant, seed):
+    (outs, errors), (_, bilinear) = climb(uplift_emoji(variant, seed=seed), scale), climb(None, scale)
     assert all(e < b - 0.02 for e, b in zip(errors, bilinear)), (variant, errors, bilinear)
     low, high = scale[1][2].amin((-2, -1), keepdim=True), scale[1][2].amax((-2, -1), keepdim=True)
     outside = ((outs[1] < low - 1e-4) | (outs[1] > high + 1e-4)).float().mean()
@@ -46,8 +47,9 @@ def test_closer_than_bilinear(scale, variant):
 
 
 def test_what_is_stored():
-    for variant in ("", "_onestep", "_free", "_cross"):
+    for variant in ("", "_onestep", "_free", "_cross", "_seed1", "_onestep_seed1", "_free_seed1", "_cross_seed1"):
         said = scores("uplift_emoji" + variant)
+        assert said["seed"] == int("seed1" in variant)
         assert said["command"].startswith("python data/train_uplift.py") and {"config", "seed", "scores"} <= set(said)
     assert scores("uplift_emoji")["scores"]["mIoU of a linear probe"] > 0.35
     weights = sum(p.numel() for p in uplift_emoji().parameters())

@@ -30,6 +30,13 @@ def _load(name, build, device=None):
     return model.eval().to(device)
 
 
+def _seeded(name, seed):
+    """name of the first training, name_seed1 of the second. ValueError for another seed."""
+    if seed not in (0, 1):
+        raise ValueError(f"seed={seed!r}: there are two trainings, 0 and 1")
+    return f"{name}_seed1" if seed else name
+
+
 def scores(name):
     """What is known of the training of checkpoint `name`: a dict with config, command, seed, minutes, scores on held-out data (its header)."""
     from ..data import checkpoint
@@ -44,15 +51,16 @@ def spynet_emoji(device=None):
     return _load("spynet_emoji", SPyNet, device)
 
 
-def uplift_emoji(variant=None, device=None):
+def uplift_emoji(variant=None, device=None, seed=0):
     """Upsampler of the shipped ViT's features (patch 8, D = 128, after four blocks: `ViT.feature_map(images, 4)`), `net(images, features)` -> one feature a pixel.
 
     variant: None, the `UPLiFT` (n = 17, depth 3); "onestep", trained on each depth's first step only; "free", without an attender;
-    "cross", a `CrossAttentionUpsampler`. All four saw the same pictures in the same order. ValueError for another one.
+    "cross", a `CrossAttentionUpsampler`. All four saw the same pictures in the same order. seed: 0 or 1, two trainings. ValueError for others.
     """
     if variant not in (None, "onestep", "free", "cross"):
         raise ValueError(f"variant={variant!r} must be None, 'onestep', 'free' or 'cross'")
-    return _load("uplift_emoji" + (f"_{variant}" if variant else ""), CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
+    name = _seeded("uplift_emoji" + (f"_{variant}" if variant else ""), seed)
+    return _load(name, CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
 
 
 def catanet_small(variant=None, device=None, seed=0):
@@ -61,9 +69,9 @@ def catanet_small(variant=None, device=None, seed=0):
     variant: None, or "local", the same net without token aggregation, trained on the same crops in the same order. seed: 0 or 1, two
     trainings. ValueError for another one.
     """
-    if variant not in (None, "local") or seed not in (0, 1):
-        raise ValueError(f"variant={variant!r}, seed={seed!r}: needs None or 'local', 0 or 1")
-    return _load("catanet_small" + (f"_{variant}" if variant else "") + ("_seed1" if seed else ""), CATANet, device)
+    if variant not in (None, "local"):
+        raise ValueError(f"variant={variant!r} must be None or 'local'")
+    return _load(_seeded("catanet_small" + (f"_{variant}" if variant else ""), seed), CATANet, device)
 
 
 def _video(spynet, **config):
@@ -72,12 +80,16 @@ def _video(spynet, **config):
     return TTVSR(**config, spynet=SPyNet(**spynet))
 
 
-def ttvsr_small(device=None):
+def ttvsr_small(device=None, seed=0, location="nearest"):
     """Video x4: a small `TTVSR` for the degradation BI (`bicubic(frames, 1 / 4)`), with a flow net of its own. Frames (B, T, 3, h, w) in
-    [0, 1], h and w multiples of 4 -> (B, T, 3, 4h, 4w). Trained on clips of 7 frames of 24 x 24 pixels."""
-    return _load("ttvsr_small", _video, device)
+    [0, 1], h and w multiples of 4 -> (B, T, 3, 4h, 4w). Trained on clips of 7 frames of 24 x 24 pixels.
+    seed: 0 or 1, two trainings. location: "nearest", or "fractional", trained alike with maps that are kept fractional (seed 0 only).
+    ValueError for others."""
+    if location not in ("nearest", "fractional") or location == "fractional" and seed != 0:
+        raise ValueError(f"location={location!r}, seed={seed!r}: needs 'nearest', or 'fractional' with seed=0")
+    return _load("ttvsr_small_fractional" if location == "fractional" else _seeded("ttvsr_small", seed), _video, device)
 
 
-def recurrent_small(device=None):
-    """The plain recurrent net without trajectories, trained as `ttvsr_small`, with the same parameters: what the attention is compared with."""
-    return _load("recurrent_small", _video, device)
+def recurrent_small(device=None, seed=0):
+    """The plain recurrent net without trajectories, trained as `ttvsr_small` with the same seed and parameters: what the attention is compared with."""
+    return _load(_seeded("recurrent_small", seed), _video, device)
