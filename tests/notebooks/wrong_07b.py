@@ -22,6 +22,27 @@ def piece_positions(n, size):
 MIRROR = "at = at % (2 * n); return torch.minimum(at, 2 * n - 1 - at)"
 AHEAD = "torch.arange(2 * size)"
 
+AVERAGE = '''
+import torch
+from einops import rearrange
+def overlap_average(patches, rows, columns, size):
+    (h, w), y, x = size, rows.flatten(), columns.flatten()
+    wide = rearrange(patches, "n m c p q -> c (n p) (m q)")
+    tall = wide.new_zeros(wide.shape[0], h, wide.shape[2]).index_add(1, y, wide)
+    total = wide.new_zeros(wide.shape[0], h, w).index_add(2, x, tall)
+    by_row, by_column = torch.bincount(y, minlength=h)[:, None], torch.bincount(x, minlength=w)
+    return %s
+'''
+OVERWRITTEN = '''
+import torch
+def overlap_average(patches, rows, columns, size):
+    out = torch.zeros(patches.shape[2], *size)
+    for i, at in enumerate(rows):
+        for j, across in enumerate(columns):
+            out[:, at[:, None], across] = patches[i, j]
+    return out
+'''
+
 WRONG = {
     "07b.center_round": [
         ("empty centre lost", ROUND % ("argmax", "F.normalize(sums, dim=1)"), "stays where it was"),
@@ -37,5 +58,14 @@ WRONG = {
         ("no look-ahead", PIECES % (MIRROR, "torch.arange(size)"), "next piece is missing"),
         ("looks back", PIECES % (MIRROR, "torch.arange(-size, size)"), "look back"),
         ("one tensor", "def piece_positions(n, size):\n    return None\n", "two tensors"),
+    ],
+    "07b.overlap_average": [
+        ("sums", AVERAGE % "total", "these are sums"),
+        ("halved at seams, as released", AVERAGE % "total / 2 ** (by_row - 1) / 2 ** (by_column - 1)", "divide by 3"),
+        ("last wins", OVERWRITTEN, "the last window wins"),
+        ("rows alone", AVERAGE % "total / by_row", "only the rows"),
+        ("columns alone", AVERAGE % "total / by_column", "only the columns"),
+        ("counts added", AVERAGE % "total / (by_row + by_column - 1)", "multiplied, not added"),
+        ("all windows", AVERAGE % "total / (patches.shape[0] * patches.shape[1])", "all windows"),
     ],
 }

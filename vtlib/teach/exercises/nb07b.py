@@ -1,7 +1,8 @@
-"""Exercises on CATANet: one round of the centres, and the pieces that a sorted row is cut into."""
+"""Exercises on CATANet: one round of the centres, the pieces that a sorted row is cut into, overlapping windows averaged."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from vtlib.superres import catanet
 from vtlib.teach.exercises import Wrong, check, expect, untouched
@@ -86,3 +87,53 @@ def _(fn):
             if few is not None:
                 mistakes["the last, incomplete piece is missing: round n / size up"] = lambda: few[k]
             expect(got[k], want[k], what=f"{what} for n={n}, size={size}", mistakes=mistakes)
+
+
+# ------------------------------------------------------------------------------------------------------- windows back on a map
+
+
+def overlap_average(patches, rows, columns, size):
+    """patches (n, m, C, p, q), rows (n, p), columns (m, q), size (h, w) -> (C, h, w): summed, divided by how many cover each pixel."""
+    total, covered = _summed(patches, rows, columns, size)
+    return total / (covered[0][:, None] * covered[1])
+
+
+def _summed(patches, rows, columns, size):
+    """Windows summed onto the map, and how many cover each row and each column."""
+    wide = rearrange(patches, "n m c p q -> c (n p) (m q)")
+    for axis, at in ((1, rows.flatten()), (2, columns.flatten())):
+        shape = list(wide.shape)
+        shape[axis] = size[axis - 1]
+        wide = wide.new_zeros(shape).index_add(axis, at, wide)
+    return wide, [torch.bincount(at.flatten(), minlength=side) for at, side in zip((rows, columns), size)]
+
+
+def _averaged(patches, rows, columns, size, way):
+    total, (tall, wide) = _summed(patches, rows, columns, size)
+    if way == "last":
+        total = torch.zeros_like(total)
+        for i, at in enumerate(rows):
+            for j, across in enumerate(columns):
+                total[:, at[0] : at[-1] + 1, across[0] : across[-1] + 1] = patches[i, j]
+        return total
+    by = {"sum": 1, "halves": 2 ** (tall - 1)[:, None] * 2 ** (wide - 1), "rows": tall[:, None], "columns": wide, "plus": tall[:, None] + wide - 1,
+          "all": patches.shape[0] * patches.shape[1]}
+    return total / by[way]
+
+
+@check("07b.overlap_average", reference=overlap_average)
+def _(fn):
+    size = (15, 21)                                                            # with windows of 8, row 7 and column 13 are covered three times
+    rows, columns = (catanet.patch_rows(side, 8) for side in size)
+    patches = torch.randn(len(rows), len(columns), 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with untouched(patches, rows, columns):
+        got = fn(patches, rows, columns, size)
+    expect(got, overlap_average(patches, rows, columns, size), what="the map", mistakes={
+        message: lambda way=way: _averaged(patches, rows, columns, size, way) for message, way in (
+            ("these are sums: divide by how many windows cover each pixel", "sum"),
+            ("halved at every seam: a row that three windows cover is divided by 4 there; count them and divide by 3", "halves"),
+            ("the last window wins where windows overlap; sum them and divide", "last"),
+            ("only the rows have been counted; columns overlap as well", "rows"),
+            ("only the columns have been counted; rows overlap as well", "columns"),
+            ("row and column counts are multiplied, not added: where two seams cross, four windows meet", "plus"),
+            ("divided by the number of all windows; a pixel is covered by a few", "all"))})
