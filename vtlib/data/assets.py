@@ -121,7 +121,8 @@ def shots(device=None) -> tuple[Tensor, Tensor, float]:
     """The same video as `clip`, not made smaller: its middle 192 x 256 pixels in two shots of different towers, (32, 3, 192, 256) and
     (24, 3, 192, 256) float32 in [0, 1], and frames per second. What a camera saw and MPEG-2 kept: no detail finer than the video's own."""
     arrays = read_arrays("shots.npz")
-    frames, cut = from_planes(arrays["y"], arrays["cb"], arrays["cr"]).to(device), arrays["cut"].item()
+    y, cb, cr = (np.cumsum(arrays[k], axis=0, dtype=np.uint8) for k in ("y", "cb", "cr"))        # stored less the frame before
+    frames, cut = from_planes(y, cb, cr).to(device), arrays["cut"].item()
     return frames[:cut], frames[cut:], arrays["fps"].item()
 
 
