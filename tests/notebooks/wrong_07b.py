@@ -45,6 +45,7 @@ def overlap_average(patches, rows, columns, size):
 
 WRONG = {
     "07b.center_round": [
+        ("old centre kept", (ROUND % ("argmax", KEEP)).replace("torch.zeros_like(centres).index_add", "centres.index_add"), "start from zeros"),
         ("empty centre lost", ROUND % ("argmax", "F.normalize(sums, dim=1)"), "stays where it was"),
         ("not normalised", ROUND % ("argmax", "torch.where(count[:, None] == 0, centres, sums)"), "have length 1"),
         ("mean", ROUND % ("argmax", "torch.where(count[:, None] == 0, centres, sums / count[:, None].clamp(min=1))"), "these are means"),

@@ -44,6 +44,9 @@ WRONG = {
         ("fine neighbours", ATTEND % (OWN, SOFTMAX, 'shifted(F.interpolate(value, scale_factor=2, mode="nearest"), offsets)'), "FINE grid"),
         ("bilinear value", ATTEND % (OWN, SOFTMAX, 'shifted(F.interpolate(value, scale_factor=2, mode="bilinear"), offsets)'), "enlarged bilinearly"),
         ("tiled", ATTEND % (OWN, SOFTMAX, "shifted(value, offsets).repeat(1, 1, 1, 2, 2)"), "tiled"),
+        ("last channels", ATTEND % (" + guide[:, -len(offsets) :]", SOFTMAX, COPIES), "LAST n channels"),
+        ("bilinear copies", ATTEND % (OWN, SOFTMAX, 'F.interpolate(shifted(value, offsets).flatten(1, 2), scale_factor=2, mode="bilinear")'
+                                      ".unflatten(1, (value.shape[1], len(offsets)))"), "copies were enlarged bilinearly"),
         ("mean", (ATTEND % (OWN, SOFTMAX, COPIES)).replace(".sum(dim=2)", ".mean(dim=2)"), "not the weighted sum"),
     ],
     "07c.loss_pairs": [
@@ -51,6 +54,7 @@ WRONG = {
         ("first step alone", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "[1]"), "one step a level"),
         ("from full size", PAIRS % ("(level, step, level - step)", "depth", "range(1, level + 1)"), "full size"),
         ("always full size", PAIRS % ("(level + 1, step, 0)", "depth", "range(1, level + 2)"), "compared with the full size"),
+        ("iteration again", PAIRS % ("(level + 1, step, step)", "depth", "range(1, level + 2)"), "the iteration again"),
         ("from zero", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "range(level + 1)"), "counted from 0"),
         ("all depths", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "range(1, depth + 1)"), "only i + 1 doublings"),
     ],

@@ -40,6 +40,8 @@ def _(fn):
         "tokens went to the centre they are least similar to: argmax, not argmin": lambda: _round(unit, centres, least=True),
         "softly assigned: each token belongs to one centre alone": lambda: F.normalize((unit @ centres.T).softmax(1).T @ unit, dim=1),
         "the centres did not move": lambda: centres,
+        "the old centre is still in the sum: start from zeros": lambda: F.normalize(
+            centres.index_add(0, (unit @ centres.T).argmax(1), unit), dim=1),
     })
 
 

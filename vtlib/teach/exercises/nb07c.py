@@ -48,10 +48,11 @@ def local_attender(guide, value, weight, bias, offsets):
     return uplift.pool(logits.softmax(dim=1), value, offsets)
 
 
-def _attend(guide, value, weight, bias, offsets, residual=True, softmax=1, copies=None, biased=True):
+def _attend(guide, value, weight, bias, offsets, residual=True, softmax=1, copies=None, biased=True, extra=0):
     logits = torch.einsum("bchw,nc->bnhw", guide, weight)
     logits = logits + bias[:, None, None] if biased else logits
     logits = logits + guide[:, : len(offsets)] if residual else logits
+    logits = logits + extra
     attn = logits if softmax is None else logits.softmax(dim=softmax)
     if copies is None:
         copies = uplift.shifted(value, offsets).repeat_interleave(2, -2).repeat_interleave(2, -1)
@@ -75,6 +76,10 @@ def _(fn):
         "softmax over the batch; the n neighbours of one position compete, axis 1": lambda: _attend(*args, softmax=0),
         "there is no softmax: the weights must be positive and sum to 1": lambda: _attend(*args, softmax=None),
         "the guide's own first n channels are missing in the logits": lambda: _attend(*args, residual=False),
+        "the LAST n channels of the guide joined the logits; it is the first n": lambda: _attend(
+            *args[:4], offsets, residual=False, extra=guide[:, -len(offsets) :]),
+        "the copies were enlarged bilinearly; each output reads the coarse entry (y // 2, x // 2) as it is: repeat_interleave": lambda: _attend(
+            *args, copies=F.interpolate(near.flatten(1, 2), scale_factor=2, mode="bilinear", align_corners=False).unflatten(1, near.shape[1:3])),
         "the bias is missing in the logits": lambda: _attend(*args, biased=False),
         "the neighbours are those of the FINE grid: shift the coarse map first, then enlarge the copies (y // 2 + dy)": lambda: _attend(*args, copies=uplift.shifted(fine, offsets)),
         "the value was enlarged bilinearly: the neighbours of (y, x) are the coarse features around (y // 2, x // 2), as they are": lambda: _attend(
@@ -104,6 +109,8 @@ def _(fn):
         "one step a level: level i runs i + 1 iterations, and each is compared": pairs(3, steps=lambda level: [1]),
         "level 0 starts from the full size, where there is nothing larger to compare with; level i starts at i + 1 halvings": pairs(3, start=0, steps=lambda level: range(1, level + 1)),
         "level i starts at i + 1 halvings; the first level would have to reach sizes above the original": pairs(3, start=0),
+        "the third number is the iteration again; it says how often the target was halved: start - iterations": sorted(
+            (level + 1, t, t) for level in range(3) for t in range(1, level + 2)),
         "every output is compared with the full size; each iteration doubles once, so the target is start - iterations": pairs(3, target=0),
         "iterations are counted from 0; an input is not compared with itself": pairs(3, steps=lambda level: range(level + 1)),
         "every level runs all D iterations; from i + 1 halvings only i + 1 doublings have a target": pairs(3, steps=lambda level: range(1, 4)),
