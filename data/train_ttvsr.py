@@ -27,7 +27,8 @@ from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 
 SHAPE = dict(mid_channels=32, num_blocks=6, feat_blocks=3, head_channels=16)
-KINDS = {"ttvsr": {"trajectories": True}, "recurrent": {"trajectories": False}, "fractional": {"trajectories": True, "location": "fractional"}}  # beside SHAPE
+# what each net has beside SHAPE
+KINDS = {"ttvsr": {"trajectories": True}, "recurrent": {"trajectories": False}, "fractional": {"trajectories": True, "location": "fractional"}}
 NAMES = {"ttvsr": "ttvsr_small", "recurrent": "recurrent_small", "fractional": "ttvsr_small_fractional"}
 SIZE, FRAMES, BATCH = 96, 7, 3
 

@@ -1,4 +1,5 @@
-"""Real footage for video super-resolution: the shipped video by split, small and at its own resolution, and photographs that a camera pans, zooms and turns across by exactly
+"""Real footage for video super-resolution: the shipped video by split, small and at its own resolution, and
+photographs that a camera pans, zooms and turns across by exactly
 known sub-pixel motion, with their true flow. Pictograms moving over photographs (EmojiWorld) come in the same form, with flow both ways.
 
     footage = panned(batch=4, frames=7, size=96, seed=0, split="test")

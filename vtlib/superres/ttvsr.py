@@ -63,7 +63,7 @@ def gather_tokens(tokens, location, key=None):
     one key frame only, location (B, 2, h, w) -> (B, C, h, w), at a cost that does not grow with k.
     """
     k, height, width = tokens.shape[2:]
-    x, y = location.round().nan_to_num().unbind(-3)                                           # b k h w, or b h w
+    x, y = location.round().nan_to_num().unbind(-3)                              # b k h w, or b h w
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if key is None:
         key = torch.arange(k, device=tokens.device)[:, None, None]
