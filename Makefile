@@ -26,7 +26,7 @@ help:
 	@echo "make notebooks   execute all notebooks and store their outputs"
 	@echo "make colab       stamp the repository address and version into notebooks and README"
 	@echo "make test-colab  the notebooks under Colab's versions of the Jupyter side"
-	@echo "make lint        ruff"
+	@echo "make lint        ruff and mypy"
 
 lab: $(VENV)/.course
 	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/00_visual_tokens.ipynb
@@ -48,6 +48,7 @@ colab: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # Browser, structure and wheel tests belong to `make test`; here only the notebooks run, under the older Jupyter stack.
 test-colab: $(COLAB)/.ready

@@ -7,7 +7,16 @@ from einops import rearrange
 
 from vtlib.superres import catanet
 from vtlib.superres.catanet import LRSA, TAB, grouping
-from vtlib.superres.ttvsr import LTAM, TTVSR, carry, cross_scale_tokens, identity_grid, token_flow, tokenize, untokenize
+from vtlib.superres.ttvsr import (
+    LTAM,
+    TTVSR,
+    carry,
+    cross_scale_tokens,
+    identity_grid,
+    token_flow,
+    tokenize,
+    untokenize,
+)
 from vtlib.superres.uplift import LocalAttender, UPLiFT, shifted
 from vtlib.teach import flops, latency
 

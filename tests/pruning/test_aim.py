@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import aim
-from vtlib.pruning.aim import halvings, merge, merge_counts, merge_step, page_rank, prune, ramp_for, rate, split_budget, stages
+from vtlib.pruning.aim import (
+    halvings,
+    merge,
+    merge_counts,
+    merge_step,
+    page_rank,
+    prune,
+    ramp_for,
+    rate,
+    split_budget,
+    stages,
+)
 from vtlib.tokens import Stage
 from vtlib.tokens.cost import decoder_flops, tokens_per_layer
 from vtlib.vlm import Decoder

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import holov
-from vtlib.pruning.holov import bands, crop_scores, crop_weights, prune, quotas, rectangles, score, select
+from vtlib.pruning.holov import (
+    bands,
+    crop_scores,
+    crop_weights,
+    prune,
+    quotas,
+    rectangles,
+    score,
+    select,
+)
 from vtlib.vlm.vision import VisionOutputs
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)

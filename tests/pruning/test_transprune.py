@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import transprune
-from vtlib.pruning.transprune import HIGH, LOW, counts, iga, layer_ttv, scaled_layers, score, stages, transition, ttv
+from vtlib.pruning.transprune import (
+    HIGH,
+    LOW,
+    counts,
+    iga,
+    layer_ttv,
+    scaled_layers,
+    score,
+    stages,
+    transition,
+    ttv,
+)
 from vtlib.tokens.cost import decoder_flops, tokens_per_layer
 from vtlib.vlm import Decoder, Transition, decoder
 from vtlib.vlm.decoder import rotate

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from vtlib.pruning import visiondrop
-from vtlib.pruning.visiondrop import default_contextual, prune, reduce, schedule, score, stages, visual_score
+from vtlib.pruning.visiondrop import (
+    default_contextual,
+    prune,
+    reduce,
+    schedule,
+    score,
+    stages,
+    visual_score,
+)
 from vtlib.tokens.cost import tokens_per_layer
 from vtlib.vlm.decoder import Decoder
 from vtlib.vlm.vision import VisionOutputs

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.superres import catanet
-from vtlib.superres.catanet import IASA, LRSA, TAB, CATANet, center_iter, grouping, patch_divide, patch_reverse
+from vtlib.superres.catanet import (
+    IASA,
+    LRSA,
+    TAB,
+    CATANet,
+    center_iter,
+    grouping,
+    patch_divide,
+    patch_reverse,
+)
 
 
 def randn(*shape, seed=0):

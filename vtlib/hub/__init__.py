@@ -4,7 +4,13 @@ transformers is imported only inside the functions that need it.
 """
 
 from .clip import merge_tokens, question_signals
-from .official import available, convert_crossformer, convert_timm_crossvit, load_official, resize_positions
+from .official import (
+    available,
+    convert_crossformer,
+    convert_timm_crossvit,
+    load_official,
+    resize_positions,
+)
 from .pruning import prune
 
 __all__ = [

@@ -24,7 +24,15 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from ..nn import PatchEmbed, apply_rope, attend, check_heads, check_tokens, resize_pos_embed, rope_1d
+from ..nn import (
+    PatchEmbed,
+    apply_rope,
+    attend,
+    check_heads,
+    check_tokens,
+    resize_pos_embed,
+    rope_1d,
+)
 
 NORMS = ("l2_norm_gelu", "gelu_l2_norm", "softmax")
 EPS = 1e-5

@@ -5,7 +5,13 @@ from .blocks import Block, DropPath, Mlp
 from .checks import check_heads, check_images, check_multiple, check_tokens
 from .patches import PatchEmbed, patchify, unpatchify
 from .positions import apply_rope, resize_pos_embed, rope_1d, rope_2d, rope_at, sincos_2d
-from .windows import pad_to_multiple, relative_index, relative_offsets, window_merge, window_partition
+from .windows import (
+           pad_to_multiple,
+           relative_index,
+           relative_offsets,
+           window_merge,
+           window_partition,
+)
 
 __all__ = ["Attention", "attend", "Block", "DropPath", "Mlp", "check_heads", "check_images", "check_multiple", "check_tokens",
            "PatchEmbed", "patchify", "unpatchify", "apply_rope", "resize_pos_embed", "rope_1d", "rope_2d", "rope_at", "sincos_2d",

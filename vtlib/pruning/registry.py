@@ -23,7 +23,20 @@ from ..vlm.decoder import POSITIONS
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
 from ..vlm.vision import VisionOutputs
-from . import aim, baselines, crossget, divprune, fastervlm, fastv, hiprune, holov, recoverable, transprune, visiondrop, zooprune
+from . import (
+    aim,
+    baselines,
+    crossget,
+    divprune,
+    fastervlm,
+    fastv,
+    hiprune,
+    holov,
+    recoverable,
+    transprune,
+    visiondrop,
+    zooprune,
+)
 
 OBJECT_LAYER = 3
 """HiPrune's object layer (from 1) in TinyVLM's encoder of five. The paper takes the layer whose most attended patches overlap the objects best

@@ -3,7 +3,10 @@
 The only part of vtlib that imports matplotlib, ipywidgets and IPython.
 """
 
-from vtlib.teach import _needs, exercises  # _needs first: it names a missing package and the pip command
+from vtlib.teach import (  # _needs first: it names a missing package and the pip command
+    _needs,
+    exercises,
+)
 from vtlib.teach.exercise import Wrong, exercise
 from vtlib.teach.live import LiveCurve, train
 from vtlib.teach.meter import activation_bytes, flops, latency

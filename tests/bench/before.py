@@ -1,0 +1,67 @@
+"""vtlib as it was at an earlier commit, beside today's, in one process: timings, old against new.
+
+    old = before("463e4cd")                   # the package, under another name
+    old.module("tokens.select").take(x, i)
+
+The package imports itself relatively, so a copy of it under another name is a package of its own.
+"""
+
+import functools
+import importlib
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = "463e4cd"
+"""The commit that the targets of the speed table are ratios to."""
+
+
+class Before:
+    """The package of one commit: `module("nn.attention")` imports one of its modules."""
+
+    def __init__(self, package: str):
+        self.package = package
+
+    def module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.package}.{name}")
+
+
+@functools.cache
+def before(commit: str = FIRST) -> Before:
+    """Unpack `vtlib/` of a commit into a temporary folder and import it as vtlib_<commit>.
+
+    ValueError without that commit.
+    """
+    command = ["git", "-C", str(ROOT), "archive", commit, "vtlib"]
+    packed = subprocess.run(command, capture_output=True)
+    if packed.returncode:
+        raise ValueError(f"commit={commit!r}: {packed.stderr.decode().strip()}")
+    folder = Path(tempfile.mkdtemp(prefix="vtlib-before-"))
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    package = f"vtlib_{commit}"
+    (folder / "vtlib").rename(folder / package)
+    sys.path.append(str(folder))
+    return Before(package)
+
+
+def ratio(new, old, repeats: int = 7) -> float:
+    """Processor time of new() over that of old(): turns A B B A, the median of each.
+
+    The number of threads is the caller's business.
+    """
+    new(), old()
+    spent = {0: [], 1: []}
+    for _ in range(repeats):
+        for which in (0, 1, 1, 0):
+            start = time.process_time()
+            (new, old)[which]()
+            spent[which].append(time.process_time() - start)
+    middle = {which: sorted(times)[len(times) // 2] for which, times in spent.items()}
+    return middle[0] / max(middle[1], 1e-9)
