@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from vtlib.pruning import divprune, fastervlm
 from vtlib.teach import flops, latency
+from vtlib.tokens import VisionOutputs
 from vtlib.vlm import TinyVLM, exam
-from vtlib.vlm.vision import VisionOutputs
 
 HEADS = 16
 PRODUCT, READS, FREE = "N x N product", "reads N x N maps", "no N x N product"

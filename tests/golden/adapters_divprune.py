@@ -10,8 +10,8 @@ from .adapters import adapter
          inputs=("visual_tokens", "input_ids", "embed_tokens.weight"))
 def divprune(case):
     from vtlib.pruning.divprune import distances, prune, smallest_distance
+    from vtlib.tokens import VisionOutputs
     from vtlib.tokens.greedy import greedy_maxmin
-    from vtlib.vlm.vision import VisionOutputs
 
     c, t = case.config, case.tensors
     tokens, ids, table = t["visual_tokens"][None], t["input_ids"][0], t["embed_tokens.weight"]

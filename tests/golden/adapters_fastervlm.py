@@ -61,7 +61,7 @@ def splice(ids, table, visual, placeholder):
          inputs=("pixel_values", "input_ids", "embed_tokens.weight", *WEIGHTS))
 def fastervlm(case):
     from vtlib.pruning.fastervlm import cls_row, prune, prune_views, score
-    from vtlib.vlm.vision import VisionOutputs
+    from vtlib.tokens import VisionOutputs
 
     c, t = case.config, case.tensors
 

@@ -12,7 +12,7 @@ def mask(index, num_tokens):
 @adapter("hiprune", "LlavaMetaForCausalLM.encode_images", inputs=("q", "k", "image_features"))
 def llava(case):
     from vtlib.pruning.hiprune import attention_layers, prune, score
-    from vtlib.vlm.vision import VisionOutputs
+    from vtlib.tokens import VisionOutputs
 
     c, t = case.config, case.tensors
     layers = c["layers"]

@@ -24,7 +24,7 @@ NAME = ("CLIPVisionTower.token_recycling_with_text_in_vision_and_clustring, get_
 @adapter("recoverable-compression", NAME, inputs=("q", "k", "features", "projected", "text"))
 def recover(case):
     from vtlib.pruning import recoverable
-    from vtlib.vlm.vision import VisionOutputs
+    from vtlib.tokens import VisionOutputs
 
     c, t = case.config, case.tensors
     neighbours = (c["neighbours_visual"], c["neighbours_text"], c["neighbours_third"])

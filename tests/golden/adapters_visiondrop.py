@@ -46,7 +46,7 @@ def clip_tower(weights, pixels, heads, layers):
          inputs=("pixel_values", *CLIP))
 def encoder_stage(case):
     from vtlib.pruning.visiondrop import prune, score
-    from vtlib.vlm.vision import VisionOutputs
+    from vtlib.tokens import VisionOutputs
 
     c, clip = case.config, case.config["clip"]
     if clip["hidden_act"] != "quick_gelu":

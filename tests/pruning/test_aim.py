@@ -20,11 +20,10 @@ from vtlib.pruning.aim import (
     split_budget,
     stages,
 )
-from vtlib.tokens import Stage
+from vtlib.tokens import Stage, VisionOutputs
 from vtlib.tokens.cost import decoder_flops, tokens_per_layer
 from vtlib.vlm import Decoder
 from vtlib.vlm.decoder import rotate
-from vtlib.vlm.vision import VisionOutputs
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 NUM_VISUAL, DIM, VISUAL, SIZE = 16, 16, slice(3, 19), 24

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import baselines as bl
-from vtlib.vlm.vision import VisionOutputs
+from vtlib.tokens import VisionOutputs
 
 GRIDS = st.tuples(st.integers(1, 7), st.integers(1, 9))
 

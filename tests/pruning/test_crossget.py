@@ -22,8 +22,7 @@ from vtlib.pruning.crossget import (
     schedule,
 )
 from vtlib.pruning.crossget_encoder import CrossGETCLIP, cross_loss
-from vtlib.tokens import redundancy
-from vtlib.vlm.vision import VisionOutputs
+from vtlib.tokens import VisionOutputs, redundancy
 
 
 def tokens(batch=2, t=20, dim=8, seed=0):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import divprune as dp
+from vtlib.tokens import VisionOutputs
 from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
 from vtlib.tokens.greedy import greedy_maxmin
 from vtlib.tokens.plan import Stage
-from vtlib.vlm.vision import VisionOutputs
 
 
 def seeded(*shape, seed=0, dtype=torch.float64):

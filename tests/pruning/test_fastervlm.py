@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import fastervlm as fv
-from vtlib.tokens import take
+from vtlib.tokens import VisionOutputs, take
 from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
 from vtlib.tokens.views import join_views, view_order
-from vtlib.vlm.vision import VisionOutputs
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.pruning import hiprune as hp
-from vtlib.tokens import take
+from vtlib.tokens import VisionOutputs, take
 from vtlib.tokens.views import view_order
-from vtlib.vlm.vision import VisionOutputs
 
 ANCHOR, BUFFER, REGISTER = range(3)
 

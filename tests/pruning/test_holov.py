@@ -16,7 +16,7 @@ from vtlib.pruning.holov import (
     score,
     select,
 )
-from vtlib.vlm.vision import VisionOutputs
+from vtlib.tokens import VisionOutputs
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 

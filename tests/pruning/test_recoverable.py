@@ -23,7 +23,7 @@ from vtlib.pruning.recoverable import (
     text_score,
     visual_score,
 )
-from vtlib.vlm.vision import VisionOutputs
+from vtlib.tokens import VisionOutputs
 
 
 def sklearn_factor(scores, k):

@@ -13,9 +13,9 @@ from vtlib.pruning.visiondrop import (
     stages,
     visual_score,
 )
+from vtlib.tokens import VisionOutputs
 from vtlib.tokens.cost import tokens_per_layer
 from vtlib.vlm.decoder import Decoder
-from vtlib.vlm.vision import VisionOutputs
 
 
 def vision(batch=2, grid=(3, 5), num_prefix=1, seed=0, dtype=torch.float32):

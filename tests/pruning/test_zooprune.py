@@ -20,8 +20,8 @@ from vtlib.pruning.zooprune import (
     select_views,
     sensitivity,
 )
+from vtlib.tokens import VisionOutputs
 from vtlib.tokens.greedy import greedy_maxmin
-from vtlib.vlm.vision import VisionOutputs
 
 SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import Plan, Stage, take
+from ..tokens.vision import VisionOutputs
 from ..vlm.decoder import State, Transition, rotate, transition
-from ..vlm.vision import VisionOutputs
 
 
 def take_positions(positions, index):

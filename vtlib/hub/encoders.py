@@ -19,7 +19,7 @@ import sys
 import torch
 from torch import Tensor
 
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 
 NAME = "vtlib_probe"
 PROBE = "_vtlib_probe"  # where a probe sits on the attention modules that it looks at

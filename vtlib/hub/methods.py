@@ -7,7 +7,7 @@ import pkgutil
 
 from .. import pruning
 from ..tokens import Plan, keep_all
-from ..vlm.vision import SPACES
+from ..tokens.vision import SPACES
 
 BASELINES = ("random", "uniform", "pool", "tome")
 NO_METHOD = ("baselines", "crossget_encoder", "pretrained", "registry")

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..tokens import Plan, keep_all, resolve_keep
 from ..tokens.greedy import unit
 from ..tokens.precision import full_precision, widen
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 
 NEEDS = set()
 SPACE = "features"

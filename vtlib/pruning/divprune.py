@@ -28,7 +28,7 @@ from torch import Tensor
 from ..nn import check_tokens
 from ..tokens import Plan, resolve_keep, take
 from ..tokens.greedy import greedy_maxmin, unit
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 
 NEEDS = set()
 SPACE = "tokens"

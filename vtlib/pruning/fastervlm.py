@@ -24,7 +24,7 @@ from torch import Tensor
 from ..nn import apply_rope, rope_1d
 from ..tokens import Plan, top_tokens
 from ..tokens.views import join_views
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 
 NEEDS = {"cls_row"}
 SPACE = "features"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.views import join_views
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 
 NEEDS = {"attention"}  # of the two layers that `attention_layers` names
 SPACE = "features"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import data
 from ..data.questions import article, things, where
-from ..vlm.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs
 from .crossget_encoder import CrossGETCLIP
 
 SPOKEN = data.EASY

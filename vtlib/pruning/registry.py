@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Plan, Stage, keep_all, resolve_keep
+from ..tokens.vision import VisionOutputs
 from ..vlm.decoder import POSITIONS
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
-from ..vlm.vision import VisionOutputs
 from . import (
     aim,
     baselines,

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from ..nn import check_tokens
 from ..tokens import Plan
+from ..tokens.vision import SPACES, VisionOutputs
 from .decoder import Decoder, Prefill
 from .encoder import Encoder, coordinates
-from .vision import SPACES, VisionOutputs
 
 PAD, START, END = "<pad>", "<start>", "<end>"
 PLACE_SCALE = 3.0
