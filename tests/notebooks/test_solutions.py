@@ -1,14 +1,13 @@
 """The exercises: a stub is not an error, folded solutions are accepted, mistakes are turned down with a message that helps.
 
-wrong_NN.py beside this file holds the mistakes:
-WRONG = {"NN.name": [("short name", "python source", "fragment of the message"), ...]}.
+tests/teach/wrong/PAPER.py holds the mistakes:
+WRONG = {"PAPER.name": [("short name", "python source", "fragment of the message"), ...]}.
 """
 
 import ast
 import functools
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from tools.notebook import (
     code_cells,
     execute,
     exercise_lines,
-    number,
     paths,
     plain_python,
     read,
@@ -29,7 +27,6 @@ from tools.notebook import (
 from vtlib import teach
 
 NOTEBOOKS = {path.stem: path for path in paths()}
-HERE = Path(__file__).parent
 CASES = [
     (stem, name)
     for stem, path in NOTEBOOKS.items()
@@ -37,14 +34,13 @@ CASES = [
     if "exercise" in tags(cell)
     for name in re.findall(r"""teach\.exercise\(\s*["']([^"']+)["']""", cell.source)
 ]
-FILES = {stem: HERE / f"wrong_{number(path)}.py" for stem, path in NOTEBOOKS.items()}
-WRONG = {stem: runpy.run_path(str(file))["WRONG"] if file.exists() else {} for stem, file in FILES.items()}
-MISTAKES = [
-    (stem, name, short, source, fragment)
-    for stem in NOTEBOOKS
-    for name, rows in WRONG[stem].items()
-    for short, source, fragment in rows
-]
+HOME = {name: stem for stem, name in CASES}
+WRONG = {
+    name: rows
+    for file in sorted((ROOT / "tests" / "teach" / "wrong").glob("*.py"))
+    for name, rows in runpy.run_path(str(file))["WRONG"].items()
+}
+MISTAKES = [(HOME.get(name), name, *row) for name, rows in WRONG.items() for row in rows]
 
 
 def define(source, namespace):
@@ -134,15 +130,19 @@ def test_mistake_is_explained(stem, name, short, source, fragment):
     assert name in message
 
 
-@pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_registry_and_mistakes_cover_the_notebook(stem):
-    names = [name for s, name in CASES if s == stem]
-    assert sorted(names) == sorted(teach.exercises.names(number(stem))), (
-        "exercises of the notebook and of vtlib/teach/exercises differ"
+def test_registry_and_mistakes_cover_the_notebooks():
+    names = [name for _, name in CASES]
+    assert sorted(names) == sorted(teach.exercises.names()), (
+        "exercises of the notebooks and of vtlib/teach/exercises differ"
     )
-    assert not set(WRONG[stem]) - set(names), "mistakes of exercises that don't exist"
-    few = {name: len(WRONG[stem].get(name, [])) for name in names if len(WRONG[stem].get(name, [])) < 3}
-    assert not few, f"at least three wrong answers each, in tests/notebooks/{FILES[stem].name}"
+    assert not set(WRONG) - set(names), "mistakes of exercises that don't exist"
+    few = [name for name in names if len(WRONG.get(name, [])) < 3]
+    assert not few, f"at least three wrong answers each, in tests/teach/wrong: {few}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "teach" / "wrong").glob("*.py")), ids=lambda file: file.stem)
+def test_a_file_of_mistakes_is_about_one_paper(file):
+    assert {name.partition(".")[0] for name in runpy.run_path(str(file))["WRONG"]} == {file.stem}
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def double(x):
     """Twice x."""
     raise NotImplementedError
 
-double = teach.exercise("99.double", double)
+double = teach.exercise("toy.double", double)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>add</details>
@@ -143,7 +143,7 @@ def test_run_names_the_cell_that_takes_too_long(nb):
 
 def test_solve_puts_the_solution_in_its_place(nb):
     solved = tool.solve(tool.read(nb))
-    assert solved.cells[3].source == 'def double(x):\n    return 2 * x\n\n\ndouble = teach.exercise("99.double", double)'
+    assert solved.cells[3].source == 'def double(x):\n    return 2 * x\n\n\ndouble = teach.exercise("toy.double", double)'
     without_vtlib(nb)
     out = nb.parent / "solved.ipynb"
     assert tool.main(["solve", str(nb), str(out)]) == 0

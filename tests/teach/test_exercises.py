@@ -1,5 +1,6 @@
-"""The check machinery, on exercises registered under "99." for these tests only."""
+"""The check machinery, on exercises registered under "toy." for these tests only."""
 
+import importlib
 import sys
 import types
 
@@ -18,7 +19,7 @@ X = torch.arange(24.0).view(2, 3, 4)
 @pytest.fixture(autouse=True)
 def registry():
     yield
-    for name in [name for name in exercises._REGISTRY if name.startswith(("98.", "99."))]:
+    for name in [name for name in exercises._REGISTRY if name.startswith(("toy.", "other."))]:
         del exercises._REGISTRY[name]
 
 
@@ -27,7 +28,7 @@ def double():
     def reference(x):
         return x * 2
 
-    @check("99.double", reference=reference)
+    @check("toy.double", reference=reference)
     def _(fn):
         with untouched(X):
             got = fn(X)
@@ -36,7 +37,7 @@ def double():
     return reference
 
 
-def fails(fn, name="99.double") -> str:
+def fails(fn, name="toy.double") -> str:
     with pytest.raises(Wrong) as caught:
         teach.exercise(name, fn)
     return str(caught.value)
@@ -46,22 +47,22 @@ def test_not_attempted_gives_the_reference(double, capsys):
     def stub(x):
         raise NotImplementedError
 
-    assert teach.exercise("99.double", stub) is double
-    assert capsys.readouterr().out == ("99.double: not attempted yet - the reference takes its place, so the notebook runs on.\n")
+    assert teach.exercise("toy.double", stub) is double
+    assert capsys.readouterr().out == ("toy.double: not attempted yet - the reference takes its place, so the notebook runs on.\n")
 
 
 def test_right_gives_the_function_back(double, capsys):
     def mine(x):
         return x + x
 
-    assert teach.exercise("99.double", mine) is mine
-    assert capsys.readouterr().out == "99.double: correct.\n"
+    assert teach.exercise("toy.double", mine) is mine
+    assert capsys.readouterr().out == "toy.double: correct.\n"
 
 
 def test_wrong_is_an_assertion_error_of_the_package(double):
     assert issubclass(teach.Wrong, AssertionError) and teach.Wrong is Wrong
     message = fails(lambda x: x * 3)
-    assert message.startswith("99.double: doubled: the values are off in 23 of 24 places")
+    assert message.startswith("toy.double: doubled: the values are off in 23 of 24 places")
     assert "found:    [0, 3, 6, 9, 12, ...]" in message
     assert "expected: [0, 2, 4, 6, 8, ...]" in message
     assert "largest difference at [1, 2, 3]: found 69, expected 46" in message
@@ -105,17 +106,17 @@ def test_an_error_of_the_learner_is_chained_and_placed(double):
         return x.view(5)  # the line that fails
 
     with pytest.raises(Wrong, match="your function raised RuntimeError") as caught:
-        teach.exercise("99.double", mine)
+        teach.exercise("toy.double", mine)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert "return x.view(5)  # the line that fails" in str(caught.value)
 
 
 def test_an_unusable_result_is_not_called_an_error_of_the_function():
-    @check("99.mean", reference=lambda x: x)
+    @check("toy.mean", reference=lambda x: x)
     def _(fn):
         expect(fn(X).mean(), X.mean())
 
-    assert "what your function returned cannot be used here: AttributeError" in fails(lambda x: None, "99.mean")
+    assert "what your function returned cannot be used here: AttributeError" in fails(lambda x: None, "toy.mean")
 
 
 def test_torch_saying_not_implemented_is_not_a_stub(double):
@@ -138,58 +139,84 @@ def test_a_class_can_be_the_answer(capsys):
         def forward(self, x):
             return x.nothing
 
-    @check("99.module", reference=Linear)
+    @check("toy.module", reference=Linear)
     def _(cls):
         expect(cls()(X), X + 1)
 
-    assert teach.exercise("99.module", Linear) is Linear
-    assert teach.exercise("99.module", Stub) is Linear
-    assert teach.exercise("99.module", nn.Module) is Linear  # no forward yet
-    assert "your function raised AttributeError" in fails(Broken, "99.module")
-    assert "return x.nothing" in fails(Broken, "99.module")
+    assert teach.exercise("toy.module", Linear) is Linear
+    assert teach.exercise("toy.module", Stub) is Linear
+    assert teach.exercise("toy.module", nn.Module) is Linear  # no forward yet
+    assert "your function raised AttributeError" in fails(Broken, "toy.module")
+    assert "return x.nothing" in fails(Broken, "toy.module")
 
 
 def test_an_answer_leaves_the_random_numbers_alone(double):
     torch.manual_seed(3)
     want = torch.rand(2)
     torch.manual_seed(3)
-    teach.exercise("99.double", lambda x: x * 2 + 0 * torch.rand(()))
+    teach.exercise("toy.double", lambda x: x * 2 + 0 * torch.rand(()))
     assert torch.equal(torch.rand(2), want)
 
 
 def test_the_called_result_instead_of_the_function(double):
     with pytest.raises(TypeError, match="needs a function"):
-        teach.exercise("99.double", X)
+        teach.exercise("toy.double", X)
 
 
 def test_names_and_lookup(double):
-    assert exercises.names("99") == ["99.double"]
-    assert exercises.get("99.double")[0] is double
-    with pytest.raises(ValueError, match=r"'99.tripple': no such exercise; there are: 99.double"):
-        teach.exercise("99.tripple", double)
+    assert exercises.names("toy") == ["toy.double"]
+    assert exercises.get("toy.double")[0] is double
+    with pytest.raises(ValueError, match=r"'toy.tripple': no such exercise; there are: toy.double"):
+        teach.exercise("toy.tripple", double)
     with pytest.raises(ValueError, match="registered already"):
-        check("99.double", reference=double)
-    for bad in ("patchify", "0.patchify", "00.", "00patchify", "00bc.patchify", "00B.patchify"):
-        with pytest.raises(ValueError, match="notebook's number"):
+        check("toy.double", reference=double)
+    for bad in ("patchify", "00.patchify", "divprune.", ".greedy", "DivPrune.greedy", "div prune.greedy"):
+        with pytest.raises(ValueError, match="needs the paper's module"):
             check(bad, reference=double)
 
 
-def test_the_module_of_a_notebook_is_imported_when_asked_for(monkeypatch, tmp_path):
-    for number in ("98", "98b"):
-        (tmp_path / f"nb{number}.py").write_text(
-            "from vtlib.teach.exercises import check, expect\n"
-            f"@check('{number}.same', reference=lambda x: x)\ndef _(fn):\n    expect(fn(1), 1)\n"
-        )
+SAME = """
+from vtlib.teach.exercises import check, expect
+@check("other.same", reference=lambda x: x)
+def _(fn):
+    expect(fn(1), {})
+"""
+
+
+@pytest.fixture
+def other(monkeypatch, tmp_path):
+    """A module of exercises beside those of the package."""
+    (tmp_path / "other.py").write_text(SAME.format(1))
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
-    try:
-        assert exercises.names("98") == ["98.same"]
-        assert exercises.get("98b.same")[0](1) == 1 and exercises.names("98b") == ["98b.same"]
-        assert exercises.names("98") == ["98.same"], "a lettered notebook has exercises of its own"
-        assert "98.same" in exercises.names()
-        assert exercises.names("97") == []
-    finally:
-        for number in ("98", "98b"):
-            sys.modules.pop(f"vtlib.teach.exercises.nb{number}", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield tmp_path / "other.py"
+    sys.modules.pop("vtlib.teach.exercises.other", None)
+
+
+def test_the_module_of_a_paper_is_imported_when_asked_for(other):
+    assert exercises.names("other") == ["other.same"]
+    assert exercises.get("other.same")[0](1) == 1
+    assert "other.same" in exercises.names()
+    assert exercises.names("nothing") == []
+
+
+def test_a_module_that_is_reloaded_replaces_its_own_exercises(other):
+    assert exercises.names("other") == ["other.same"]
+    assert fails(lambda x: 2, "other.same")
+    other.write_text(SAME.format(2))
+    module = importlib.reload(sys.modules["vtlib.teach.exercises.other"])
+    teach.exercise("other.same", lambda x: 2)
+    importlib.reload(module)  # unchanged
+    teach.exercise("other.same", lambda x: 2)
+
+
+def test_a_name_twice_in_one_module_or_from_another_raises(other):
+    exercises.names("other")
+    other.write_text(2 * SAME.format(1))
+    with pytest.raises(ValueError, match="'other.same' is registered already, by vtlib.teach.exercises.other"):
+        importlib.reload(sys.modules["vtlib.teach.exercises.other"])
+    with pytest.raises(ValueError, match="registered already, by vtlib.teach.exercises.other"):
+        exec(compile(SAME.format(1), "<cell>", "exec"), {"__name__": "__main__"})
 
 
 def test_expect_other_kinds():
@@ -262,5 +289,5 @@ def test_expect_error():
 
 def test_a_check_can_live_in_any_module():
     module = types.ModuleType("somewhere")
-    exec("from vtlib.teach.exercises import check\n@check('99.x', reference=len)\ndef f(fn): fn([])", vars(module))
-    assert teach.exercise("99.x", len) is len
+    exec("from vtlib.teach.exercises import check\n@check('toy.x', reference=len)\ndef f(fn): fn([])", vars(module))
+    assert teach.exercise("toy.x", len) is len

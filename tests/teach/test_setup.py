@@ -105,16 +105,16 @@ teach.show(fig, alt="An empty pair of axes, made by pyplot.")""",
 teach.table(["a", "b"], [["x", 1]])""",
     """\
 from vtlib.teach.exercises import check, expect
-check("99.twice", reference=lambda x: 2 * x)(lambda fn: expect(fn(2), 4))
+check("toy.twice", reference=lambda x: 2 * x)(lambda fn: expect(fn(2), 4))
 def twice(x):
     raise NotImplementedError
-twice = teach.exercise("99.twice", twice)
+twice = teach.exercise("toy.twice", twice)
 assert twice(3) == 6""",
     """\
 def twice(x):
     return x / 0
 try:
-    teach.exercise("99.twice", twice)
+    teach.exercise("toy.twice", twice)
 except teach.Wrong as wrong:
     print(wrong)""",
 ]

@@ -37,7 +37,7 @@ def _explain(name: str, fn, error: Exception) -> str:
 
 
 def exercise(name: str, fn: Callable) -> Callable:
-    """Check the learner's `fn` (a function, a class or a module) against the exercise called `name`, like "00.patchify".
+    """Check the learner's `fn` (a function, a class or a module) against the exercise called `name`, like "divprune.greedy".
 
     Not attempted (it raises NotImplementedError): says so and returns the reference, so that the notebook runs on.
     Wrong: raises `Wrong`, an AssertionError that says what was found, what was expected and the likely cause.

@@ -1,10 +1,12 @@
 """The registry of exercises and the comparison that explains what is off.
 
-One module per notebook (`nb00.py` holds the checks of notebook 00, `nb01b.py` those of 01b), imported when one of its names is first asked for:
+One module per paper (`divprune.py` holds the exercises on DivPrune; `basics.py` those of notebook 00), imported when one of
+its names is first asked for; its name is the prefix of theirs:
 
-    @check("00.patchify", reference=vtlib.nn.patchify)
+    @check("divprune.greedy", reference=greedy)
     def _(fn):
-        expect(fn(images, 4), tokens, what="tokens", mistakes={"the pixels of a patch run column by column": transposed})
+        causes = {"the indices are sorted; the order of choice is wanted here": want.sort().values}
+        expect(fn(tokens, 6), want, what="the choice of 6", mistakes=causes)
 """
 
 import importlib
@@ -12,15 +14,26 @@ import importlib.util
 import math
 import pkgutil
 import re
+import sys
+import types
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 __all__ = ["Wrong", "check", "expect", "expect_error", "get", "names", "untouched"]
 
-_REGISTRY: dict[str, tuple[Callable, Callable]] = {}  # name -> (reference, check)
+
+class _Entry(NamedTuple):
+    reference: Callable
+    check: Callable
+    module: str
+    body: types.CodeType
+
+
+_REGISTRY: dict[str, _Entry] = {}
 
 
 class Wrong(AssertionError):
@@ -31,37 +44,45 @@ class Wrong(AssertionError):
 
 
 def check(name: str, reference: Callable):
-    """Decorator that registers a check under `name` ("NN.topic" or "NNx.topic"): it gets the learner's function and raises `Wrong`.
+    """Decorator that registers a check under `name` ("paper.topic"): it gets the learner's function and raises `Wrong`.
 
-    reference: what `teach.exercise` hands back while the exercise is not attempted. ValueError for a malformed or doubled name.
+    reference: what `teach.exercise` hands back while the exercise is not attempted. A module that runs again (`reload`, a
+    notebook's cell) replaces its own entries. ValueError for a malformed name, or one that is registered already.
     """
-    prefix, _, topic = name.partition(".")
-    if not (re.fullmatch(r"\d\d[a-z]?", prefix) and topic):
-        raise ValueError(f"name={name!r}: needs the notebook's number, a dot and a topic, like '00.patchify' or '01b.grow'")
-    if name in _REGISTRY:
-        raise ValueError(f"name={name!r} is registered already; each exercise needs a name of its own")
+    if not re.fullmatch(r"[a-z]\w*\.[a-z]\w*", name):
+        raise ValueError(f"name={name!r}: needs the paper's module, a dot and a topic, like 'divprune.greedy'")
+    caller = sys._getframe(1)
+    module, body = caller.f_globals.get("__name__"), caller.f_code
+    known = _REGISTRY.get(name)
+    if known is not None:
+        # a module's code is another object each time it runs, and twice the same one where a name stands in it twice
+        again = body.co_name.startswith("<") and known.module == module and known.body is not body
+        if not again:
+            raise ValueError(
+                f"name={name!r} is registered already, by {known.module}; each exercise needs a name of its own"
+            )
 
     def register(run):
-        _REGISTRY[name] = (reference, run)
+        _REGISTRY[name] = _Entry(reference, run, module, body)
         return run
 
     return register
 
 
-def _load(prefix: str) -> None:
-    module = f"{__name__}.nb{prefix}"
+def _load(paper: str) -> None:
+    module = f"{__name__}.{paper}"
     if importlib.util.find_spec(module) is not None:
         importlib.import_module(module)
 
 
-def names(prefix: str | None = None) -> list[str]:
-    """Names of the exercises of one notebook ("00"), or of all notebooks, in the order of their registration."""
-    if prefix is None:
+def names(paper: str | None = None) -> list[str]:
+    """Names of the exercises of one paper ("divprune"), or of all papers, in the order of their registration."""
+    if paper is None:
         for module in pkgutil.iter_modules(__path__):
-            _load(module.name.removeprefix("nb"))
+            _load(module.name)
         return list(_REGISTRY)
-    _load(prefix)
-    return [name for name in _REGISTRY if name.startswith(f"{prefix}.")]
+    _load(paper)
+    return [name for name in _REGISTRY if name.startswith(f"{paper}.")]
 
 
 def get(name: str) -> tuple[Callable, Callable]:
@@ -70,7 +91,8 @@ def get(name: str) -> tuple[Callable, Callable]:
         known = names(name.partition(".")[0])
         if name not in _REGISTRY:
             raise ValueError(f"name={name!r}: no such exercise; there are: {', '.join(known or names()) or 'none'}")
-    return _REGISTRY[name]
+    entry = _REGISTRY[name]
+    return entry.reference, entry.check
 
 
 # -------------------------------------------------------------------------------------------------------------- comparison

@@ -35,7 +35,7 @@ def _warp(image, flow, sign=1, swap=False, snap=torch.round, edge="clamp", splat
     return image[:, row, column]
 
 
-@check("07.backward_warp", reference=backward_warp)
+@check("ttvsr.backward_warp", reference=backward_warp)
 def _(fn):
     g = torch.Generator().manual_seed(4)
     image, flow = torch.rand(3, 6, 9, generator=g), torch.rand(2, 6, 9, generator=g) * 5 - 2
@@ -62,7 +62,7 @@ def update_maps(location, flow, stride=4):
     return ttvsr.carry(location[None], ttvsr.token_flow(flow[None], stride))[0]
 
 
-@check("07.update_maps", reference=update_maps)
+@check("ttvsr.update_maps", reference=update_maps)
 def _(fn):
     g = torch.Generator().manual_seed(3)
     flow = F.interpolate(torch.randn(1, 2, 3, 4, generator=g) * 9, size=(20, 28), mode="bilinear")[0] + torch.randn(2, 20, 28, generator=g)
@@ -97,7 +97,7 @@ def key_frames_seen(t, frames, stride, direction):
     return [f for f in range(frames - 1, 0, -stride) if f > t]
 
 
-@check("07.key_frames_seen", reference=key_frames_seen)
+@check("ttvsr.key_frames_seen", reference=key_frames_seen)
 def _(fn):
     def keys(frames, stride, direction):
         return list(range(0, frames, stride)) if direction == "forward" else list(range(frames - 1, -1, -stride))
@@ -128,7 +128,7 @@ def trajectory_attention(query, keys, values):
     return values[:, chosen, torch.arange(len(query))] * weight[:, None]
 
 
-@check("07.trajectory_attention", reference=trajectory_attention)
+@check("ttvsr.trajectory_attention", reference=trajectory_attention)
 def _(fn):
     g = torch.Generator().manual_seed(1)
     query, keys, values = torch.randn(5, 4, generator=g), torch.randn(3, 5, 4, generator=g), torch.randn(2, 3, 5, 4, generator=g)
@@ -167,7 +167,7 @@ def scale_tokens(x, size):
     return ttvsr.tokenize(F.adaptive_avg_pool2d(spread, (h, w)))[0]
 
 
-@check("07.scale_tokens", reference=scale_tokens)
+@check("ttvsr.scale_tokens", reference=scale_tokens)
 def _(fn):
     x = torch.rand(2, 12, 16, generator=torch.Generator().manual_seed(0))
     with untouched(x):
@@ -203,7 +203,7 @@ def follow(flows):
     return location[0].round()
 
 
-@check("07.follow", reference=follow)
+@check("ttvsr.follow", reference=follow)
 def _(fn):
     g = torch.Generator().manual_seed(5)
     flows = [F.interpolate(torch.randn(1, 2, 2, 3, generator=g) * 0.9 + 0.3, size=(7, 9), mode="bilinear", align_corners=True)[0] for _ in range(6)]

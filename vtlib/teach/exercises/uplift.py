@@ -21,7 +21,7 @@ def _copies(value, offsets, sign=1, swap=False, pad="replicate", dim=2):
     return torch.stack([padded[..., 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w] for dy, dx in moves], dim=dim)
 
 
-@check("07c.shifted", reference=shifted)
+@check("uplift.shifted", reference=shifted)
 def _(fn):
     value, offsets = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)), uplift.OFFSETS[17]
     with untouched(value):
@@ -59,7 +59,7 @@ def _attend(guide, value, weight, bias, offsets, residual=True, softmax=1, copie
     return (attn[:, None] * copies).sum(dim=2)
 
 
-@check("07c.local_attender", reference=local_attender)
+@check("uplift.local_attender", reference=local_attender)
 def _(fn):
     generator, offsets = torch.Generator().manual_seed(1), uplift.OFFSETS[9]
     guide, value = torch.randn(2, 12, 6, 10, generator=generator), torch.randn(2, 4, 3, 5, generator=generator)
@@ -99,7 +99,7 @@ def loss_pairs(depth):
     return [(level + 1, step, level + 1 - step) for level in range(depth) for step in range(1, level + 2)]
 
 
-@check("07c.loss_pairs", reference=loss_pairs)
+@check("uplift.loss_pairs", reference=loss_pairs)
 def _(fn):
     def pairs(depth, start=1, steps=lambda level: range(1, level + 2), target=None):
         return sorted((level + start, t, (level + start - t) if target is None else target) for level in range(depth) for t in steps(level))

@@ -34,7 +34,7 @@ def cls_attention(z, wq, wk, wv):
     return weights @ v
 
 
-@check("01.cls_query", reference=cls_attention)
+@check("crossvit.cls_query", reference=cls_attention)
 def _(fn):
     z, (wq, wk, wv) = _random(2, 6, 8), (_linear(8, 8, seed) for seed in (1, 3, 5))
     k, v = wk(z), wv(z)
@@ -76,7 +76,7 @@ def _variant(c, patches, w, heads, residual="c", keys="all", scale=None, norm=Tr
     return out + {"c": c, "none": 0.0, "norm": n[:, :1]}[residual]
 
 
-@check("01.cross_attention", reference=cross_attention)
+@check("crossvit.cross_attention", reference=cross_attention)
 def _(fn):
     D, heads = 12, 3
     w = nn.ModuleDict(dict(norm=nn.LayerNorm(D), **{name: _linear(D, D, seed) for seed, name in
@@ -175,7 +175,7 @@ def _toy(dims):
     return xs, f, [visit(0), visit(1)], g
 
 
-@check("01.exchange", reference=exchange)
+@check("crossvit.exchange", reference=exchange)
 def _(fn):
     for dims in ((8, 8), (8, 12)):  # equal widths first: there a mistake in the flow has a value to be known by
         xs, f, mca, g = _toy(dims)

@@ -12,7 +12,7 @@ from vtlib.tokens import take
 # ---------------------------------------------------------------------------------------------------------------- unpatchify
 
 
-@check("00.unpatchify", reference=unpatchify)
+@check("basics.unpatchify", reference=unpatchify)
 def _(fn):
     images = torch.rand(2, 3, 8, 12)                                              # b c H W: two rows and three columns of patches
     tokens = patchify(images, 4)
@@ -37,7 +37,7 @@ def _(fn):
 # -------------------------------------------------------------------------------------------------------------------- sincos
 
 
-@check("00.sincos", reference=sincos_2d)
+@check("basics.sincos", reference=sincos_2d)
 def _(fn):
     grid, dim = (3, 5), 16
     got, want = fn(grid, dim), sincos_2d(grid, dim)
@@ -79,7 +79,7 @@ def attention_weights(q, k):
     return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
 
 
-@check("00.weights", reference=attention_weights)
+@check("basics.weights", reference=attention_weights)
 def _(fn):
     q, k = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     logits = q @ k.transpose(-2, -1)
@@ -109,7 +109,7 @@ def multi_head(qkv, num_heads):
     return rearrange(attn @ v, "b h n p -> b n (h p)"), attn
 
 
-@check("00.multi_head", reference=multi_head)
+@check("basics.multi_head", reference=multi_head)
 def _(fn):
     qkv, heads = torch.randn(2, 5, 3 * 8), 2
     with untouched(qkv):
@@ -144,7 +144,7 @@ def block_flops(num_tokens, embed_dim, mlp_ratio=4):
     return (8 + 4 * mlp_ratio) * num_tokens * embed_dim**2 + 4 * num_tokens**2 * embed_dim
 
 
-@check("00.block_flops", reference=block_flops)
+@check("basics.block_flops", reference=block_flops)
 def _(fn):
     n, d = 10, 8
     want = block_flops(n, d)
@@ -171,7 +171,7 @@ def keep_tokens(x, score, keep):
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-@check("00.keep_tokens", reference=keep_tokens)
+@check("basics.keep_tokens", reference=keep_tokens)
 def _(fn):
     x = torch.arange(2 * 7 * 2, dtype=torch.float32).reshape(2, 7, 2)
     score = torch.tensor([[0.1, 0.9, 0.3, 0.2, 0.8, 0.7], [0.6, 0.1, 0.2, 0.9, 0.5, 0.3]])

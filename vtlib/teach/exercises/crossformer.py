@@ -26,7 +26,7 @@ def _one_side(images, weights, stride):
     return torch.cat([F.conv2d(F.pad(images, (w.shape[-1] - stride, 0) * 2), w, stride=stride) for w in weights], dim=1)
 
 
-@check("01.cel_padding", reference=embed)
+@check("crossformer.cel_padding", reference=embed)
 def _(fn):
     images = torch.randn(2, 3, 32, 48)
     kernels = [torch.randn(d, 3, k, k) / k for k, d in ((4, 4), (8, 2), (16, 1), (32, 1))]
@@ -63,7 +63,7 @@ _REGIONS = "the whole map was sampled at once; a map larger than G * I is cut in
 _OUTER = "your groups hold I x I tokens spaced G apart; it should be G x G tokens spaced I apart"
 
 
-@check("01.lda_groups", reference=group_lda)
+@check("crossformer.lda_groups", reference=group_lda)
 def _(fn):
     def numbered(height, width):
         return torch.arange(height * width).reshape(1, height, width, 1)
@@ -106,7 +106,7 @@ def _before(x, multiple, keys):
     return (real.reshape(-1, 1, keys) - 1) * -NEG_INF
 
 
-@check("01.key_mask", reference=key_mask)
+@check("crossformer.key_mask", reference=key_mask)
 def _(fn):
     def sda(t):
         return group_sda(t, 3)
@@ -149,7 +149,7 @@ def _bias(table, g, index):
     return rearrange(table[index(dy, dx)], "q k h -> h q k")
 
 
-@check("01.dpb_bias", reference=bias)
+@check("crossformer.dpb_bias", reference=bias)
 def _(fn):
     for g, heads in ((2, 3), (3, 2), (5, 1)):
         table, m, n = torch.randn((2 * g - 1) ** 2, heads), g - 1, 2 * g - 1

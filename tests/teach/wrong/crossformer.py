@@ -43,7 +43,7 @@ def cf_bias(table, group_size):
 _ROWS = "(dy + g - 1) * (2 * g - 1) + dx + g - 1"
 
 WRONG = {
-    "01.cel_padding": [
+    "crossformer.cel_padding": [
         ("padding of stride 1", _cel("k // 2"), "one row and one column too many"),
         ("padding of odd kernels", _cel("(k - 1) // 2"), "kernel's centre is not the centre"),
         ("both sides get all", _cel("k - stride"), "each side gets half"),
@@ -58,7 +58,7 @@ def cf_cel(images, weights, stride):
     return torch.cat(maps, dim=1)
 ''', "looks up and left"),
     ],
-    "01.lda_groups": [
+    "crossformer.lda_groups": [
         ("no regions", _lda('return rearrange(x, "b (g i) (f j) c -> b (i j) (g f) c", g=g, f=g)'), "cut into regions"),
         ("no regions, by slices", _lda('return torch.stack([x[:, a::i, b::i].flatten(1, 2) for a in range(i) for b in range(i)], dim=1)'),
          "cut into regions"),
@@ -70,7 +70,7 @@ def cf_cel(images, weights, stride):
         ("columns first", _lda('return rearrange(x, "b (r g i) (s f j) c -> b (r s i j) (f g) c", g=g, f=g, i=i, j=i)'), "column by column"),
         ("regions last", _lda('return rearrange(x, "b (r g i) (s f j) c -> b (i j r s) (g f) c", g=g, f=g, i=i, j=i)'), "not their order"),
     ],
-    "01.key_mask": [
+    "crossformer.key_mask": [
         ("queries masked", _mask('real = group(F.pad(real, (0, 0, 0, right, 0, down)))[0]; return (1 - real) * -1e6'), "queries are masked"),
         ("before grouping", _mask('real = F.pad(real, (0, 0, 0, right, 0, down)); n, k = group(real).shape[1:3]; '
                                   'return (1 - real.reshape(n, 1, k)) * -1e6'), "pass through `group`"),
@@ -84,7 +84,7 @@ def cf_cel(images, weights, stride):
          "added to the logits"),
         ("no padding", _mask('return (1 - rearrange(group(real), "1 n k 1 -> n 1 k")) * -1e6'), "not a multiple"),
     ],
-    "01.dpb_bias": [
+    "crossformer.dpb_bias": [
         ("key minus query", _bias("(g - 1 - dy) * (2 * g - 1) + g - 1 - dx"), "key minus query"),
         ("keys first", _bias(_ROWS, "h k q"), "key minus query"),
         ("dx outer", _bias("(dx + g - 1) * (2 * g - 1) + dy + g - 1"), "dy and dx are swapped"),

@@ -31,7 +31,7 @@ def _ramp(*shape):
     return torch.sin(1.7 * torch.arange(1.0, 1 + math.prod(shape))).view(shape)
 
 
-@check("01b.theta", reference=theta)
+@check("tokenformer.theta", reference=theta)
 def _(fn):
     scores, tau = 3 * _ramp(2, 4, 5), 3.0
     with untouched(scores):
@@ -71,7 +71,7 @@ def _(fn):
     )
 
 
-@check("01b.pattention", reference=pattention)
+@check("tokenformer.pattention", reference=pattention)
 def _(fn):
     x, keys, values = 2 * _ramp(2, 4, 3), _ramp(5, 3).flip(0), _ramp(5, 6).cos()
     n, d, scores = 5, 3, x @ keys.t()
@@ -112,7 +112,7 @@ def _(fn):
     expect(fn(x[0, 0], keys, values), pattention(x[0, 0], keys, values), what="the output for one token of shape (d1,)")
 
 
-@check("01b.grow", reference=grow)
+@check("tokenformer.grow", reference=grow)
 def _(fn):
     n, m, std = 6, 40, 0.5
     keys, values, tau, x = _ramp(n, 4), _ramp(n, 3).cos(), math.sqrt(n), _ramp(5, 4).flip(0)

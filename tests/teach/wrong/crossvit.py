@@ -36,7 +36,7 @@ def _changed(source, old, new):
 
 
 WRONG = {
-    "01.cls_query": [
+    "crossvit.cls_query": [
         ("all tokens ask", _QUERY.format("wq(z)"), "every token asks"),
         ("mean token asks", _QUERY.format("wq(z.mean(dim=1, keepdim=True))"), "the mean of all tokens asks"),
         ("mean of queries", _QUERY.format("wq(z).mean(dim=1, keepdim=True)"), "mean of all tokens asks"),
@@ -45,7 +45,7 @@ WRONG = {
         ("first patch", _QUERY.format("wq(z[:, 1:2])"), "first patch asks"),
         ("patches", _QUERY.format("wq(z[:, 1:])"), "all patches ask"),
     ],
-    "01.cross_attention": [
+    "crossvit.cross_attention": [
         ("no residual", _changed(_CROSS, "return c + ", "return "), "residual is missing"),
         ("residual after the norm", _changed(_CROSS, "return c + ", "return n[:, :1] + "), "residual is the normalised c"),
         ("keys without own cls", _changed(_CROSS, 'w["wk"](n), w["wv"](n)', 'w["wk"](n[:, 1:]), w["wv"](n[:, 1:])'), "leave out the own"),
@@ -61,7 +61,7 @@ WRONG = {
                                    'rearrange(weights @ v, "b h n p -> b n (h p)")'), "projection w['proj'] is missing"),
         ("one head", _changed(_CROSS, "h=heads", "h=1"), "one head of width D"),
     ],
-    "01.exchange": [
+    "crossvit.exchange": [
         ("outer residual", _changed(_EXCHANGE, "g[i](y), own", "own[:, :1] + g[i](y), own"), "residual around the whole exchange"),
         ("residual outside g", _changed(_EXCHANGE, "g[i](y), own", "c + g[i](y), own"), "added once more after g"),
         ("unprojected", _changed(_EXCHANGE, "f[i](own[:, :1])", "own[:, :1]"), "not projected"),

@@ -44,7 +44,7 @@ def overlap_average(patches, rows, columns, size):
 '''
 
 WRONG = {
-    "07b.center_round": [
+    "catanet.center_round": [
         ("old centre kept", (ROUND % ("argmax", KEEP)).replace("torch.zeros_like(centres).index_add", "centres.index_add"), "start from zeros"),
         ("empty centre lost", ROUND % ("argmax", "F.normalize(sums, dim=1)"), "stays where it was"),
         ("not normalised", ROUND % ("argmax", "torch.where(count[:, None] == 0, centres, sums)"), "have length 1"),
@@ -52,7 +52,7 @@ WRONG = {
         ("farthest", ROUND % ("argmin", KEEP), "argmax, not argmin"),
         ("unchanged", ROUND % ("argmax", "centres"), "did not move"),
     ],
-    "07b.piece_positions": [
+    "catanet.piece_positions": [
         ("clamped", PIECES % ("return at.clamp(0, n - 1)", AHEAD), "last token is repeated"),
         ("wrapped", PIECES % ("return at % n", AHEAD), "starts anew"),
         ("reflected", PIECES % ("at = at % (2 * n - 2); return torch.minimum(at, 2 * n - 2 - at)", AHEAD), "leaves out the last"),
@@ -60,7 +60,7 @@ WRONG = {
         ("looks back", PIECES % (MIRROR, "torch.arange(-size, size)"), "look back"),
         ("one tensor", "def piece_positions(n, size):\n    return None\n", "two tensors"),
     ],
-    "07b.overlap_average": [
+    "catanet.overlap_average": [
         ("sums", AVERAGE % "total", "these are sums"),
         ("halved at seams, as released", AVERAGE % "total / 2 ** (by_row - 1) / 2 ** (by_column - 1)", "divide by 3"),
         ("last wins", OVERWRITTEN, "the last window wins"),

@@ -62,7 +62,7 @@ def follow(flows):
 STEP, END = "warp(location, flow[None])", "location[0].round()"
 
 WRONG = {
-    "07.backward_warp": [
+    "ttvsr.backward_warp": [
         ("minus the flow", WARP % ("x - flow[0]", SNAPS[0], "y - flow[1]", SNAPS[1], OUT), "pixel + flow"),
         ("x and y swapped", WARP % ("x + flow[1]", SNAPS[0], "y + flow[0]", SNAPS[1], OUT), "x and y are swapped"),
         ("forward", WARP % (X, SNAPS[0], Y, SNAPS[1], "out = torch.zeros_like(image)\n    out[:, row, column] = image\n    return out"), "fetch its own value"),
@@ -70,7 +70,7 @@ WRONG = {
         ("wraps around", WARP % (X, ".round().long() % w", Y, ".round().long() % h", OUT), "repeat its border"),
         ("outside", WARP % (X, ".round().long()", Y, ".round().long()", OUT), "IndexError"),
     ],
-    "07.update_maps": [
+    "ttvsr.update_maps": [
         ("pixels", UPDATE % ("F.avg_pool2d(flow[None], stride)[0]", FETCH), "divide by the stride"),
         ("first pixel", UPDATE % ("flow[:, ::stride, ::stride] / stride", FETCH), "take the mean"),
         ("added", UPDATE % (MEAN, "return location + in_tokens.repeat(len(location) // 2, 1, 1)"), "The map moves"),
@@ -80,14 +80,14 @@ WRONG = {
         ("interpolated", UPDATE % (MEAN, "from vtlib.superres import warp\n    return warp(location[None], in_tokens[None])[0]"), "nearest token"),
         ("four written out", UPDATE % ("F.avg_pool2d(flow[None], stride)[0] / 4", FETCH), "use the argument"),
     ],
-    "07.key_frames_seen": [
+    "ttvsr.key_frames_seen": [
         ("itself", SEEN % (AHEAD.replace("<", "<="), BACK.replace(">", ">=")), "does not look at itself"),
         ("all", SEEN % ("list(range(0, frames, stride))", "list(range(frames - 1, 0, -stride))"), "only those before"),
         ("counts from 0", SEEN % (AHEAD, "[f for f in range(0, frames, stride) if f > t][::-1]"), "from the last frame"),
         ("ascending", SEEN % (AHEAD, f"sorted({BACK})"), "order is the one of the pass"),
         ("one direction", SEEN % (AHEAD, BACK.replace("> t", "< t")), "frames after t"),
     ],
-    "07.trajectory_attention": [
+    "ttvsr.trajectory_attention": [
         ("softmax", ATTEND % (COSINE, 'torch.einsum("kn,sknd->snd", similarity.softmax(0), values)'), "mixture of values"),
         ("no weight", ATTEND % (COSINE, "values[:, chosen, n]"), "soft weight is missing"),
         ("dot product", ATTEND % ("(query[None] * keys).sum(-1)", TAKE), "dot products"),
@@ -96,7 +96,7 @@ WRONG = {
         ("cut off", ATTEND % (COSINE, "values[:, chosen, n] * weight.clamp(min=0)[:, None]"), "cut off"),
         ("least similar", ATTEND % (f"-{COSINE}", "values[:, chosen, n] * -weight[:, None]"), "least similar"),
     ],
-    "07.scale_tokens": [
+    "ttvsr.scale_tokens": [
         ("no margin", SCALE % ("F.pad(x[None], (0, size - 4, 0, size - 4))", "0", POOL), "around the token"),
         ("border repeated", SCALE % ('F.pad(x[None], ((size - 4) // 2,) * 4, mode="replicate")', "0", POOL), "there are zeros"),
         ("largest", SCALE % ("x[None]", MARGIN, "F.adaptive_max_pool2d(patches, 4)"), "take the mean"),
@@ -104,7 +104,7 @@ WRONG = {
         ("interpolated", SCALE % ("x[None]", MARGIN, 'F.interpolate(patches, size=4, mode="bilinear")'), "windows of adaptive_avg_pool2d"),
         ("not pooled", SCALE % ("x[None]", MARGIN, "patches"), "shape is off"),
     ],
-    "07.follow": [
+    "ttvsr.follow": [
         ("rounded each step", FOLLOW % ("flows", f"{STEP}.round()", END), "Round once"),
         ("nearest", FOLLOW % ("flows", 'warp(location, flow[None], mode="nearest")', END), "Interpolate"),
         ("added up", FOLLOW % ("flows", "location + flow[None]", END), "at one and the same place"),

@@ -23,7 +23,7 @@ _APPEND = "torch.cat([keys, keys_new]), torch.cat([values, values_new])"
 _RIGHT = "zero, std * torch.randn(num_new, values.shape[1])"
 
 WRONG = {
-    "01b.theta": [
+    "tokenformer.theta": [
         (
             "GELU first",
             "def tf_theta(scores, tau):\n    g = F.gelu(scores)\n    return tau * g / g.norm(dim=-1, keepdim=True).clamp_min(1e-5)",
@@ -41,7 +41,7 @@ WRONG = {
         ),
         ("no bound", "def tf_theta(scores, tau):\n    return F.gelu(tau * scores / scores.norm(dim=-1, keepdim=True))", "1e-5"),
     ],
-    "01b.pattention": [
+    "tokenformer.pattention": [
         ("tau n", _PATTENTION.format(tau="n", out=_L2), "tau is n"),
         ("tau sqrt d", _PATTENTION.format(tau="math.sqrt(d)", out=_L2), "tau is sqrt(d)"),
         ("softmax", _PATTENTION.format(tau="math.sqrt(n)", out="scores.softmax(dim=-1) @ values"), "ordinary softmax"),
@@ -72,7 +72,7 @@ WRONG = {
         ),
         ("tau ignored", _PATTENTION.format(tau="math.sqrt(n)", out=_L2.replace("tau", "n ** 0.5")), "tau is not used"),
     ],
-    "01b.grow": [
+    "tokenformer.grow": [
         (
             "tau recomputed",
             _GROW.format(new=_RIGHT, out=f"{_APPEND}, math.sqrt(len(keys) + num_new)"),

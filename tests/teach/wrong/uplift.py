@@ -29,7 +29,7 @@ def loss_pairs(depth):
 '''
 
 WRONG = {
-    "07c.shifted": [
+    "uplift.shifted": [
         ("wrong way", SHIFT % (PAD, "padded[..., 2 - dy : 2 - dy + h, 2 - dx : 2 - dx + w]", "2"), "wrong way"),
         ("axes swapped", SHIFT % (PAD, "padded[..., 2 + dx : 2 + dx + h, 2 + dy : 2 + dy + w]", "2"), "swapped"),
         ("roll", SHIFT % (PAD, "value.roll((-dy, -dx), (-2, -1))", "2"), "wrap around"),
@@ -37,7 +37,7 @@ WRONG = {
         ("reflect", SHIFT % ('"reflect"', CUT, "2"), "mirrors"),
         ("stacked before the channels", SHIFT % (PAD, CUT, "1"), "axis 2"),
     ],
-    "07c.local_attender": [
+    "uplift.local_attender": [
         ("softmax over columns", ATTEND % (OWN, ".softmax(dim=-1)", COPIES), "over the columns"),
         ("no softmax", ATTEND % (OWN, "", COPIES), "no softmax"),
         ("no residual", ATTEND % ("", SOFTMAX, COPIES), "own first n channels"),
@@ -49,7 +49,7 @@ WRONG = {
                                       ".unflatten(1, (value.shape[1], len(offsets)))"), "copies were enlarged bilinearly"),
         ("mean", (ATTEND % (OWN, SOFTMAX, COPIES)).replace(".sum(dim=2)", ".mean(dim=2)"), "not the weighted sum"),
     ],
-    "07c.loss_pairs": [
+    "uplift.loss_pairs": [
         ("last step alone", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "[level + 1]"), "LAST step"),
         ("first step alone", PAIRS % ("(level + 1, step, level + 1 - step)", "depth", "[1]"), "one step a level"),
         ("from full size", PAIRS % ("(level, step, level - step)", "depth", "range(1, level + 1)"), "full size"),

@@ -61,7 +61,7 @@ def block_flops(num_tokens, embed_dim, mlp_ratio=4):
 
 
 WRONG = {
-    "00.unpatchify": [
+    "basics.unpatchify": [
         ("inside swapped", unpatchify("b (h w) (q p c) -> b c (h p) (w q)"), "rows and columns inside a patch are swapped"),
         ("colours first", unpatchify("b (h w) (c p q) -> b c (h p) (w q)"), "put them last"),
         ("column-major", unpatchify("b (w h) (p q c) -> b c (h p) (w q)"), "row-major"),
@@ -70,14 +70,14 @@ WRONG = {
         ("grid swapped", unpatchify("b (h w) (p q c) -> b c (h p) (w q)", "h=w, w=h"), "rows first"),
         ("no return", "def unpatchify(tokens, patch_size, grid):\n    h, w = grid\n", "return"),
     ],
-    "00.sincos": [
+    "basics.sincos": [
         ("column first", SINCOS % (FREQ, ROWS, COLS, FLAT.replace("[rows, cols]", "[cols, rows]")), "the first half of the channels belongs to the row"),
         ("cosine first", SINCOS % (FREQ, "rows.cos(), rows.sin()", "cols.cos(), cols.sin()", FLAT), "cosines before sines"),
         ("slow", SINCOS % (FREQ.replace("/ (embed_dim // 4)", "/ (embed_dim // 2)"), ROWS, COLS, FLAT), "fall too slowly"),
         ("rising", SINCOS % (FREQ[1:], ROWS, COLS, FLAT), "minus sign"),
         ("not flat", SINCOS % (FREQ, ROWS, COLS, "torch.cat([rows, cols], dim=-1)"), "flatten it"),
     ],
-    "00.weights": [
+    "basics.weights": [
         ("over queries", weights("return (logits / math.sqrt(q.shape[-1])).softmax(dim=-2)"), "softmax over the queries"),
         ("no scale", weights("return logits.softmax(dim=-1)"), "1 / sqrt(P) is missing"),
         ("over P", weights("return (logits / q.shape[-1]).softmax(dim=-1)"), "it has to be 1 / sqrt(P)"),
@@ -85,7 +85,7 @@ WRONG = {
         ("no softmax", weights("return logits / math.sqrt(q.shape[-1])"), "before the softmax"),
         ("batch only", weights("return (logits / math.sqrt(q.shape[-1])).softmax(dim=2 if logits.dim() == 3 else 1)"), "head axis"),
     ],
-    "00.multi_head": [
+    "basics.multi_head": [
         ("scale of D", HEADS % (SPLIT, "(num_heads * q.shape[-1]) ** -0.5", DIM, MERGE), "P = D / heads"),
         ("no scale", HEADS % (SPLIT, "1", DIM, MERGE), "scale 1 / sqrt(P) is missing"),
         ("p before h", HEADS % ("b n (three p h) -> three b h n p", SCALE, DIM, MERGE), "heads come before channels"),
@@ -95,7 +95,7 @@ WRONG = {
         ("heads not merged", HEADS % (SPLIT, SCALE, DIM, "weights @ v, weights"), "axis of their own"),
         ("output alone", HEADS % (SPLIT, SCALE, DIM, MERGE.replace(", weights", "")), "(out, weights) is needed"),
     ],
-    "00.block_flops": [
+    "basics.block_flops": [
         ("MACs", flops("12 * N * D**2 + 2 * N**2 * D"), "you counted 1"),
         ("no projection", flops("(6 + 4 * r) * N * D**2 + 4 * N**2 * D"), "output projection"),
         ("half an MLP", flops("(8 + 2 * r) * N * D**2 + 4 * N**2 * D"), "two layers"),
@@ -103,7 +103,7 @@ WRONG = {
         ("no attention", flops("(8 + 4 * r) * N * D**2"), "4 N^2 D"),
         ("fixed ratio", flops("24 * N * D**2 + 4 * N**2 * D"), "mlp_ratio is not used"),
     ],
-    "00.keep_tokens": [
+    "basics.keep_tokens": [
         ("off by one", KEEP % "score.topk(keep, dim=1).indices.sort(dim=1).values", "off by one"),
         ("unsorted", KEEP % "score.topk(keep, dim=1).indices + 1", "sort the indices"),
         ("lowest", KEEP % "score.topk(keep, dim=1, largest=False).indices.sort(dim=1).values + 1", "lowest scores"),

@@ -24,7 +24,7 @@ def _round(unit, centres, mean=False, keep=True, length=True, least=False):
     return torch.where(count == 0, centres, out) if keep else out
 
 
-@check("07b.center_round", reference=center_round)
+@check("catanet.center_round", reference=center_round)
 def _(fn):
     generator = torch.Generator().manual_seed(0)
     unit = F.normalize(torch.randn(40, 5, generator=generator), dim=1)
@@ -70,7 +70,7 @@ def _pieces(n, size, fold="mirror", ahead=1, back=False):
     return where(start + torch.arange(size)), where(start + keys)
 
 
-@check("07b.piece_positions", reference=piece_positions)
+@check("catanet.piece_positions", reference=piece_positions)
 def _(fn):
     for n, size in ((7, 3), (12, 4), (10, 10)):
         got = fn(n, size)
@@ -123,7 +123,7 @@ def _averaged(patches, rows, columns, size, way):
     return total / by[way]
 
 
-@check("07b.overlap_average", reference=overlap_average)
+@check("catanet.overlap_average", reference=overlap_average)
 def _(fn):
     size = (15, 21)                                                            # with windows of 8, row 7 and column 13 are covered three times
     rows, columns = (catanet.patch_rows(side, 8) for side in size)
