@@ -1,42 +1,165 @@
-"""Bad input ends here: each check raises a ValueError that names the argument, what it got and what it needs.
+"""Bad input ends here: each check raises a ValueError that names the argument, what it got and what
+it needs.
 
-They look at shapes only, so they cost nothing, work on the meta device and under torch.compile. NaNs are left to the user.
+All but `check_finite` look at types and shapes only, so they cost nothing, work on the meta device
+and under torch.compile.
 """
 
+import operator
+from collections.abc import Sequence
+from typing import Any
 
-def check_images(images, in_chans=3, name="images"):
-    """Raise unless `images` is a batch (B, in_chans, H, W) with B, H, W >= 1."""
+import torch
+from torch import Tensor
+
+
+def check_int(
+    value: Any, name: str, least: int | None = None, most: int | None = None
+) -> int:
+    """`value` as an int: anything that is an integer, of Python, NumPy or torch; booleans are none.
+
+    Args:
+        value: what was given.
+        name: what the message calls it.
+        least: the smallest value allowed; None: no bound.
+        most: the largest value allowed; None: no bound.
+
+    Raises ValueError for what is no integer (64.0 and "64" too) and for values out of bounds.
+    """
+    if least is None and most is None:
+        needs = "an integer"
+    elif most is None:
+        needs = f"an integer of at least {least}"
+    elif least is None:
+        needs = f"an integer of at most {most}"
+    else:
+        needs = f"an integer from {least} to {most}"
+    number = _as_int(value)
+    if number is None:
+        raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs {needs}")
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{name}={number}: needs {needs}")
+    return number
+
+
+def _as_int(value: Any) -> int | None:
+    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+        return None
+    if isinstance(value, (int, torch.SymInt)):            # a free size of torch.export stays free
+        return value                                                     # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_float(x: Any, name: str) -> None:
+    """Raise unless `x` is a floating torch tensor; the message says how to make one.
+
+    NumPy arrays, lists and integer tensors (bytes of a picture, say) end here instead of giving
+    wrong numbers or an error from deep inside.
+    """
+    if not isinstance(x, Tensor):
+        kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+        hint = ""
+        if kind == "numpy.ndarray":
+            hint = f"; torch.from_numpy({name}).float() makes one"
+        elif kind in ("list", "tuple"):
+            hint = f"; torch.tensor({name}) makes one of numbers, torch.stack({name}) of tensors"
+        raise ValueError(f"{name} is a {kind} but needs to be a floating torch tensor{hint}")
+    if not x.dtype.is_floating_point:
+        hint = f"{name}.float()"
+        if x.dtype == torch.uint8:
+            hint += f", or {name}.float() / 255 for the bytes of a picture"
+        raise ValueError(f"{name} is {x.dtype} but needs a floating dtype: {hint}")
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise if `x` holds a NaN or an infinity; the message says how many and where the first is.
+
+    It reads the values, so it looks in eager mode only: on the meta device, under torch.compile,
+    torch.export and tracing, and while a CUDA graph is captured it passes.
+    """
+    if not _readable(x):
+        return
+    finite = x.isfinite()
+    if finite.all():
+        return
+    first = tuple((~finite).nonzero()[0].tolist())
+    count = int((~finite).sum())
+    raise ValueError(
+        f"{name} {tuple(x.shape)} has {count} non-finite values, the first {x[first].item()} at "
+        f"{list(first)}: every value needs to be finite (half precision overflows at 65504)"
+    )
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether the values of `x` are there to be looked at."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if x.is_meta or type(x).__name__ == "FakeTensor":
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def check_images(images: Tensor, in_chans: int = 3, name: str = "images") -> None:
+    """Raise unless `images` is a floating batch (B, in_chans, H, W) with B, H, W >= 1."""
+    check_float(images, name)
     shape = tuple(images.shape)
     if len(shape) != 4:
-        raise ValueError(f"{name} has shape {shape} but needs 4 axes (B, {in_chans}, H, W); a single image needs images[None]")
+        raise ValueError(
+            f"{name} has shape {shape} but needs 4 axes (B, {in_chans}, H, W); "
+            f"a single image needs images[None]"
+        )
     if shape[1] != in_chans:
-        hint = "; the channels come last here, permute them to axis 1" if shape[3] == in_chans else ""
-        raise ValueError(f"{name} has {shape[1]} channels (shape {shape}) but the model needs {in_chans}{hint}")
+        last = "; the channels come last here, permute them to axis 1"
+        hint = last if shape[3] == in_chans else ""
+        raise ValueError(
+            f"{name} has {shape[1]} channels (shape {shape}) but the model needs {in_chans}{hint}"
+        )
     if 0 in shape:
-        raise ValueError(f"{name} is empty: shape {shape}; at least one image and one pixel are needed")
+        raise ValueError(
+            f"{name} is empty: shape {shape}; at least one image and one pixel are needed"
+        )
 
 
-def check_tokens(x, dim=None, name="tokens"):
-    """Raise unless `x` is (B, N, D) with B, N >= 1 and, if given, D == dim."""
+def check_tokens(x: Tensor, dim: int | None = None, name: str = "tokens") -> None:
+    """Raise unless `x` is floating (B, N, D) with B, N >= 1 and, if given, D == dim."""
+    check_float(x, name)
     shape = tuple(x.shape)
     if len(shape) != 3:
         raise ValueError(f"{name} has shape {shape} but needs 3 axes (B, N, D)")
     if dim is not None and shape[2] != dim:
-        raise ValueError(f"{name} has {shape[2]} channels (shape {shape}) but this layer needs D = {dim}")
+        raise ValueError(
+            f"{name} has {shape[2]} channels (shape {shape}) but this layer needs D = {dim}"
+        )
     if 0 in shape:
         raise ValueError(f"{name} is empty: shape {shape}")
 
 
-def check_multiple(size, multiple, name="image size"):
-    """Raise unless both sides of `size` = (H, W) are multiples of `multiple` (an int or a pair)."""
+def check_multiple(
+    size: Sequence[int], multiple: int | tuple[int, int], name: str = "image size"
+) -> None:
+    """Raise unless both sides of `size` are multiples of `multiple`.
+
+    Args:
+        size: (H, W).
+        multiple: an int or a pair.
+        name: what the message calls it.
+    """
     pair = multiple if isinstance(multiple, tuple) else (multiple, multiple)
-    if any(s % m for s, m in zip(size, pair)):
-        good = tuple(-(-s // m) * m for s, m in zip(size, pair))
-        raise ValueError(f"{name} {tuple(size)} is not a multiple of {multiple}; resize or pad it to {good}")
+    if any(s % m for s, m in zip(size, pair, strict=True)):
+        good = tuple(-(-s // m) * m for s, m in zip(size, pair, strict=True))
+        raise ValueError(
+            f"{name} {tuple(size)} is not a multiple of {multiple}; resize or pad it to {good}"
+        )
 
 
-def check_heads(embed_dim, num_heads):
-    """Raise unless the channels divide evenly among the heads; returns the channels per head."""
+def check_heads(embed_dim: int, num_heads: int) -> int:
+    """Channels per head. ValueError unless the channels divide evenly among the heads."""
     if num_heads < 1 or embed_dim % num_heads:
-        raise ValueError(f"embed_dim={embed_dim} does not divide into num_heads={num_heads}: each head needs the same number of channels")
+        raise ValueError(
+            f"embed_dim={embed_dim} does not divide into num_heads={num_heads}: "
+            f"each head needs the same number of channels"
+        )
     return embed_dim // num_heads

@@ -1,0 +1,111 @@
+"""What is no good input is named, and what is good passes as it is."""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vtlib import nn as vnn
+
+
+@pytest.mark.parametrize("value", [
+    64, np.int64(64), np.uint8(64), np.array(64),
+    torch.tensor(64), torch.tensor(64, dtype=torch.uint8),
+])
+def test_integers_of_any_maker_are_integers(value):
+    got = vnn.check_int(value, "keep", 1, 64)
+    assert got == 64 and type(got) is int
+
+
+@pytest.mark.parametrize("value", [
+    True, np.bool_(True), torch.tensor(True), 64.0, np.float32(64), torch.tensor(64.0), "64", None,
+    [64], torch.tensor([6, 4]),
+])
+def test_what_is_no_integer_is_named(value):
+    with pytest.raises(ValueError, match="keep=.*needs an integer from 1 to 576"):
+        vnn.check_int(value, "keep", 1, 576)
+
+
+@pytest.mark.parametrize("bounds, words", [
+    (dict(least=65), "keep=64: needs an integer of at least 65"),
+    (dict(most=63), "keep=64: needs an integer of at most 63"),
+    (dict(least=1, most=63), "keep=64: needs an integer from 1 to 63"),
+])
+def test_bounds(bounds, words):
+    with pytest.raises(ValueError, match=words):
+        vnn.check_int(np.int64(64), "keep", **bounds)
+    assert vnn.check_int(64, "keep", least=64) == vnn.check_int(64, "keep", most=64) == 64
+
+
+def test_a_free_size_stays_free():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x.new_ones(vnn.check_int(x.shape[0], "batch", 1) + 1)
+    free = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    program = torch.export.export(Net(), (torch.rand(5, 2),), dynamic_shapes=free)
+    assert program.module()(torch.rand(9, 2)).shape == (10,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_tensors_pass(dtype):
+    vnn.check_float(torch.zeros(2, dtype=dtype), "x")
+    vnn.check_float(torch.nn.Parameter(torch.zeros(2, dtype=dtype)), "x")
+    vnn.check_float(torch.zeros(2, dtype=dtype, device="meta"), "x")
+
+
+@pytest.mark.parametrize("x, words", [
+    (np.zeros(3, np.float32), ["pixels is a numpy.ndarray", "torch.from_numpy(pixels).float()"]),
+    ([1.0, 2.0], ["pixels is a list", "torch.tensor(pixels)"]),
+    ((1.0, 2.0), ["pixels is a tuple", "torch.tensor(pixels)"]),
+    (None, ["pixels is a NoneType"]),
+    (torch.zeros(2, dtype=torch.uint8), ["torch.uint8", "pixels.float() / 255"]),
+    (torch.zeros(2, dtype=torch.long), ["torch.int64", "pixels.float()"]),
+    (torch.zeros(2, dtype=torch.bool), ["torch.bool", "pixels.float()"]),
+    (torch.zeros(2, dtype=torch.complex64), ["torch.complex64"]),
+])
+def test_what_is_no_floating_tensor_is_named(x, words):
+    with pytest.raises(ValueError) as error:
+        vnn.check_float(x, "pixels")
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("check, shape", [
+    (vnn.check_images, (1, 3, 4, 4)), (vnn.check_tokens, (1, 4, 8)),
+])
+def test_images_and_tokens_are_floating_tensors(check, shape):
+    check(torch.zeros(shape))
+    for x, kind in (
+        (np.zeros(shape, np.float32), "numpy.ndarray"),
+        (torch.zeros(shape).tolist(), "list"),
+        (torch.zeros(shape, dtype=torch.uint8), "torch.uint8"),
+    ):
+        with pytest.raises(ValueError, match=f"given is .*{kind}"):
+            check(x, name="given")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_non_finite_values_are_named(bad, dtype):
+    x = torch.zeros(2, 5, 3, dtype=dtype)
+    vnn.check_finite(x, "tokens")
+    x[1, 3, 2] = x[1, 4, 0] = bad
+    with pytest.raises(ValueError, match=rf"tokens \(2, 5, 3\) has 2 .* {bad} at \[1, 3, 2\]"):
+        vnn.check_finite(x, "tokens")
+
+
+def test_finiteness_is_not_asked_where_there_are_no_values():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            vnn.check_finite(x, "x")
+            return x * 2
+    bad = torch.full((2, 2), float("nan"))
+    vnn.check_finite(bad.to("meta"), "x")
+    with FakeTensorMode() as mode:
+        vnn.check_finite(mode.from_tensor(bad), "x")
+    assert torch.compile(Net(), backend="eager", fullgraph=True)(bad).isnan().all()
+    for strict in (True, False):
+        assert torch.export.export(Net(), (bad,), strict=strict).module()(bad).isnan().all()
+    assert torch.jit.trace(Net(), bad, check_trace=False)(bad).isnan().all()
+    with pytest.raises(ValueError, match="non-finite"):
+        Net()(bad)
