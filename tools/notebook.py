@@ -1,14 +1,17 @@
 """Make, run and check the course's notebooks.
 
-python tools/notebook.py convert SRC.py notebooks/NN_x.ipynb   jupytext py:percent -> normalised notebook without outputs
-python tools/notebook.py run notebooks/NN_x.ipynb ...          execute in a fresh kernel and store the outputs
-python tools/notebook.py stamp [FILE ...]                      write set-up cell and Colab badge (all notebooks, and the README)
-python tools/notebook.py check [FILE ...]                      exit 1 when stamp would change something
-python tools/notebook.py solve FILE [DEST]                     the notebook with each solution in its exercise's place
+python tools/notebook.py COMMAND ...
+
+    convert SRC.py NN_x.ipynb   jupytext py:percent -> normalised notebook without outputs
+    run NN_x.ipynb ...          execute in a fresh kernel and store the outputs
+    stamp [FILE ...]            write set-up cell and Colab badge (all notebooks, and the README)
+    check [FILE ...]            exit 1 when stamp would change something
+    solve FILE [DEST]           the notebook with each solution in its exercise's place
 """
 
 import argparse
 import ast
+import contextlib
 import os
 import re
 import sys
@@ -18,16 +21,19 @@ from pathlib import Path
 
 import nbformat
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-CELL_SECONDS = 120
+CELL_SECONDS = 12
+"""What a cell may cost, in seconds of the processor: the clock runs faster on a busy machine."""
+HANGING = 3600
+"""Seconds on the clock after which a cell is taken for one that never ends."""
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
+LANGUAGE = {
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "pygments_lexer": "ipython3",
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """import sys
 if "google.colab" in sys.modules:  # on Colab: add what it lacks, leave its torch and numpy alone
@@ -38,14 +44,14 @@ BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.
 BADGE_PATTERN = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]*)\)")
 
 
-# ---------------------------------------------------------------------------------------------------------------- basics
+# ------------------------------------------------------------------------------------------- basics
 def paths(files=()):
     """The named notebooks, or all of the course."""
     return [Path(f) for f in files] or sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 def number(path):
-    """The notebook's number in the course, the start of its name: "01", or "01b" where a family has a second notebook."""
+    """The start of its name: "01", or "01b" where a family has a second notebook."""
     return Path(path).name.partition("_")[0]
 
 
@@ -80,7 +86,7 @@ def badge(name):
 
 
 def normalise(nb):
-    """Same bytes from the same notebook on every machine: ids, metadata and kernel name carry nothing local."""
+    """Same bytes on every machine: ids, metadata and kernel name carry nothing local."""
     nb.nbformat, nb.nbformat_minor = 4, 5
     seconds = nb.metadata.get("vtlib")
     nb.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE})
@@ -103,46 +109,77 @@ def write(nb, path):
     Path(path).write_text(nbformat.writes(nb).rstrip("\n") + "\n", encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------------------------- run
+# ---------------------------------------------------------------------------------------------- run
 class CellFailed(Exception):
     """A cell raised, or wrote to stderr. The message shows the cell."""
 
 
-def execute(nb, folder=NOTEBOOKS, timeout=CELL_SECONDS, env=None):
-    """Run `nb` in place from a fresh kernel started in `folder`; return the seconds it took. Raises CellFailed."""
+class KernelClock:
+    """Processor seconds of a kernel, and of each cell: the hooks that nbclient calls around a cell."""
+
+    def __init__(self):
+        self.client, self.cells, self.before, self.total = None, {}, 0.0, 0.0
+
+    def read(self):
+        """Seconds of the kernel and of the processes that it started."""
+        import psutil
+
+        kernel = psutil.Process(self.client.km.provisioner.pid)
+        spent = 0.0
+        for process in (kernel, *kernel.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = process.cpu_times()
+                spent += used.user + used.system
+        return spent
+
+    def start(self, cell, cell_index):
+        self.before = self.read()
+
+    def stop(self, cell, cell_index, execute_reply):
+        self.total = self.read()
+        self.cells[cell_index] = self.total - self.before
+
+
+def execute(nb, folder=NOTEBOOKS, env=None, hanging=HANGING):
+    """Run `nb` in place from a fresh kernel started in `folder`; return its `KernelClock`.
+
+    CellFailed when a cell raises, writes to stderr or never ends.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     for cell in code_cells(nb):
         cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
+    clock = KernelClock()
+    clock.client = NotebookClient(
         nb,
-        timeout=timeout,
+        timeout=hanging,
         startup_timeout=120,
         kernel_name="python3",
         store_widget_state=False,
         extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(folder)}},
+        on_cell_start=clock.start,
+        on_cell_executed=clock.stop,
     )
-    kernel_env = (
-        {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | (env or {})
-    )
-    start = time.perf_counter()
+    kernel_env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    kernel_env |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | (env or {})
     try:
-        client.execute(env=kernel_env)
+        clock.client.execute(env=kernel_env)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         done = [c for c in code_cells(nb) if c.execution_count or c.outputs]
         source, trace = (done[-1].source, error_text(done[-1])) if done else ("(none has run)", "")
-        raise CellFailed(f"{type(error).__name__}\n--- the cell ---\n{source}\n--- the error ---\n{trace or error}") from None
-    seconds = time.perf_counter() - start
+        raise CellFailed(
+            f"{type(error).__name__}\n--- the cell ---\n{source}\n--- the error ---\n{trace or error}"
+        ) from None
     for cell in code_cells(nb):
-        if any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs):
-            text = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr")
+        errors = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+        if errors:
             raise CellFailed(
-                f"stderr output (warnings and progress bars don't belong into a lesson)"
-                f"\n--- the cell ---\n{cell.source}\n--- stderr ---\n{text}"
+                "stderr output (warnings and progress bars don't belong into a lesson)"
+                f"\n--- the cell ---\n{cell.source}\n--- stderr ---\n{''.join(errors)}"
             )
-    return seconds
+    return clock
 
 
 def error_text(cell):
@@ -152,7 +189,10 @@ def error_text(cell):
 
 
 def tidy_outputs(nb):
-    """Keep what a reader without a kernel sees: no widget view where HTML stands beside it, streams in one piece."""
+    """Keep what a reader without a kernel sees.
+
+    No widget view where HTML stands beside it, streams in one piece.
+    """
     for count, cell in enumerate((c for c in code_cells(nb) if c.source.strip()), start=1):
         cell.execution_count = count
         merged = []
@@ -163,7 +203,8 @@ def tidy_outputs(nb):
             if WIDGET in data and "text/html" in data:
                 del data[WIDGET]
             last = merged[-1] if merged else None
-            if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            stream = output.output_type == "stream"
+            if stream and last and last.output_type == "stream" and last.name == output.name:
                 last["text"] += output.text
             else:
                 merged.append(output)
@@ -171,33 +212,31 @@ def tidy_outputs(nb):
     return nb
 
 
-def processor_seconds():
-    """Processor time of all child processes that have ended, None where the system does not tell."""
-    if resource is None:
-        return None
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def run(path, timeout=CELL_SECONDS):
+def run(path):
     """Execute a notebook and store its outputs and run time. On failure the file stays as it was.
 
-    Stored are the seconds on the clock and those of the processor, all threads of the kernel together: the second number says what
-    the notebook costs, whatever else the machine is doing.
+    Stored are the seconds on the clock and those of the processor, all threads of the kernel
+    together: the second number says what the notebook costs, whatever else the machine is doing.
+    `slowest_cell`: its index among the cells, and its seconds of the processor.
     """
     path = Path(path)
     nb = read(path)
-    before = processor_seconds()
-    seconds = execute(nb, folder=path.resolve().parent, timeout=timeout)
+    start = time.perf_counter()
+    clock = execute(nb, folder=path.resolve().parent)
     tidy_outputs(nb)
-    nb.metadata["vtlib"] = {"seconds": round(seconds, 1)}
-    if before is not None:
-        nb.metadata["vtlib"]["processor_seconds"] = round(processor_seconds() - before, 1)
+    slowest = max(clock.cells, key=clock.cells.get)
+    nb.metadata["vtlib"] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": round(clock.total, 1),
+        "slowest_cell": [slowest, round(clock.cells[slowest], 1)],
+    }
     write(normalise(nb), path)
-    print(f"{path}: {dict(nb.metadata['vtlib'])}, {len(nb.cells)} cells, {path.stat().st_size / 1e6:.2f} MB")
+    size = path.stat().st_size / 1e6
+    print(f"{path}: {dict(nb.metadata['vtlib'])}, {len(nb.cells)} cells, {size:.2f} MB")
+    return clock
 
 
-# ----------------------------------------------------------------------------------------------------------------- stamp
+# -------------------------------------------------------------------------------------------- stamp
 def stamp_notebook(nb, name):
     """Write set-up cell and badge into `nb` in place; return True when something changed."""
     setups = [cell for cell in nb.cells if "setup" in tags(cell)]
@@ -220,7 +259,10 @@ def stamp_readme(text):
 
 
 def stamp(files=(), dry=False):
-    """Stamp notebooks (and the README when no file is named); return the files that changed or would change."""
+    """Stamp notebooks (and the README when no file is named).
+
+    Returns the files that changed or would change.
+    """
     changed = []
     for path in paths(files):
         nb = read(path)
@@ -238,7 +280,7 @@ def stamp(files=(), dry=False):
     return changed
 
 
-# --------------------------------------------------------------------------------------------------------------- convert
+# ------------------------------------------------------------------------------------------ convert
 def convert(source, dest):
     """jupytext py:percent -> a normalised, stamped notebook without outputs."""
     import jupytext
@@ -252,9 +294,9 @@ def convert(source, dest):
     print(f"{dest}: {len(nb.cells)} cells")
 
 
-# ----------------------------------------------------------------------------------------------------------------- solve
+# -------------------------------------------------------------------------------------------- solve
 def plain_python(source):
-    """Notebook code as plain Python: magics and shell lines become `pass`, so that ast can read the rest."""
+    """Notebook code as plain Python: magics and shell lines become `pass`."""
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
 
 
@@ -263,35 +305,47 @@ def exercise_lines(source):
     source = plain_python(source)
     found = []
     for statement in ast.parse(source).body:
-        calls = [n for n in ast.walk(statement) if isinstance(n, ast.Call) and ast.unparse(n.func) == "teach.exercise"]
-        if calls and not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            found.append((ast.literal_eval(calls[0].args[0]), ast.get_source_segment(source, statement)))
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+        calls = [call for call in calls if ast.unparse(call.func) == "teach.exercise"]
+        if calls:
+            name = ast.literal_eval(calls[0].args[0])
+            found.append((name, ast.get_source_segment(source, statement)))
     return found
 
 
 def solution_code(cell):
     """The one fenced python block of a markdown cell tagged `solution`."""
-    blocks = re.findall(r"^```python\s*\n(.*?)^```\s*$", cell.source, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.compile(r"^```python\s*\n(.*?)^```\s*$", flags=re.MULTILINE | re.DOTALL)
+    blocks = fenced.findall(cell.source)
     if len(blocks) != 1:
-        raise ValueError(f"cell {cell.get('id')}: a solution needs exactly one ```python block, found {len(blocks)}")
+        raise ValueError(
+            f"cell {cell.get('id')}: a solution needs exactly one ```python block, found {len(blocks)}"
+        )
     return blocks[0].rstrip()
 
 
 def exercises(nb):
-    """[(index of the exercise cell, names, solution code)] in order. Each exercise's solution comes before the next exercise."""
+    """[(index of the exercise cell, names, solution code)] in order.
+
+    Each exercise's solution comes before the next exercise.
+    """
     found = []
     for i, cell in enumerate(nb.cells):
         if cell.cell_type != "code" or "exercise" not in tags(cell):
             continue
         names = [name for name, _ in exercise_lines(cell.source)]
         if not names:
-            raise ValueError(f"cell {cell.get('id')}: tagged 'exercise' but never calls teach.exercise")
+            raise ValueError(f"cell {cell.get('id')}: tagged 'exercise', without teach.exercise")
         after = nb.cells[i + 1 :]
         until = next((k for k, c in enumerate(after) if "exercise" in tags(c)), len(after))
-        solutions = [c for c in after[:until] if c.cell_type == "markdown" and "solution" in tags(c)]
+        texts = [c for c in after[:until] if c.cell_type == "markdown"]
+        solutions = [c for c in texts if "solution" in tags(c)]
         if len(solutions) != 1:
             raise ValueError(
-                f"exercise {names[0]}: needs one markdown cell tagged 'solution' after it, found {len(solutions)}"
+                f"exercise {names[0]}: needs one markdown cell tagged 'solution' after it, "
+                f"found {len(solutions)}"
             )
         found.append((i, names, solution_code(solutions[0])))
     return found
@@ -301,26 +355,32 @@ def solve(nb):
     """`nb` with every stub replaced by its folded solution (in place)."""
     for i, _, code in exercises(nb):
         cell = nb.cells[i]
-        cell.source = "\n\n\n".join([code, "\n".join(line for _, line in exercise_lines(cell.source))])
+        calls = "\n".join(line for _, line in exercise_lines(cell.source))
+        cell.source = f"{code}\n\n\n{calls}"
     return nb
 
 
-# ------------------------------------------------------------------------------------------------------------------ main
+# --------------------------------------------------------------------------------------------- main
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["convert", "run", "stamp", "check", "solve"])
     parser.add_argument("files", nargs="*")
-    parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds a cell may take in `run` (a busy machine needs more)")
+    parser.add_argument("--cells", action="store_true", help="with `run`: the dearest cells, too")
     args = parser.parse_intermixed_args(argv)
     if args.command == "convert":
         convert(*args.files)
     elif args.command == "run":
         for path in paths(args.files):
             try:
-                run(path, args.timeout)
+                clock = run(path)
             except CellFailed as error:
                 print(f"{path}: {error}", file=sys.stderr)
                 return 1
+            if args.cells:
+                for index in sorted(clock.cells, key=clock.cells.get, reverse=True)[:12]:
+                    print(f"  c{index:03d} {clock.cells[index]:6.1f} s")
     elif args.command == "solve":
         nb = solve(read(args.files[0]))
         if args.files[1:]:
@@ -329,8 +389,9 @@ def main(argv=None):
             print(nbformat.writes(nb))
     else:
         changed = stamp(args.files, dry=args.command == "check")
+        said = "out of date, run `make colab`" if args.command == "check" else "stamped"
         for path in changed:
-            print(f"{path}: {'out of date, run `make colab`' if args.command == 'check' else 'stamped'}")
+            print(f"{path}: {said}")
         return int(args.command == "check" and bool(changed))
     return 0
 

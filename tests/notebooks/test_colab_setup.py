@@ -64,8 +64,13 @@ def wheel(tmp_path_factory):
     return build_wheel(tmp_path_factory.mktemp("colab-wheel"))
 
 
+# The set-up cell is the same everywhere (test_structure): one notebook a run, the others at night.
+ALL = paths()
+ROWS = [ALL[0], *(pytest.param(path, marks=pytest.mark.nightly) for path in ALL[1:])]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", paths(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_first_cells_in_a_clean_environment(path, wheel, tmp_path):
     """vtlib is not there, the set-up cell brings it, and the next cells find it and its assets from a folder of their own."""
     python = empty_venv(tmp_path / "venv")

@@ -97,7 +97,9 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     tool.run(nb)
     first = json.loads(nb.read_text())
     spent = first["metadata"].pop("vtlib")
-    assert 0 < spent.get("processor_seconds", 0.1) and 0 < spent["seconds"]
+    index, dearest = spent["slowest_cell"]
+    assert 0 < spent["processor_seconds"] and 0 < spent["seconds"]
+    assert index in (1, 2, 3, 6) and 0 <= dearest < spent["processor_seconds"]
     cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4]
     assert cells[1]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]}]
@@ -138,7 +140,7 @@ def test_run_names_the_cell_that_takes_too_long(nb):
     slow = tool.read(nb)
     slow.cells[2].source = "import time; time.sleep(20)"
     with pytest.raises(tool.CellFailed, match="(?s)Timeout.*time.sleep"):
-        tool.execute(slow, folder=nb.parent, timeout=1)
+        tool.execute(slow, folder=nb.parent, hanging=1)
 
 
 def test_solve_puts_the_solution_in_its_place(nb):

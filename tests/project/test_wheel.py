@@ -138,7 +138,7 @@ print(json.dumps([vtlib.__file__, list(model(torch.rand(2, 3, 96, 96)).shape)]))
     assert "venv" in where and shape == [2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not paths(), reason="no notebook yet")
 def test_a_whole_notebook_from_the_wheel(installed):
     python, folder = installed
