@@ -1,4 +1,4 @@
-"""Settings that must stand before the first kernel or the first import of torch: tests and notebooks."""
+"""Settings that must stand before the first kernel or the first import of torch."""
 
 import atexit
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, in the kernels too
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, kernels too
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.pop("PYTHONPATH", None)  # kernels find vtlib because it is installed, as they do for a reader
+os.environ.pop("PYTHONPATH", None)  # kernels find vtlib because it is installed
 
-# Kernels start from an IPython folder of their own: no start-up files of the user's, no history file to
-# fight over, no chatter.
+# Kernels start from an IPython folder of their own: no start-up files of the user's, no history
+# file to fight over, no chatter.
 _ipython = Path(tempfile.mkdtemp(prefix="ipython-"))
 atexit.register(shutil.rmtree, _ipython, ignore_errors=True)
 (_ipython / "profile_default").mkdir()
@@ -56,7 +56,8 @@ def pytest_runtest_call(item):
     result = yield
     after = kernel_seconds(item)
     if before is not None and after is not None and after - before > CELL_SECONDS:
-        pytest.fail(f"the cell took {after - before:.0f} s of the processor, more than {CELL_SECONDS}")
+        spent = round(after - before)
+        pytest.fail(f"the cell took {spent} s of the processor, more than {CELL_SECONDS}")
     return result
 
 

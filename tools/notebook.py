@@ -41,7 +41,9 @@ if "google.colab" in sys.modules:  # on Colab: add what it lacks, leave its torc
 from vtlib import teach
 teach.setup(seed=0)"""
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
-BADGE_PATTERN = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]*)\)")
+BADGE_PATTERN = re.compile(
+    r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]\(([^)]*)\)"
+)
 
 
 # ------------------------------------------------------------------------------------------- basics
@@ -79,10 +81,11 @@ def setup_source():
 
 
 def badge(name):
-    """Markdown of the Colab badge for notebooks/`name`, at the tag that the set-up cell installs."""
+    """Markdown of the Colab badge for notebooks/`name`, at the tag that the set-up installs."""
     repository, version = project()
     slug = repository.removeprefix("https://github.com/")
-    return BADGE.format(address=f"https://colab.research.google.com/github/{slug}/blob/v{version}/notebooks/{name}")
+    page = f"github/{slug}/blob/v{version}/notebooks/{name}"
+    return BADGE.format(address=f"https://colab.research.google.com/{page}")
 
 
 def normalise(nb):
@@ -115,7 +118,7 @@ class CellFailed(Exception):
 
 
 class KernelClock:
-    """Processor seconds of a kernel, and of each cell: the hooks that nbclient calls around a cell."""
+    """Processor seconds of a kernel, and of each cell: hooks that nbclient calls around a cell."""
 
     def __init__(self):
         self.client, self.cells, self.before, self.total = None, {}, 0.0, 0.0
@@ -170,7 +173,8 @@ def execute(nb, folder=NOTEBOOKS, env=None, hanging=HANGING):
         done = [c for c in code_cells(nb) if c.execution_count or c.outputs]
         source, trace = (done[-1].source, error_text(done[-1])) if done else ("(none has run)", "")
         raise CellFailed(
-            f"{type(error).__name__}\n--- the cell ---\n{source}\n--- the error ---\n{trace or error}"
+            f"{type(error).__name__}\n--- the cell ---\n{source}"
+            f"\n--- the error ---\n{trace or error}"
         ) from None
     for cell in code_cells(nb):
         errors = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
@@ -321,7 +325,8 @@ def solution_code(cell):
     blocks = fenced.findall(cell.source)
     if len(blocks) != 1:
         raise ValueError(
-            f"cell {cell.get('id')}: a solution needs exactly one ```python block, found {len(blocks)}"
+            f"cell {cell.get('id')}: a solution needs exactly one ```python block, "
+            f"found {len(blocks)}"
         )
     return blocks[0].rstrip()
 
@@ -337,7 +342,9 @@ def exercises(nb):
             continue
         names = [name for name, _ in exercise_lines(cell.source)]
         if not names:
-            raise ValueError(f"cell {cell.get('id')}: tagged 'exercise', without teach.exercise")
+            raise ValueError(
+                f"cell {cell.get('id')}: tagged 'exercise' but never calls teach.exercise"
+            )
         after = nb.cells[i + 1 :]
         until = next((k for k, c in enumerate(after) if "exercise" in tags(c)), len(after))
         texts = [c for c in after[:until] if c.cell_type == "markdown"]

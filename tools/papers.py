@@ -1,7 +1,7 @@
 """The 51 papers: the README's table, and stubs for the next one.
 
 python tools/papers.py readme        write the paper table into the README
-python tools/papers.py new SLUG      stubs for a paper: its file, its exercises, wrong answers, tests
+python tools/papers.py new SLUG      stubs for a paper: file, exercises, wrong answers, tests
 
 Facts about a paper stand in papers.toml. What is done is found: a file of vtlib that declares
 PAPER = "slug", a notebook with a cell tagged paper:slug, cases in tests/golden/slug.
@@ -37,7 +37,7 @@ def declared(path):
 
 
 def files():
-    """{slug: file of vtlib, as a path from the root}. ValueError when two files declare one paper."""
+    """{slug: file of vtlib, as a path from the root}. ValueError: two files declare one paper."""
     found = {}
     for path in sorted((ROOT / "vtlib").rglob("*.py")):
         slug = declared(path)
@@ -59,7 +59,7 @@ def taught():
 
 
 def row(slug, paper, file, notebook):
-    """One line of the table. file, notebook: where it is implemented and taught, None for not yet."""
+    """One line of the table. file, notebook: where it is done and taught, None for not yet."""
     cases = len(list((ROOT / "tests" / "golden" / slug).glob("*.json")))
     arxiv = paper["arxiv"]
     cells = [
@@ -92,7 +92,7 @@ def readme(text):
     return TABLE.sub(lambda _: table(), text)
 
 
-# ---------------------------------------------------------------------------------------- a new paper
+# -------------------------------------------------------------------------------------- a new paper
 PAPER_FILE = '''"""{method} - {title} ({authors}, {year},
 arXiv {arxiv}).
 
@@ -111,11 +111,11 @@ from . import check, expect, untouched
 
 __all__ = []
 '''
-WRONG = '''"""Wrong answers to the exercises of {method}, each with a piece of the message that it must get."""
+WRONG = '''"""Wrong answers to the exercises of {method}, each with a piece of its message."""
 
 WRONG = {{}}
 '''
-TEST = '''"""{method}: equal to the official numbers, to a reference by hand, and clear about bad input."""
+TEST = '''"""{method}: equal to official numbers and to a reference, clear about bad input."""
 
 from tools.notebook import ROOT
 from tools.papers import declared, facts
@@ -123,7 +123,8 @@ from tools.papers import declared, facts
 
 def test_the_file_is_the_papers():
     paper = ROOT / "vtlib" / "{family}" / "{module}.py"
-    assert declared(paper) == "{slug}" and facts()["{slug}"]["arxiv"] in paper.read_text(encoding="utf-8")
+    assert declared(paper) == "{slug}"
+    assert facts()["{slug}"]["arxiv"] in paper.read_text(encoding="utf-8")
 '''
 
 
@@ -133,7 +134,7 @@ def module_name(slug):
 
 
 def new(slug, root=ROOT):
-    """Write the stubs of a paper; the files written. ValueError: unknown slug, or one that is there."""
+    """Write a paper's stubs; the files written. ValueError: unknown slug, or one that is there."""
     known = facts()
     if slug not in known:
         raise ValueError(f"PAPER={slug!r}: needs one of {', '.join(known)}")

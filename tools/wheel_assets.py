@@ -1,4 +1,7 @@
-"""Build hook: a real wheel carries the assets of data/ as vtlib/assets/; an editable install reads data/ where it is."""
+"""Build hook: a real wheel carries the assets of data/ as vtlib/assets/.
+
+An editable install reads data/ where it is.
+"""
 
 from pathlib import Path
 
@@ -11,7 +14,8 @@ def assets(root: Path) -> dict[str, str]:
     """Map each file of `root/data` that belongs into the wheel to its path inside the wheel."""
     data = root / "data"
     files = (p for p in sorted(data.rglob("*")) if p.is_file())
-    kept = (p for p in files if p.suffix not in LEFT_OUT and not any(q.startswith(".") for q in p.relative_to(data).parts))
+    shown = (p for p in files if not any(q.startswith(".") for q in p.relative_to(data).parts))
+    kept = (p for p in shown if p.suffix not in LEFT_OUT)
     return {str(p): f"vtlib/assets/{p.relative_to(data).as_posix()}" for p in kept}
 
 

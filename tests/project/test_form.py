@@ -1,4 +1,4 @@
-"""The form of the code: a list of exceptions that only shrinks, functions that fit on a screen, types."""
+"""The form of the code: a list of exceptions that only shrinks, functions of a screen, types."""
 
 import ast
 import json
@@ -34,7 +34,7 @@ def test_ruff_and_mypy_are_clean():
 
 
 def test_the_list_of_exceptions_only_shrinks():
-    """Each file on the list of pyproject.toml still needs each of its entries: else it must leave."""
+    """Each file on the list of pyproject.toml still needs each of its entries."""
     assert PYPROJECT["line-length"] == 100 and {"B", "E501"} <= set(PYPROJECT["lint"]["select"])
     found = {name: set() for name in IGNORED}
     if not found:

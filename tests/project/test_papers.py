@@ -1,4 +1,4 @@
-"""tools/papers.py: the table is the one that the tree calls for, and stubs for a new paper are sound."""
+"""tools/papers.py: the table is what the tree calls for, stubs for a new paper are sound."""
 
 import ast
 import re
