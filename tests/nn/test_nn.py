@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtlib import nn as vnn
 
@@ -84,6 +85,19 @@ def test_attend_against_loops(return_attn):
         if return_attn:
             torch.testing.assert_close(attn.sum(-1), torch.ones(2, 2, 3))
             assert mask is None or (attn[..., ~mask] == 0).all()
+
+
+@pytest.mark.parametrize("head_dim, value_dim", [(9, 10), (10, 9), (3, 16), (17, 8), (5, 5)])
+def test_uneven_heads_take_the_fused_kernel(head_dim, value_dim):
+    """Without a kernel that writes the weights down there is no way but the fused one."""
+    q, k = torch.randn(2, 2, 3, head_dim), torch.randn(2, 2, 5, head_dim)
+    v = torch.randn(2, 2, 5, value_dim)
+    allowed = torch.rand(3, 5) > 0.4
+    allowed[:, 0] = True
+    for mask in (None, allowed, torch.randn(3, 5)):
+        want, _ = vnn.attend(q, k, v, mask, return_attn=True)
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+            torch.testing.assert_close(vnn.attend(q, k, v, mask), want, atol=1e-6, rtol=1e-5)
 
 
 def test_attention_weights_path_equals_fused_path():
