@@ -1,4 +1,5 @@
-"""DivPrune's golden cases: the selection in order, its gains, the spliced prompt, and the count of operations."""
+"""DivPrune's golden cases: the selection in order, its gains, the spliced prompt, and the count of
+operations."""
 
 import torch
 
@@ -15,10 +16,12 @@ def divprune(case):
 
     c, t = case.config, case.tensors
     tokens, ids, table = t["visual_tokens"][None], t["input_ids"][0], t["embed_tokens.weight"]
-    plan = prune(VisionOutputs(tokens, (1, tokens.shape[1]), torch.nn.Identity(), num_prefix=0), c["SUBSET_RATIO"])
+    vision = VisionOutputs(tokens, (1, tokens.shape[1]), torch.nn.Identity(), num_prefix=0)
+    plan = prune(vision, c["SUBSET_RATIO"])
     index, gains = greedy_maxmin(tokens, c["SUBSET_RATIO"])
     kept = plan.apply(tokens)
-    at = (ids == c["image_token_index"]).nonzero()[0, 0]                         # the release: a fixed offset, SYS_TOKEN_LEN
+    # the release: a fixed offset, SYS_TOKEN_LEN
+    at = (ids == c["image_token_index"]).nonzero()[0, 0]
     return {"distance": distances(tokens)[0], "selected_order": index[0], "gain": gains[0],
             "min_pairwise_distance": smallest_distance(kept)[0],
             "inputs_embeds": torch.cat([table[ids[:at]], kept[0], table[ids[at + 1 :]]])[None]}
@@ -30,9 +33,12 @@ def tflops(case):
 
     full, pruned = [], []
     for after, ratio, visual, text, layers, dim, hidden in case.tensors["settings"].tolist():
-        after, visual, text, layers, dim, hidden = (int(x) for x in (after, visual, text, layers, dim, hidden))
+        after, visual, text, layers, dim = (int(x) for x in (after, visual, text, layers, dim))
+        hidden = int(hidden)
         keep = visual - round((1 - ratio) * visual)
         full.append(decoder_flops(tokens_per_layer(layers, visual, text), dim, hidden) / 1e12)
-        pruned.append(decoder_flops(tokens_per_layer(layers, visual, text, [(after, keep)]), dim, hidden) / 1e12)
-    full, pruned = torch.tensor(full, dtype=torch.float64), torch.tensor(pruned, dtype=torch.float64)
+        cut = tokens_per_layer(layers, visual, text, [(after, keep)])
+        pruned.append(decoder_flops(cut, dim, hidden) / 1e12)
+    full = torch.tensor(full, dtype=torch.float64)
+    pruned = torch.tensor(pruned, dtype=torch.float64)
     return {"full_tflops": full, "pruned_tflops": pruned, "ratio_percent": 100 * pruned / full}

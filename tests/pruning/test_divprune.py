@@ -39,7 +39,8 @@ def test_equals_the_loop():
     tokens = seeded(4, 25, 6) * torch.rand(4, 25, 1, generator=torch.Generator().manual_seed(9), dtype=torch.float64).add(0.1)
     plan = dp.prune(vision_of(tokens, (5, 5)), 9)
     for b in range(4):
-        assert plan.index[b].tolist() == sorted(naive(tokens[b], 9))             # raster order, not the order of choice
+        # raster order, not the order of choice
+        assert plan.index[b].tolist() == sorted(naive(tokens[b], 9))
         assert greedy_maxmin(tokens, 9)[0][b].tolist() == naive(tokens[b], 9)
 
 
@@ -65,7 +66,7 @@ def test_identity_rounding_nesting():
     tokens = seeded(2, 21, 4)
     assert torch.equal(dp.select(tokens, 21).apply(tokens), tokens)
     assert len(dp.select(seeded(1, 576, 4), 0.098)) == 56                         # round(56.448)
-    assert len(dp.select(tokens, 0.5)) == 10                                     # Python: 10.5 to the even side
+    assert len(dp.select(tokens, 0.5)) == 10                        # Python: 10.5 to the even side
     kept = [dp.select(tokens, keep).kept() for keep in range(1, 22)]
     assert all(not (a & ~b).any() for a, b in itertools.pairwise(kept))
 
@@ -80,9 +81,11 @@ def test_greedy_against_the_optimum():
         subset = max(itertools.combinations(range(11), 4), key=worst)
         assert best[b].tolist() == list(subset) and abs(value[b].item() - worst(subset)) < 1e-12
     ratio = greedy_maxmin(tokens, 4)[1][:, -1] / value
-    assert (ratio >= 0.25).all() and (ratio <= 1 + 1e-12).all()                  # OPT / 2 in chords, OPT / 4 in cosine distance
-    assert (ratio < 1 - 1e-9).any() and (ratio > 1 - 1e-9).any()                  # "exact" it is not, but sometimes
-    assert (dp.smallest_distance(tokens[:, :4]) / value).mean() < 0.7 * ratio.mean()  # the first four: any
+    # OPT / 2 in chords, OPT / 4 in cosine distance
+    assert (ratio >= 0.25).all() and (ratio <= 1 + 1e-12).all()
+    assert (ratio < 1 - 1e-9).any() and (ratio > 1 - 1e-9).any()  # "exact" it is not, but sometimes
+    # the first four: any
+    assert (dp.smallest_distance(tokens[:, :4]) / value).mean() < 0.7 * ratio.mean()
 
 
 def test_coverage():
@@ -94,11 +97,13 @@ def test_coverage():
         want = [0 if i in index[b] else min(d[i, j].item() for j in index[b]) for i in range(12)]
         torch.testing.assert_close(got[b], torch.tensor(want, dtype=torch.float64))
     zero = torch.zeros(1, 3, 4)
-    assert dp.coverage(zero, torch.tensor([[1]])).tolist() == [[1, 0, 1]]          # a kept token is covered, even one without direction
+    # a kept token is covered, even one without direction
+    assert dp.coverage(zero, torch.tensor([[1]])).tolist() == [[1, 0, 1]]
 
 
 def test_worst_coverage_beats_chance_but_the_mean_need_not():
-    """Two tight crowds and a few loners: max-min spends tokens on the loners, chance follows the crowds."""
+    """Two tight crowds and a few loners: max-min spends tokens on the loners, chance follows the
+    crowds."""
     generator = torch.Generator().manual_seed(0)
     crowd = torch.randn(1, 2, 16, generator=generator).repeat_interleave(60, dim=1)
     crowd = crowd + 0.15 * torch.randn(1, 120, 16, generator=generator)
@@ -108,7 +113,7 @@ def test_worst_coverage_beats_chance_but_the_mean_need_not():
     blind = dp.coverage(tokens, chance)
     assert ours.max() < 0.9 * blind.max()
     ours, blind = (c[:, :120].mean() for c in (ours, blind))
-    assert blind < ours                                                          # in the crowds chance is the better cover
+    assert blind < ours                                   # in the crowds chance is the better cover
 
 
 @given(st.integers(2, 12), st.integers(0, 10**6), st.data())
@@ -116,7 +121,8 @@ def test_worst_coverage_beats_chance_but_the_mean_need_not():
 def test_properties(n, seed, data):
     keep = data.draw(st.integers(1, n))
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(-1, 2, (2, n, 3), generator=generator).double()       # copies, opposite tokens and zeros
+    # copies, opposite tokens and zeros
+    tokens = torch.randint(-1, 2, (2, n, 3), generator=generator).double()
     plan = dp.select(tokens, keep)
     assert plan.kept().sum(dim=1).tolist() == [keep] * 2
     lengths = torch.tensor([0.5, 1, 4.0]).double()[torch.randint(0, 3, (2, n, 1), generator=generator)]
@@ -146,8 +152,9 @@ def test_meta_half_autocast_compile():
 
 
 # ---------------------------------------------------------------- operations
-TEXT = [15, 15, 23, 83, 25, 113, 15, 39, 21, 91, 57]                             # prompts of the release's image benchmarks
-NEXT = [2225, 1922, 2239, 1927, 2108, 1882, 2292, 2249, 2250, 1598, 2116]        # visual tokens of LLaVA-1.6 on them
+TEXT = [15, 15, 23, 83, 25, 113, 15, 39, 21, 91, 57]     # prompts of the release's image benchmarks
+# visual tokens of LLaVA-1.6 on them
+NEXT = [2225, 1922, 2239, 1927, 2108, 1882, 2292, 2249, 2250, 1598, 2116]
 VIDEO = [28, 63, 21, 38, 196]
 
 
@@ -159,9 +166,9 @@ VIDEO = [28, 63, 21, 38, 196]
 ], ids=["1.5-7B", "1.5-13B", "1.6-7B", "video"])
 def test_the_papers_table(visual, text, ratio, model, want):
     layers, dim, hidden = model
-    full, short = ([decoder_flops(tokens_per_layer(layers, v, t, cuts(v)), dim, hidden) / 1e12 for v, t in zip(visual, text)]
+    full, short = ([decoder_flops(tokens_per_layer(layers, v, t, cuts(v)), dim, hidden) / 1e12 for v, t in zip(visual, text, strict=True)]
                    for cuts in (lambda v: (), lambda v: [(0, v - round((1 - ratio) * v))]))
-    ratios = [100 * s / f for s, f in zip(short, full)]
+    ratios = [100 * s / f for s, f in zip(short, full, strict=True)]
     got = [sum(x) / len(x) for x in (full, short, ratios)]
     assert [round(x, 4) for x in got] == list(want)
 
@@ -171,7 +178,8 @@ def test_tokens_per_layer():
     assert tokens_per_layer(4, 10, 3, [(0, 5)]) == [8] * 4
     assert tokens_per_layer(5, 10, 3, [(1, 0.5), (3, 2), (4, 0)]) == [13, 8, 8, 5, 3]
     assert tokens_per_layer(3, 10, 0, [Stage(2, 4, lambda state, keep: None)]) == [10, 10, 4]
-    assert tokens_per_layer(3, 10, 2, [(3, 1)]) == [12] * 3                       # after the last layer: nothing left to save
+    # after the last layer: nothing left to save
+    assert tokens_per_layer(3, 10, 2, [(3, 1)]) == [12] * 3
     for cuts, words in [([(2, 5), (1, 4)], "after layer 1"), ([(4, 5)], "0 ... 3"), ([(0, 5), (1, 6)], "only 5 visual"),
                         ([(0, 11)], "keep=11")]:
         with pytest.raises(ValueError, match=words):

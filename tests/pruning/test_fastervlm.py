@@ -1,4 +1,5 @@
-"""FasterVLM: the row of [CLS], the selection, several views, the analysis; against loops and the card's checks."""
+"""FasterVLM: the row of [CLS], the selection, several views, the analysis; against loops and the
+card's checks."""
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def test_the_row_is_row_zero_of_the_full_map(num_prefix):
     full = (q @ k.transpose(-2, -1) / 2).softmax(dim=-1)
     torch.testing.assert_close(vision.cls_row, full[:, :, 0, num_prefix:], atol=1e-6, rtol=0)
     torch.testing.assert_close(vision.cls_row.sum(dim=-1), 1 - full[:, :, 0, :num_prefix].sum(dim=-1), atol=1e-6, rtol=0)
-    torch.testing.assert_close(fv.cls_row(q[:, :, :1], k, num_prefix), vision.cls_row)              # one query is enough
+    # one query is enough
+    torch.testing.assert_close(fv.cls_row(q[:, :, :1], k, num_prefix), vision.cls_row)
     torch.testing.assert_close(fv.cls_row(2 * q, k, num_prefix, scale=0.25), vision.cls_row)
 
 
@@ -68,8 +70,8 @@ def test_nested_ties_permutation(n, seed, data):
     scores = torch.randint(0, 4, (2, n), generator=generator).float()
     keep = data.draw(st.integers(1, n))
     kept = fv.select(scores, keep).kept()
-    for row, mask in zip(scores, kept):
-        want = sorted(range(n), key=lambda i: (-row[i].item(), i))[:keep]        # ties to the lower index
+    for row, mask in zip(scores, kept, strict=True):
+        want = sorted(range(n), key=lambda i: (-row[i].item(), i))[:keep]  # ties to the lower index
         assert mask.nonzero()[:, 0].tolist() == sorted(want)
     if keep < n:
         assert not (kept & ~fv.select(scores, keep + 1).kept()).any()            # nested
@@ -95,7 +97,7 @@ def test_views(crops):
     plan = fv.prune_views(vision, 2, crops)
     out, per_view = plan.apply(pool), fv.prune(vision, 2).kept().reshape(2, views, n)
     assert out.shape == (2, views * 2, 6)
-    for b in range(2):                                                           # draw the big picture, walk over it
+    for b in range(2):                                          # draw the big picture, walk over it
         features = vision.features.reshape(2, views, n, -1)[b]
         want = [features[0, i] for i in range(n) if per_view[b, 0, i]]
         for y in range(rows * grid[0]):
@@ -121,7 +123,8 @@ def test_views_refuse():
 
 
 def test_saving_on_llava():
-    """T = 58 of 576, 60 text tokens: 118 / 636 of the part linear in n, and less of the part quadratic in it."""
+    """T = 58 of 576, 60 text tokens: 118 / 636 of the part linear in n, and less of the part
+    quadratic in it."""
     full, short = (decoder_flops(tokens_per_layer(32, n, 60), 4096, 11008) for n in (576, 58))
     linear, quadratic = (decoder_flops([1], 4096, 11008) - 2 * 4096) * 32, 2 * 4096 * 32
     assert full == 636 * linear + 636**2 * quadratic and short == 118 * linear + 118**2 * quadratic
@@ -137,7 +140,8 @@ def test_concentration():
 
 
 def test_rope_bias():
-    """Late tokens win when query and keys agree; with independent noise, or one position for all, nobody does."""
+    """Late tokens win when query and keys agree; with independent noise, or one position for all,
+    nobody does."""
     def first_and_last(**options):
         weight = fv.rope_bias(144, 64, samples=400, generator=torch.Generator().manual_seed(0), **options)
         torch.testing.assert_close(weight.sum(), torch.tensor(1.0))

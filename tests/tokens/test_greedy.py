@@ -52,11 +52,12 @@ def test_equals_the_loop(first, weighted):
 def test_gains_are_what_they_say():
     tokens = torch.randn(4, 40, 5, dtype=torch.float64)
     index, gains = greedy_maxmin(tokens, 11)
-    assert (gains[:, 2:] <= gains[:, 1:-1]).all()                                # never rise, from the second on
+    assert (gains[:, 2:] <= gains[:, 1:-1]).all()                   # never rise, from the second on
     for b in range(4):
         chosen = distances(tokens[b])[index[b]][:, index[b]]
         pairs = [chosen[i, j] for i, j in itertools.combinations(range(11), 2)]
-        torch.testing.assert_close(gains[b, -1], min(pairs))                     # the last one is the set's smallest distance
+        # the last one is the set's smallest distance
+        torch.testing.assert_close(gains[b, -1], min(pairs))
 
 
 def test_nested_and_everything():
@@ -84,9 +85,9 @@ def test_weight_zero_comes_last():
 
 
 def test_ties_copies_and_zero_tokens():
-    index, gains = greedy_maxmin(torch.eye(6)[None], 6)                           # all equally far: lowest index first
+    index, gains = greedy_maxmin(torch.eye(6)[None], 6)        # all equally far: lowest index first
     assert index[0].tolist() == list(range(6)) and torch.equal(gains, torch.ones(1, 6))
-    index, gains = greedy_maxmin(torch.ones(2, 7, 3), 7)                          # exact copies: no token comes twice
+    index, gains = greedy_maxmin(torch.ones(2, 7, 3), 7)        # exact copies: no token comes twice
     assert torch.equal(index.sort(dim=1).values, torch.arange(7).expand(2, -1)) and gains.abs().max() < 1e-6
     tokens = torch.cat([torch.zeros(1, 2, 4), torch.randn(1, 5, 4)], dim=1)
     index, gains = greedy_maxmin(tokens, 7)
@@ -101,18 +102,20 @@ def test_ties_copies_and_zero_tokens():
 def test_invariants(n, dim, seed, data):
     keep = data.draw(st.integers(1, n))
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(-2, 3, (2, n, dim), generator=generator).double()      # copies, zeros and ties
+    # copies, zeros and ties
+    tokens = torch.randint(-2, 3, (2, n, dim), generator=generator).double()
     index, gains = greedy_maxmin(tokens, keep)
     assert all(len(set(row.tolist())) == keep for row in index) and not gains.isnan().any()
     powers = torch.tensor([0.25, 1.0, 8.0], dtype=torch.float64)[torch.randint(0, 3, (2, n, 1), generator=generator)]
     scaled = greedy_maxmin(tokens * powers, keep)
-    assert torch.equal(scaled[0], index) and torch.equal(scaled[1], gains)        # a token's length does not matter
+    # a token's length does not matter
+    assert torch.equal(scaled[0], index) and torch.equal(scaled[1], gains)
     tokens = torch.randn(2, n, dim + 2, generator=generator, dtype=torch.float64)
     index, shuffle = greedy_maxmin(tokens, keep)[0], torch.randperm(n, generator=generator)
     moved = greedy_maxmin(tokens[:, shuffle], keep)[0]
     for b in range(2):
         alone = distances(tokens[b]).fill_diagonal_(9).amin(dim=1).sort(descending=True).values
-        if alone[0] - alone[1] > 1e-9:                                            # two tokens, each other's nearest: a tie
+        if alone[0] - alone[1] > 1e-9:                     # two tokens, each other's nearest: a tie
             assert torch.equal(shuffle[moved[b]], index[b])
 
 

@@ -1,20 +1,28 @@
-"""FasterVLM - [CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster (Zhang, Cheng,
-Lu, Zhuo, Wang, Cao, Guo, She, Zhang, 2024, arXiv 2412.01818 v1; version 2 of the same number is another method, VisPruner).
+"""FasterVLM - [CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM
+Inference Faster (Zhang, Cheng, Lu, Zhuo, Wang, Cao, Guo, She, Zhang, 2024, arXiv 2412.01818 v1;
+version 2 of the same number is another method, VisPruner).
 
-The idea: inside the language model the text's attention to visual tokens is shifted (rotary positions pull it to the late, lower
-rows) and dispersed, so it is a poor judge at high ratios. The [CLS] query of the vision encoder is concentrated and free of both.
-So keep the patches that [CLS] looks at, before the language model sees anything: prefill, cache and decoding all get shorter.
+The idea: inside the language model the text's attention to visual tokens is shifted (rotary
+positions pull it to the late, lower rows) and dispersed, so it is a poor judge at high ratios. The
+[CLS] query of the vision encoder is concentrated and free of both. So keep the patches that [CLS]
+looks at, before the language model sees anything: prefill, cache and decoding all get shorter.
 
-    a = softmax(q_cls K^T / sqrt(P))          cls_row      one row, in the layer the features come from; no N x N map is formed
-    s_n = mean over heads of a_n              score        key 0, [CLS] itself, is cut away and the row is NOT renormalised
-    top T, in raster order                    select
-    the three together                        prune, prune_views (a base view and crops: T tokens from EVERY view)
-    analysis: concentration, position bias    concentration, rope_bias
+    a = softmax(q_cls K^T / sqrt(P))     cls_row   one row, of the layer the features come from; no
+                                                   N x N map is formed
+    s_n = mean over heads of a_n         score     key 0, [CLS] itself, is cut away and the row is
+                                                   NOT renormalised
+    top T, in raster order               select
+    the three together                   prune, prune_views (a base view and crops: T tokens from
+                                                   EVERY view)
+    analysis of the two faults           concentration, rope_bias
 
-Hidden states and attention must come from the same layer: LLaVA's hidden_states[-2] and attentions[-2] do, as there is one more
-of the former. An untrained [CLS] (an encoder whose loss never touched it) gives noise. Different from the release: the plan
-applies to the projector's input (same result as masking after it, and cheaper); ties go to the lower index (there: whatever topk
-returns); too large a `keep` is an error here; no special case for prompts without an image. Positions are re-numbered by whoever
+Hidden states and attention must come from the same layer: LLaVA's hidden_states[-2] and
+attentions[-2] do, as there is one more of the former. An untrained [CLS] (an encoder whose loss
+never touched it) gives noise.
+
+Different from the release: the plan applies to the projector's input (same result as masking after
+it, and cheaper); ties go to the lower index (there: whatever topk returns); too large a `keep` is
+an error here; no special case for prompts without an image. Positions are re-numbered by whoever
 feeds the language model.
 """
 
@@ -22,7 +30,9 @@ import torch
 from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
+from ..nn.checks import check_float, check_int
 from ..tokens import Plan, top_tokens
+from ..tokens.checks import check_scores
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
 
@@ -32,78 +42,129 @@ ASKS_TEXT = False
 
 
 def cls_row(q: Tensor, k: Tensor, num_prefix: int = 1, scale: float | None = None) -> Tensor:
-    """Attention of [CLS] over the patches, softmax(q_0 K^T scale) over all keys, without the other rows: H N P multiply-adds, not
-    H N^2 P.
+    """Attention of [CLS] over the patches, softmax(q_0 K^T scale) over all keys, without the other
+    rows: H N P multiply-adds, not H N^2 P.
 
-    q, k (B, heads, prefix + N, P), query 0 is [CLS] (q may hold that query alone); scale: P^-0.5 unless given. Returns (B, heads,
-    N), whose rows sum to 1 minus what [CLS] gives to the prefix tokens. ValueError when there is no prefix: then there is no
-    [CLS].
+    Args:
+        q: (B, heads, prefix + N, P); query 0 is [CLS]. That query alone will do.
+        k: (B, heads, prefix + N, P).
+        num_prefix: keys in front of the patches, [CLS] and registers.
+        scale: None is P^-0.5.
+
+    Returns (B, heads, N), whose rows sum to 1 minus what [CLS] gives to the prefix tokens.
+    ValueError when there is no prefix (then there is no [CLS]) and for what is no floating tensor.
     """
+    check_float(q, "q")
+    check_float(k, "k")
     if num_prefix < 1:
-        raise ValueError(f"num_prefix={num_prefix} but the row of [CLS] needs a [CLS] token in front of the patches")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    logits = (q[:, :, :1] * scale) @ k.transpose(-2, -1)                         # b heads 1 prefix+n
+        raise ValueError(
+            f"num_prefix={num_prefix} but the row of [CLS] needs a [CLS] token before the patches"
+        )
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    logits = (q[:, :, :1] * scale) @ k.transpose(-2, -1)            # b heads 1 prefix+n
     return logits.softmax(dim=-1)[:, :, 0, num_prefix:]
 
 
 def score(row: Tensor) -> Tensor:
-    """Importance of each patch: mean over heads of the [CLS] row. (B, heads, N) -> (B, N). The softmax was taken inside
-    attention."""
+    """Importance of each patch: mean over heads of the [CLS] row, (B, heads, N) -> (B, N).
+
+    The softmax was taken inside attention.
+    """
+    check_float(row, "row")
     if row.dim() != 3:
         raise ValueError(f"row has shape {tuple(row.shape)} but needs 3 axes (B, heads, N)")
     return row.mean(dim=1)
 
 
 def select(scores: Tensor, keep: int | float) -> Plan:
-    """The `keep` patches with the highest scores (B, N), in raster order. Ties go to the lower index, so the choices are nested
-    in `keep`."""
+    """The `keep` patches with the highest scores (B, N), in raster order.
+
+    Ties go to the lower index, so the choices are nested in `keep`. ValueError: keep out of range,
+    scores that are not floating (B, N) or not finite.
+    """
+    check_scores(scores)
     return Plan(top_tokens(scores, keep), scores.shape[1])
 
 
 def prune(vision: VisionOutputs, keep: int | float) -> Plan:
-    """Keep the patches [CLS] attends to most (section 3 of the paper). Plan over `vision.features`; needs `vision.cls_row`."""
+    """Keep the patches [CLS] attends to most (section 3 of the paper).
+
+    Plan over `vision.features`; needs `vision.cls_row`.
+    """
     if vision.cls_row is None:
-        raise ValueError("vision.cls_row is None: FasterVLM needs an encoder with a trained [CLS], and its row asked for (NEEDS)")
+        raise ValueError(
+            "vision.cls_row is None: FasterVLM needs an encoder with a trained [CLS], and its row "
+            "asked for (`reads`)"
+        )
     return select(score(vision.cls_row), keep)
 
 
 def prune_views(vision: VisionOutputs, keep: int | float, crops: tuple[int, int]) -> Plan:
-    """High resolution: every view, the base image and the R x C crops, keeps `keep` of its own patches, then the crops are put
-    together into one big raster (`vtlib.tokens.views.view_order`).
+    """High resolution: every view, the base image and the R x C crops, keeps `keep` of its own
+    patches; then the crops are put together into one big raster (`vtlib.tokens.views.view_order`).
 
-    vision: B (1 + R C) views, base view first, then crops row by row, image after image. Returns a plan for B images of (1 + R C)
-    N tokens, to be applied to `rearrange(vision.features, "(b v) n d -> b (v n) d", v=1 + R * C)`. 5 views that keep 29: 145
-    tokens.
+    Args:
+        vision: B (1 + R C) views: base view first, then crops row by row, image after image.
+        keep: patches of each view; 5 views that keep 29 leave 145 tokens.
+        crops: (R, C).
+
+    Returns a plan for B images of (1 + R C) N tokens, to be applied to
+    `rearrange(vision.features, "(b v) n d -> b (v n) d", v=1 + R * C)`.
     """
     return join_views(prune(vision, keep), crops, vision.grid)
 
 
-# ---------------------------------------------------------------- the paper's analysis of attention as a judge
+# ---------------------------------------------------------------- attention as a judge: analysis
 def concentration(scores: Tensor) -> Tensor:
-    """Share of all attention that the t highest-scoring tokens hold, t = 1 ... N: (B, N) -> (B, N), rising to 1. The diagonal, t
-    / N, is attention spread evenly ("dispersed"); the higher above it, the safer it is to drop the tail."""
+    """Share of all attention that the t highest-scoring tokens hold, t = 1 ... N.
+
+    (B, N) -> (B, N), rising to 1. The diagonal, t / N, is attention spread evenly ("dispersed");
+    the higher above it, the safer it is to drop the tail.
+    """
+    check_scores(scores)
     ordered = scores.sort(dim=1, descending=True).values
     return ordered.cumsum(dim=1) / ordered.sum(dim=1, keepdim=True)
 
 
-def rope_bias(num_visual: int, head_dim: int = 128, agreement: float = 1.0, samples: int = 256, same_position: bool = False,
-              generator: torch.Generator | None = None, device=None) -> Tensor:
-    """Where a text query looks when all visual tokens say the same to it, so that only rotary positions decide. Returns
-    (num_visual,), the mean attention weight of each place, summing to 1; 1 / num_visual is no bias.
+def rope_bias(
+    num_visual: int,
+    head_dim: int = 128,
+    agreement: float = 1.0,
+    samples: int = 256,
+    same_position: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Where a text query looks when all visual tokens say the same to it, so that only rotary
+    positions decide: the query stands right behind the visual tokens.
 
-    Queries and keys are agreement * c + noise, c one normal direction a sample and noise normal for each: agreement 0 is
-    independent noise, and then there is no bias whatever the positions. The query stands right behind the visual tokens.
-    same_position: all visual tokens share one place, the paper's control experiment. Our own small model of the paper's attention
-    shift, not a formula from it.
+    Our own small model of the paper's attention shift, not a formula from it. Queries and keys are
+    agreement * c + noise, c one normal direction a sample and noise normal for each.
+
+    Args:
+        num_visual: N.
+        head_dim: P, even.
+        agreement: 0 is independent noise, and then there is no bias whatever the positions.
+        samples: how many draws the mean is taken over.
+        same_position: all visual tokens share one place, the paper's control experiment.
+        generator: of the draws; they are made on its device.
+        device: of the result; None is torch's default.
+
+    Returns (N,): the mean attention weight of each place, summing to 1; 1 / N is no bias.
     """
-    if num_visual < 1 or samples < 1:
-        raise ValueError(f"num_visual={num_visual}, samples={samples}: needs at least one of each")
+    num_visual = check_int(num_visual, "num_visual", least=1)
+    samples = check_int(samples, "samples", least=1)
     cos, sin = rope_1d(num_visual + 1, head_dim, device=device)
     if same_position:
-        cos, sin = (torch.cat([t[:1].expand(num_visual, -1), t[-1:]]) for t in (cos, sin))
-    where = device if generator is None else generator.device
-    draw = torch.randn(samples, num_visual + 2, head_dim, generator=generator, device=where).to(cos.device)
-    x = agreement * draw[:, :1] + draw[:, 1:]                                    # s n+1 p
-    x = apply_rope(x[:, None], cos, sin)                                         # s 1 n+1 p
-    logits = (x[:, 0, :-1] @ x[:, 0, -1:].transpose(1, 2))[..., 0] * head_dim**-0.5
+        place = torch.zeros(num_visual + 1, dtype=torch.long, device=cos.device)
+        place[-1] = num_visual
+        cos, sin = cos[place], sin[place]
+    drawn_on = cos.device if generator is None else generator.device
+    shape = (samples, num_visual + 2, head_dim)
+    draw = torch.randn(shape, generator=generator, device=drawn_on, dtype=cos.dtype).to(cos.device)
+    x = agreement * draw[:, :1] + draw[:, 1:]                       # s n+1 p
+    x = apply_rope(x[:, None], cos, sin)[:, 0]                      # s n+1 p
+    visual, query = x[:, :-1], x[:, -1:]
+    logits = (visual @ query.transpose(1, 2))[..., 0] * head_dim**-0.5
     return logits.softmax(dim=1).mean(dim=0)

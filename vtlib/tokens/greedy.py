@@ -4,63 +4,155 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_tokens
+from ..nn.checks import check_finite, check_tokens
+from .checks import check_scores
 from .precision import full_precision, widen
 from .select import resolve_keep
 
+CACHED = 1 << 20
+"""Distances that a CPU's cache holds: images go in groups that need no more of them."""
+BANDS = 3
+"""Bands of rows in which the symmetric cosine matrix is computed: 2/3 of all products."""
+
 
 def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
-    """tokens (..., D) -> x / max(|x|, eps), float32 at least. A zero token stays zero: its cosine to all is 0, its distance 1."""
+    """tokens (..., D) -> x / max(|x|, eps), float32 at least.
+
+    A zero token stays zero: its cosine to all is 0, its distance 1.
+    """
     return F.normalize(widen(tokens), dim=-1, eps=eps)
 
 
-def greedy_maxmin(tokens: Tensor, keep: int | float, weight: Tensor | None = None, first: str | Tensor | None = None,
-                  ) -> tuple[Tensor, Tensor]:
+def greedy_maxmin(
+    tokens: Tensor,
+    keep: int | float,
+    weight: Tensor | None = None,
+    first: str | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Greedy max-min selection: again and again the token farthest from its nearest chosen one.
 
-        i_t = argmax over i not chosen of  w_i min over chosen j of d(i, j),        d(i, j) = 1 - cos(x_i, x_j)
+        i_t = argmax over i not chosen of  w_i min over chosen j of d(i, j)
+        d(i, j) = 1 - cos(x_i, x_j)
 
-    tokens (B, N, D). keep: int or fraction (`resolve_keep`) -> T. weight (B, N): w >= 0, None is 1. The first token:
-    None: argmax of w_i min over j != i of d(i, j), the most isolated token; "weight": argmax w; a tensor (B,): these tokens.
-    Returns index (B, T) long in order of choice, and gains (B, T): the score of each choice when it was made; gains[:, 0] is w
-    when first="weight", otherwise the weighted distance to the nearest other token (inf when N = 1).
+    Without weights gains[:, 1:] never rise and gains[:, -1] is the smallest distance in the set. A
+    chosen token is masked, so no token comes twice, not even among exact copies; ties go to the
+    lower index. Computed in float32 at least, gains come in the dtype of the tokens; no gradient.
 
-    Without weights gains[:, 1:] never rise and gains[:, -1] is the smallest distance in the set. A chosen token is masked, so no
-    token comes twice, not even among exact copies; ties go to the lower index. Computed in float32 at least, gains come in the
-    dtype of the tokens; no gradient. Cost N^2 D for the cosines and N T for the choices: one running vector "nearest chosen"
-    instead of T scans of the whole set. ValueError: keep out of range, shapes that do not fit, an unknown `first`.
+    Cost N^2 D for the cosines and N T for the choices: one running vector "nearest chosen" instead
+    of T scans of the whole set. On a CPU images go in groups whose distances stay in its cache
+    (`CACHED`), so a large batch needs no more memory than a small one; elsewhere all at once.
+
+    Args:
+        tokens: (B, N, D).
+        keep: T, an int or a fraction (`resolve_keep`).
+        weight: (B, N), w >= 0; None is 1.
+        first: how the first token is chosen. None: argmax of w_i min over j != i of d(i, j), the
+            most isolated token; "weight": argmax w; a tensor (B,) of indices: these tokens.
+
+    Returns index (B, T) long in order of choice, and gains (B, T): the score of each choice when it
+    was made. gains[:, 0] is w when first="weight", otherwise the weighted distance to the nearest
+    other token (inf when N = 1).
+
+    Raises ValueError: keep out of range, shapes that do not fit, tokens or weights that are not
+    floating or not finite, an unknown `first`.
     """
     check_tokens(tokens)
+    check_finite(tokens, "tokens")
+    keep = resolve_keep(keep, tokens.shape[1])
+    if weight is not None:
+        check_scores(weight, "weight", tuple(tokens.shape[:2]))
+    _check_first(first, tokens, weight)
+    with torch.no_grad(), full_precision(tokens.device):
+        images = _images_at_once(tokens)
+        if images >= len(tokens):
+            index, gains = _choose(tokens, keep, weight, first)
+        else:
+            groups = range(0, len(tokens), images)
+            slices = [slice(start, start + images) for start in groups]
+            parts = [_choose(tokens[s], keep, _rows(weight, s), _rows(first, s)) for s in slices]
+            index = torch.cat([part_index for part_index, _ in parts])
+            gains = torch.cat([part_gains for _, part_gains in parts])
+    return index, gains.to(tokens.dtype)
+
+
+def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | None) -> None:
     batch, num_tokens, _ = tokens.shape
-    keep = resolve_keep(keep, num_tokens)
-    if weight is not None and weight.shape != tokens.shape[:2]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)} but the tokens need (B, N) = {(batch, num_tokens)}")
-    if isinstance(first, Tensor) and first.shape != (batch,):
-        raise ValueError(f"first has shape {tuple(first.shape)} but needs one token an image, ({batch},)")
-    if not isinstance(first, Tensor) and first not in (None, "weight"):
-        raise ValueError(f"first={first!r} must be None (most isolated), 'weight' (largest weight) or a tensor (B,) of indices")
-    if isinstance(first, str) and weight is None:
+    if isinstance(first, Tensor):
+        if first.shape != (batch,) or first.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"first has shape {tuple(first.shape)}, {first.dtype}, but needs one index "
+                f"an image, int64 ({batch},)"
+            )
+        return
+    if first not in (None, "weight"):
+        raise ValueError(
+            f"first={first!r} must be None (most isolated), 'weight' (largest weight) or a tensor "
+            f"(B,) of indices"
+        )
+    if first == "weight" and weight is None:
         raise ValueError("first='weight' but weight=None: it needs weights (B, N)")
 
-    with torch.no_grad(), full_precision(tokens.device):
+
+def _images_at_once(tokens: Tensor) -> int:
+    """Images whose distances are held together: all, but on a CPU those that fit its cache."""
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(tokens)
+    return max(1, CACHED // tokens.shape[1] ** 2)
+
+
+def _rows(x: str | Tensor | None, rows: slice) -> str | Tensor | None:
+    return x[rows] if isinstance(x, Tensor) else x
+
+
+def _cosines(tokens: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N, N), symmetric to the bit: a third of it is a copy of its mirror image."""
+    batch, num_tokens, _ = tokens.shape
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
         x = unit(tokens)
-        cosine = x @ x.transpose(1, 2)                                           # b n n
-        cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)                        # nobody is its own neighbour
-        rows = cosine.view(batch * num_tokens, num_tokens)                       # row of token i of image b: b n + i
-        offset = torch.arange(batch, device=x.device) * num_tokens
-        weight = 1 if weight is None else weight.to(x.dtype)
-        if isinstance(first, str):
-            gain, chosen = weight.max(dim=1)
+        return x @ x.transpose(1, 2)
+    cosine = widen(tokens[:, :, :0]).new_empty(batch, num_tokens, num_tokens)
+    height = -(-num_tokens // BANDS)
+    for image, out in zip(tokens, cosine, strict=True):             # unit vectors of one at a time
+        x = unit(image)
+        for start in range(0, num_tokens, height):
+            stop = min(start + height, num_tokens)
+            torch.mm(x[start:stop], x[start:].T, out=out[start:stop, start:])
+            out[stop:, start:stop] = out[start:stop, stop:].T
+    return cosine
+
+
+def _choose(
+    tokens: Tensor, keep: int, weight: Tensor | None, first: str | Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`greedy_maxmin` of checked arguments, all images together; gains are float32 at least."""
+    batch, num_tokens, _ = tokens.shape
+    distance = _cosines(tokens).neg_().add_(1)                      # b n n
+    itself = distance.diagonal(dim1=1, dim2=2)
+    weight = None if weight is None else weight.to(distance.dtype)
+
+    itself.fill_(torch.inf)                                         # nobody is its own neighbour
+    if isinstance(first, str):
+        gain, chosen = weight.max(dim=1)
+    else:
+        alone = distance.amin(dim=2)                                # b n
+        gain = alone if weight is None else weight * alone
+        if first is None:
+            gain, chosen = gain.max(dim=1)
         else:
-            gain = weight * (1 - cosine.amax(dim=2))                             # b n
-            gain, chosen = gain.max(dim=1) if first is None else (gain.gather(1, first[:, None])[:, 0], first)
-        index, gains = [chosen], [gain]
-        near = torch.full_like(rows[:batch], torch.inf)                          # distance to the nearest chosen token, b n
-        taken = torch.zeros_like(near, dtype=torch.bool)
-        for _ in range(keep - 1):
-            torch.minimum(near, 1 - rows.index_select(0, offset + chosen), out=near)
-            taken.scatter_(1, chosen[:, None], True)
-            gain, chosen = (weight * near).masked_fill_(taken, -torch.inf).max(dim=1)
-            index.append(chosen)
-            gains.append(gain)
-        return torch.stack(index, dim=1), torch.stack(gains, dim=1).to(tokens.dtype)
+            chosen = first.long()
+            gain = gain.gather(1, chosen[:, None])[:, 0]
+
+    itself.fill_(-torch.inf)                                        # a chosen token is never far
+    rows = distance.view(batch * num_tokens, num_tokens)            # token i of image b: b n + i
+    offset = torch.arange(batch, device=rows.device) * num_tokens
+    nearest = torch.full_like(distance[:, 0], torch.inf)            # b n: to the nearest chosen
+    index, gains = [chosen], [gain]
+    for _ in range(keep - 1):
+        nearest = torch.minimum(nearest, rows.index_select(0, offset + chosen))
+        score = nearest
+        if weight is not None:
+            score = (weight * nearest).masked_fill_(nearest == -torch.inf, -torch.inf)
+        gain, chosen = score.max(dim=1)
+        index.append(chosen)
+        gains.append(gain)
+    return torch.stack(index, dim=1), torch.stack(gains, dim=1)
