@@ -46,7 +46,7 @@ def llm_pruning(case):
     for after in asked - {cut.after for cut in cuts}:                            # look, and hide nothing more
         left = min((cut.keep for cut in cuts if cut.after < after), default=num_visual)
         cuts.append(Stage(after, left, lambda state, keep: state.top(state.alive.float(), keep)))
-    run = llama(case).prefill(x, slice(start, stop), cuts, positions=aim.POSITIONS, mode="mask")
+    run = llama(case).prefill(x, slice(start, stop), cuts, positions=aim.METHOD.positions, mode="mask")
     mask = torch.stack([*run.cache.valid[1:], run.valid])                        # what the layer after each sees
     out = {"last_hidden_state": run.hidden, "mask_after_layer": mask}
     for state in run.states:

@@ -40,7 +40,7 @@ def model(case):
     visual = slice(c["system_tokens"], c["system_tokens"] + c["visual_tokens_in"])
     cuts = transprune.stages(c["num_hidden_layers"], None, c["visual_tokens_in"], c["image_token_ratios"], c["pruning_layers"],
                              c["accumulating_layers"])
-    run = llama(case).prefill(case.tensors["inputs_embeds"], visual, cuts, positions=transprune.POSITIONS)
+    run = llama(case).prefill(case.tensors["inputs_embeds"], visual, cuts, positions=transprune.METHOD.positions)
     out = {"last_hidden_state": run.hidden}
     for i, (state, plan) in enumerate(zip(run.states, run.plans)):
         rows = transprune.layer_ttv([state.transitions[n] for n in c["accumulating_layers"] if n <= state.after])

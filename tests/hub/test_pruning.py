@@ -24,6 +24,7 @@ from vtlib.hub import encoders, prune
 from vtlib.hub.clip import question_signals
 from vtlib.pruning import aim, crossget, fastv, transprune, visiondrop
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
+from vtlib.pruning.method import Method
 from vtlib.tokens import Plan, Stage, keep_all, top_tokens
 from vtlib.vlm import Decoder
 
@@ -151,11 +152,11 @@ def qwen_prompt(*grids, rows=2, seed=0):
     )
 
 
-def top_cls(vision, keep):
+def choose_by_cls(vision, keep):
     return Plan(top_tokens(vision.cls_row.mean(1), keep), vision.features.shape[1])
 
 
-top_cls.NEEDS = {"cls_row"}
+top_cls = Method("top_cls", "Top [CLS]", prune=choose_by_cls, reads=("cls_row",))
 
 
 def last_token(after, keep):

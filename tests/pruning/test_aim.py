@@ -326,7 +326,7 @@ def test_both_knobs_in_numbers():
     merged, cuts = split_budget(6, 8, 64)
     plan = prune(vision(x[:, 3:67]), merged)
     short = torch.cat([x[:, :3], plan.apply(x[:, 3:67]), x[:, 67:]], dim=1)
-    run = model.prefill(short, slice(3, 3 + merged), cuts, positions=aim.POSITIONS)
+    run = model.prefill(short, slice(3, 3 + merged), cuts, positions=aim.METHOD.positions)
     assert 6 < sum(run.cache.lengths) / 6 - 8 <= 8
     with pytest.raises(ValueError, match="keep=65 but there are 64"):
         split_budget(6, 65, 64)

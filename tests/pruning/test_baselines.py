@@ -244,4 +244,6 @@ def test_bad_input():
 
 
 def test_declarations():
-    assert bl.NEEDS == set() and bl.SPACE == "features" and bl.ASKS_TEXT is False
+    for method in (bl.RANDOM, bl.UNIFORM, bl.POOL, bl.TOME):
+        assert method.paper is None and method.space == "features" and not method.asks
+        assert method.reads == (("keys",) if method is bl.TOME else ())

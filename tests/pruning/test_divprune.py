@@ -210,4 +210,4 @@ def test_bad_input(call, words):
 
 
 def test_declarations():
-    assert dp.NEEDS == set() and dp.SPACE == "tokens" and dp.ASKS_TEXT is False
+    assert dp.METHOD.reads == () and dp.METHOD.space == "tokens" and not dp.METHOD.asks

@@ -184,4 +184,5 @@ def test_bad_input(call, words):
 
 
 def test_declarations():
-    assert fv.NEEDS == {"cls_row"} and fv.SPACE == "features" and fv.ASKS_TEXT is False
+    assert fv.METHOD.reads == ("cls_row",)
+    assert fv.METHOD.space == "features" and not fv.METHOD.asks

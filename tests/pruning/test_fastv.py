@@ -44,7 +44,7 @@ def row_by_hand(model, x, number, last):
 def test_last_row_by_hand(after, layer, number, kv):
     model, x = build(kv), sequence()
     valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])              # the second prompt ends earlier
-    run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL, after, layer), valid, fastv.POSITIONS)
+    run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL, after, layer), valid, fastv.METHOD.positions)
     for b, last in enumerate((SIZE - 1, SIZE - 3)):
         want = row_by_hand(model, x[b], number, last)
         assert run.plan.index[b].tolist() == sorted(want.argsort(descending=True)[:5].tolist())

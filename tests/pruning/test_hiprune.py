@@ -252,4 +252,5 @@ def test_bad_input(call, words):
 
 
 def test_declarations():
-    assert hp.NEEDS == {"attention"} and hp.SPACE == "features" and hp.ASKS_TEXT is False
+    assert hp.METHOD.reads == ("attention",)
+    assert hp.METHOD.space == "features" and not hp.METHOD.asks

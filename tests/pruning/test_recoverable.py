@@ -414,4 +414,6 @@ def test_needs_a_cls_and_agreeing_shapes():
         prune(VisionOutputs(vision.selected, vision.grid, vision.project, num_prefix=0), **args)
     with pytest.raises(ValueError, match="must agree"):
         select(torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, 5, 2))
-    assert recoverable.ASKS_TEXT and recoverable.SPACE == "features" and recoverable.NEEDS == set()
+    method = recoverable.METHOD
+    assert method.asks and method.space == "features" and method.reads == ()
+    assert method.signals == ("query", "key", "patches", "text")

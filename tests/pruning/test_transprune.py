@@ -43,7 +43,7 @@ def sequence(batch=2, size=SIZE, dtype=torch.float64, seed=1):
 
 
 def run(model, x, cuts, **more):
-    return model.prefill(x, VISUAL, cuts, **{"positions": transprune.POSITIONS, **more})
+    return model.prefill(x, VISUAL, cuts, **{"positions": transprune.METHOD.positions, **more})
 
 
 # ------------------------------------------------------------------------------------------------------------------ transitions

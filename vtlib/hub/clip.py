@@ -18,7 +18,7 @@ from torch import Tensor
 from ..pruning import crossget
 from ..tokens import resolve_keep, take
 
-CROSSGET = (None, "crossget", crossget)
+CROSSGET = (None, "crossget", crossget, crossget.METHOD)
 ATTENTIONS = ("sdpa", "eager")
 
 

@@ -42,13 +42,14 @@ def prune(model, method=None, keep=None, *, stages=None, positions=None, attenti
     """A context in which `model` (LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration) prunes visual tokens;
     gives a `Pruned`.
 
-    method: a module of vtlib.pruning or its name: one with `prune` acts before the language model (NEEDS, SPACE), one with only
-    `stages` inside it; of one with both (AIM, VisionDrop) the part before, the other one goes into `stages`. Or a function
-    (vision, keep, **options) -> Plan over `vision.features`, with attributes NEEDS and SPACE if it has other wishes.
+    method: a name of vtlib.pruning.registry.METHODS, a `vtlib.pruning.method.Method`, or a function
+    (vision, keep, **options) -> Plan (a score, indices) that reads nothing but `vision.features`. One with `prune` acts
+    before the language model, one with only `stages` inside it; of one with both (AIM, VisionDrop) the part before, the
+    other one goes into `stages`.
     keep: visual tokens per image, an int or a fraction. options go to the method.
     stages: (more) cuts inside the decoder: a list of `Stage` or a function (num_layers, num_visual) -> list, num_visual: tokens
     of an image that get there.
-    positions: see the module; default: the method's POSITIONS, or the family's way.
+    positions: see the module; default: the method's, or the family's way.
     attention, hidden: layers whose maps (0-based) and hidden states the plan also reads. signals: a function of a forward's
     arguments (a dict) that returns more options for the method, such as the question's features.
     With a CLIPModel: `clip.merge_tokens`. ValueError when model, method and wishes do not fit, and from a forward that cannot

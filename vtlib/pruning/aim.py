@@ -29,11 +29,9 @@ from torch import Tensor
 from ..nn import check_tokens
 from ..tokens import Plan, Stage, keep_all, resolve_keep
 from ..tokens.precision import full_precision, widen
+from .method import Method
 
-NEEDS = set()                   # of the encoder: nothing but its tokens
-SPACE = "tokens"
-ASKS_TEXT = False               # merging; the page rank inside the decoder sees the question
-POSITIONS = "keep"              # what the release does: Decoder.prefill(..., positions=POSITIONS)
+PAPER = "aim"
 SCHEDULES = {"video": (14, 22, 28), "image": (13, 21, 32)}   # l1, l2, number of layers: LLaVA-OneVision-7B, LLaVA-1.5-7B
 ROLES = ("single", "merged")
 
@@ -176,7 +174,7 @@ def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
 def stages(num_layers: int, keep: int | float | None, num_visual: int, schedule: str = "video", l1: float | None = None,
            l2: float | None = None, rates=None, tau: float = 0.1, iterations: int = 5, damping: float = 0.0) -> list[Stage]:
     """The cuts for a decoder with num_layers layers that gets num_visual visual tokens (after merging): int(num_visual rate) are
-    left after each layer, none in the end. `Decoder.prefill(..., stages(...), positions=POSITIONS)`, mode="mask" for the
+    left after each layer, none in the end. `Decoder.prefill(..., stages(...), positions="keep")`, mode="mask" for the
     release's numbers.
 
     keep=None: the paper's (l1, l2), `SCHEDULES[schedule]`, at the same relative depth: (14, 22) with 28 layers. In its place l1
@@ -229,10 +227,21 @@ def split_budget(num_layers: int, keep: int | float, num_visual: int, schedule: 
     keep out of range.
 
         count, cuts = split_budget(num_layers, keep, num_visual)
-        tokens = prune(vision, count).apply(vision.tokens)       # then Decoder.prefill(..., cuts, positions=POSITIONS)
+        tokens = prune(vision, count).apply(vision.tokens)       # then Decoder.prefill(..., cuts, positions="keep")
     """
     mean = resolve_keep(keep, num_visual)
     merged = max(1, int(mean / mean_rate(num_layers, *scaled(num_layers, schedule)) + 1e-9))
     if merged >= num_visual:
         return num_visual, stages(num_layers, mean, num_visual, schedule)
     return merged, stages(num_layers, None, merged, schedule)
+
+
+def _ramp(num_layers: int, keep: int, num_visual: int) -> list[Stage]:
+    """The paper's ramp, which ends at none; `keep` is what merging leaves."""
+    return stages(num_layers, None, num_visual)
+
+
+METHOD = Method(
+    "aim", "AIM", paper=PAPER, prune=prune, stages=_ramp, space="tokens", asks=True, positions="keep",
+)
+MERGING = Method("aim_merge", "AIM, merging alone", paper=PAPER, prune=prune, space="tokens")

@@ -23,10 +23,7 @@ from ..tokens import Plan, keep_all, resolve_keep
 from ..tokens.greedy import unit
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import VisionOutputs
-
-NEEDS = set()
-SPACE = "features"
-ASKS_TEXT = False
+from .method import Method
 
 
 def random(vision: VisionOutputs, keep: int | float, generator: torch.Generator | None = None) -> Plan:
@@ -155,3 +152,15 @@ def oracle(mask: Tensor, vision: VisionOutputs, keep: int | float) -> Plan:
     order = spread_order(vision.grid, mask.device)
     marked_first = (~mask[:, order]).to(torch.uint8).argsort(dim=1, stable=True)[:, :keep]       # b t, places in that order
     return Plan(order[marked_first].sort(dim=1).values, num_tokens)
+
+
+def _tome_on_keys(vision: VisionOutputs, keep: int | float) -> Plan:
+    if vision.keys is None:
+        raise ValueError("vision.keys is None: Token Merging compares keys, ask the encoder for need=('keys',)")
+    return tome(vision, keep, vision.keys[:, vision.num_prefix :])
+
+
+RANDOM = Method("random", "Random", prune=random)
+UNIFORM = Method("uniform", "Uniform grid", prune=uniform)
+POOL = Method("pool", "Average pooling", prune=pool)
+TOME = Method("tome", "ToMe-style merging", prune=_tome_on_keys, reads=("keys",))

@@ -13,7 +13,7 @@ counts it so many times.
     w = softmax([I_s, I_d]); X = x s; X_d += 2 w_s X_s + (2 w_d - 1) X_d; x = X / s                ensemble -> `Plan`
 
 `crossget_encoder` does this in every layer of a dual encoder that has learned its cross tokens. The image's cross token never
-reads a caption: it has learned what captions ask for in general (ASKS_TEXT is False). Untrained, its vectors 0, it is a second
+reads a caption: it has learned what captions ask for in general (`METHOD.asks` is False). Untrained, its vectors 0, it is a second
 [CLS], which is what `prune` uses on any encoder. Different from the official code (sdc17/CrossGET): mutual nearest neighbours
 tie in the first sort as a rule, so S is made exactly symmetric and sorts are stable, lower index first (there: left to the
 sort); matching and sizes stay in float32 under autocast; method="bipartite" is the baseline of the paper's comparison, ToMe's
@@ -29,10 +29,9 @@ from torch import Tensor
 
 from ..tokens import Plan, keep_all, resolve_keep, take
 from ..tokens.precision import full_precision, widen
+from .method import Method
 
-NEEDS = {"keys", "cls_row"}
-SPACE = "features"
-ASKS_TEXT = False
+PAPER = "crossget"
 METHODS = ("complete", "bipartite")
 
 
@@ -152,7 +151,7 @@ def prune(vision, keep, *, importance=None, layer=None, guided=True, method="com
     batch, num_tokens = vision.features.shape[:2]
     keep = resolve_keep(keep, num_tokens)
     if vision.keys is None:
-        raise ValueError("vision.keys is None: CrossGET matches keys, ask the encoder for NEEDS = {'keys', 'cls_row'}")
+        raise ValueError("vision.keys is None: CrossGET matches keys, ask the encoder for need=('keys', 'cls_row')")
     if importance is None:
         if vision.cls_row is None:
             raise ValueError("vision.cls_row is None: give `importance` (B, N), or ask an encoder with [CLS] for it")
@@ -172,3 +171,6 @@ def prune(vision, keep, *, importance=None, layer=None, guided=True, method="com
         key, importance = step.apply(key), step.apply(importance)
         plan = step if plan is None else plan.then(step)
     return plan
+
+
+METHOD = Method("crossget", "CrossGET (untrained)", paper=PAPER, prune=prune, reads=("keys", "cls_row"))

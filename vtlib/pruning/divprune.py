@@ -40,10 +40,9 @@ from ..tokens import Plan, resolve_keep, take
 from ..tokens.greedy import greedy_maxmin, unit
 from ..tokens.precision import full_precision
 from ..tokens.vision import VisionOutputs
+from .method import Method
 
-NEEDS = set()
-SPACE = "tokens"
-ASKS_TEXT = False
+PAPER = "divprune"
 
 
 def distances(tokens: Tensor) -> Tensor:
@@ -140,3 +139,6 @@ def optimum(tokens: Tensor, keep: int, limit: int = 200_000) -> tuple[Tensor, Te
             worst = torch.minimum(worst, distance[:, subsets[:, i], subsets[:, j]])     # b s
     value, best = worst.max(dim=1)
     return subsets[best], value
+
+
+METHOD = Method("divprune", "DivPrune", paper=PAPER, prune=prune, space="tokens")

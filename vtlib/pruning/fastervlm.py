@@ -35,10 +35,9 @@ from ..tokens import Plan, top_tokens
 from ..tokens.checks import check_scores
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
+from .method import Method
 
-NEEDS = {"cls_row"}
-SPACE = "features"
-ASKS_TEXT = False
+PAPER = "fastervlm"
 
 
 def cls_row(q: Tensor, k: Tensor, num_prefix: int = 1, scale: float | None = None) -> Tensor:
@@ -168,3 +167,6 @@ def rope_bias(
     visual, query = x[:, :-1], x[:, -1:]
     logits = (visual @ query.transpose(1, 2))[..., 0] * head_dim**-0.5
     return logits.softmax(dim=1).mean(dim=0)
+
+
+METHOD = Method("fastervlm", "FasterVLM", paper=PAPER, prune=prune, reads=("cls_row",))

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import Stage, resolve_keep, take
+from .method import Method
 
-NEEDS = set()                   # of the encoder: nothing
-ASKS_TEXT = True
-POSITIONS = "keep"              # what the release does: Decoder.prefill(..., positions=POSITIONS)
 AFTER = 2                       # the paper's K
 BUDGETS = ("final", "mean")
 
@@ -65,3 +63,6 @@ def stages(num_layers: int, keep: int | float, num_visual: int, after: int = AFT
         return state.top(score(state.attention(rows, layer), last)[:, state.visual], keep)
 
     return [Stage(after, left, plan)]
+
+
+METHOD = Method("fastv", "FastV (last word's attention)", stages=stages, asks=True, positions="keep")

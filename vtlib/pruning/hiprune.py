@@ -27,10 +27,9 @@ from torch import Tensor
 from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
+from .method import Method
 
-NEEDS = {"attention"}  # of the two layers that `attention_layers` names
-SPACE = "features"
-ASKS_TEXT = False
+PAPER = "hiprune"
 OBJECT_LAYER = 9  # of the 24 layers of CLIP ViT-L, counted from 1; Qwen2.5-VL: 16 of 32
 ROLES = ("anchor", "buffer", "register")
 
@@ -191,3 +190,6 @@ def layer_analysis(vision: VisionOutputs, mask: Tensor, top: int | float = 0.1) 
     scores = [received(vision.attention[layer], vision.num_prefix) for layer in layers]
     return ([layer + 1 for layer in layers], torch.stack([object_iou(s, mask, top).mean() for s in scores]),
             torch.stack([spread(s, vision.grid, top).mean() for s in scores]))
+
+
+METHOD = Method("hiprune", "HiPrune", paper=PAPER, prune=prune, reads=("attention",), layers=attention_layers)

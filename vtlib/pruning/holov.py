@@ -28,10 +28,9 @@ from torch import Tensor
 from ..nn import check_tokens
 from ..tokens import Plan, resolve_keep, take
 from ..tokens.precision import full_precision, widen
+from .method import Method
 
-NEEDS = {"cls_row"}
-SPACE = "tokens"
-ASKS_TEXT = False
+PAPER = "holov"
 EPS = 1e-6
 ALLOCATE, RANK_BY, ORDER, LAYOUTS = ("paper", "release"), ("attention", "score"), ("raster", "release"), ("bands", "rectangles")
 
@@ -251,3 +250,6 @@ def refetch(x: Tensor, pruned: Tensor, ffn: Tensor, beta: float, activation=torc
     if not 0 <= beta <= 1:
         raise ValueError(f"beta={beta} must lie in [0, 1]")
     return beta * (activation(x @ pruned.transpose(1, 2)) @ pruned) + (1 - beta) * ffn
+
+
+METHOD = Method("holov", "HoloV", paper=PAPER, prune=prune, reads=("cls_row",), space="tokens")

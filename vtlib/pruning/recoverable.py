@@ -30,10 +30,9 @@ from torch import Tensor
 
 from ..tokens import Plan, keep_all, resolve_keep, take
 from ..tokens.precision import full_precision, widen
+from .method import Method
 
-NEEDS = set()  # nothing of `VisionOutputs` but its features; q, k, v and t come as arguments
-SPACE = "features"
-ASKS_TEXT = True
+PAPER = "recoverable-compression"
 ROLES = ("vision", "text", "centre", "extra", "empty")
 THRESHOLD, GUARD = 1.5, 1e-10
 
@@ -263,3 +262,6 @@ def prune(vision, keep=None, *, query: Tensor, key: Tensor, patches: Tensor, tex
         options["released_center_count"] = vision.features.shape[-1]
     visual = visual_score(query, key, vision.num_prefix)
     return select(visual, text_score(text, patches), key[:, vision.num_prefix :], keep, **options)
+
+
+METHOD = Method("recoverable", "Recoverable Compression", paper=PAPER, prune=prune)

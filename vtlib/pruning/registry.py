@@ -10,65 +10,97 @@ inside it. Two say it otherwise: VisionDrop's is the mean over its stages, and A
 token's number no longer tells its row. reduce(..., positions="keep") leaves each token the number of its patch: see `places`.
 """
 
+import contextlib
 import functools
-from dataclasses import dataclass, field
-from typing import Callable
+import importlib
+import pkgutil
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import pruning
 from ..tokens import Plan, Stage, keep_all, resolve_keep
 from ..tokens.vision import VisionOutputs
 from ..vlm.decoder import POSITIONS
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
-from . import (
-    aim,
-    baselines,
-    crossget,
-    divprune,
-    fastervlm,
-    fastv,
-    hiprune,
-    holov,
-    recoverable,
-    transprune,
-    visiondrop,
-    zooprune,
-)
+from .method import Method, as_method
 
+TOOLS = ("bench", "method", "pretrained", "registry")
+"""Modules of vtlib.pruning that run methods and hold none."""
+
+
+def discover() -> dict[str, Method]:
+    """Every `Method` that a module of vtlib.pruning holds, by its name: baselines first, then papers."""
+    found = []
+    for info in pkgutil.iter_modules(pruning.__path__):
+        if info.name in TOOLS:
+            continue
+        module = importlib.import_module(f"{pruning.__name__}.{info.name}")
+        found += [value for value in vars(module).values() if isinstance(value, Method)]
+    return {method.name: method for method in sorted(found, key=lambda method: method.paper is not None)}
+
+
+METHODS: dict[str, Method] = discover()
+"""What the package has, and what `register` has added."""
+OWN = frozenset(METHODS)
+
+
+def register(method: Method) -> contextlib.ExitStack:
+    """Make a method known by its name, for `find`, `METHODS`, the hub and the widgets.
+
+    For good, or as a context: `with register(METHOD): ...`; `close()` of what is returned takes it out
+    again, too. A method of the same name that was registered before is replaced, and comes back then.
+    ValueError for what is no `Method` and for a name that belongs to the package.
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"method={method!r}: needs a vtlib.pruning.method.Method, which has a name")
+    if method.name in OWN:
+        raise ValueError(f"method={method.name!r} is the package's own: choose another name")
+    before = METHODS.get(method.name)
+    METHODS[method.name] = method
+    stack = contextlib.ExitStack()
+    stack.callback(_put_back, method, before)
+    return stack
+
+
+def _put_back(method: Method, before: Method | None) -> None:
+    if METHODS.get(method.name) is not method:                            # replaced since then
+        return
+    if before is None:
+        del METHODS[method.name]
+    else:
+        METHODS[method.name] = before
+
+
+def find(method) -> Method:
+    """A name of METHODS, a `Method`, or what `as_method` makes one of -> Method.
+
+    ValueError for an unknown name.
+    """
+    if not isinstance(method, str):
+        return as_method(method)
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known; there is {', '.join(sorted(METHODS))}. "
+                         "`register` adds one of your own")
+    return METHODS[method]
+
+
+# ------------------------------------------------------------------------------------------- on TinyVLM
 OBJECT_LAYER = 3
-"""HiPrune's object layer (from 1) in TinyVLM's encoder of five. The paper takes the layer whose most attended patches overlap the objects best
-(`hiprune.object_iou`), and finds it in the middle (9 of CLIP's 24), with a fall after it. Here the overlap rises to the last layer; so it is the best
-of those before the deep layer, the fourth, which already serves as the registers' score: an anchor has to be chosen by another. Notebook 05 computes
-it; a test does so on the shipped encoder."""
+"""HiPrune's object layer (from 1) in TinyVLM's encoder of five.
+
+The paper takes the layer whose most attended patches overlap the objects best (`hiprune.object_iou`), and
+finds it in the middle (9 of CLIP's 24), with a fall after it. Here the overlap rises to the last layer; so
+it is the best of those before the deep layer, the fourth, which already serves as the registers' score: an
+anchor has to be chosen by another. Notebook 05 computes it; a test does so on the shipped encoder.
+"""
+OPTIONS = {"hiprune": {"object_layer": OBJECT_LAYER}}
+"""Options that a method needs at TinyVLM's size."""
 NAMELESS = frozenset(words(SHELL))
 """Words of questions that name nothing in a picture."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One entry of METHODS.
-
-    title; paper: slug, None for a baseline. needs: what `TinyVLM.encode` is asked for. space: which tensor the plan is for. asks: whether the question
-    matters. plan(model, vision, keep, questions, generator) -> Plan, or None when nothing happens before the language model.
-    stages(model, keep, num_visual) -> list of `Stage`, or None when nothing happens inside. positions: the releases' choice.
-    """
-
-    title: str
-    paper: str | None = None
-    needs: dict = field(default_factory=dict)
-    space: str = "features"
-    asks: bool = False
-    plan: Callable | None = None
-    stages: Callable | None = None
-    positions: str = "renumber"
-
-    @property
-    def where(self) -> str:
-        """"before", "inside" or "both": where tokens go, seen from the language model."""
-        return "before" if self.stages is None else "inside" if self.plan is None else "both"
 
 
 @dataclass
@@ -92,75 +124,56 @@ class Reduced:
         return functools.reduce(Plan.then, run.plans[1:], self.plan) if self.seated else self.plan.then(run.plan)
 
 
-def before(module, **options):
-    """plan(...) of a method that looks at the picture alone."""
-    return lambda model, vision, keep, questions, generator: module.prune(vision, keep, **options)
-
-
 def asking_vector(model: TinyVLM, questions) -> Tensor:
     """(B, D): mean of the unit embeddings of the words in each question that name something, of all its words if none does."""
     rows = [[w for w in words(q) if w not in NAMELESS] or words(q) for q in questions]
     return torch.stack([F.normalize(model.embed_tokens.weight[[model.ids[w] for w in row]], dim=-1).mean(0) for row in rows])
 
 
-def _recover(model, vision, keep, questions, generator):
-    if questions is None:
-        raise ValueError("questions is None: Recoverable Compression recovers what the question asks for")
+def _query_and_key(model, vision, questions):
+    """q, k (B, prefix + N, C) of the encoder's last layer, heads side by side."""
     last = len(model.encoder.blocks) - 1
-    q, k = (t.transpose(1, 2).flatten(2) for t in model.encoder.queries_and_keys(last, vision.hidden[last]))
-    return recoverable.prune(vision, keep, query=q, key=k, patches=vision.tokens, text=asking_vector(model, questions))
+    q, k = model.encoder.queries_and_keys(last, vision.hidden[last])
+    return dict(query=q.transpose(1, 2).flatten(2), key=k.transpose(1, 2).flatten(2))
 
 
-def _visiondrop_before(model, vision, keep, questions, generator):
-    whole = vision.selected.shape[1]
-    first = sum(visiondrop.schedule(resolve_keep(keep, whole))[0])
-    return visiondrop.prune(vision, min(first, whole))
-
-
-def _visiondrop_inside(model, keep, num_visual):
-    later = [min(d + c, num_visual) for d, c in visiondrop.schedule(resolve_keep(keep, num_visual))[1:]]
-    return visiondrop.stages(later, len(model.decoder.layers))
-
-
-CLS = {"need": ("cls_row",)}
-METHODS: dict[str, Method] = {
-    "random": Method("Random", plan=lambda model, vision, keep, questions, generator: baselines.random(vision, keep, generator)),
-    "uniform": Method("Uniform grid", plan=lambda model, vision, keep, questions, generator: baselines.uniform(vision, keep)),
-    "pool": Method("Average pooling", plan=lambda model, vision, keep, questions, generator: baselines.pool(vision, keep)),
-    "tome": Method("ToMe-style merging", needs={"need": ("keys",)},
-                   plan=lambda model, vision, keep, questions, generator: baselines.tome(vision, keep, vision.keys[:, vision.num_prefix :])),
-    "fastv": Method("FastV (last word's attention)", asks=True, positions=fastv.POSITIONS,
-                    stages=lambda model, keep, n: fastv.stages(len(model.decoder.layers), keep, n)),
-    "fastervlm": Method("FasterVLM", "fastervlm", CLS, fastervlm.SPACE, plan=before(fastervlm)),
-    "divprune": Method("DivPrune", "divprune", {}, divprune.SPACE, plan=before(divprune)),
-    "hiprune": Method("HiPrune", "hiprune", {"attention": (OBJECT_LAYER - 1, -2)}, hiprune.SPACE, plan=before(hiprune, object_layer=OBJECT_LAYER)),
-    "visiondrop": Method("VisionDrop", "visiondrop", {"need": ("cls_row", "keys")}, visiondrop.SPACE, plan=_visiondrop_before,
-                         stages=_visiondrop_inside),
-    "holov": Method("HoloV", "holov", CLS, holov.SPACE, plan=before(holov)),
-    "zooprune": Method("ZOO-Prune", "zooprune", {}, zooprune.SPACE,
-                       plan=lambda model, vision, keep, questions, generator: zooprune.prune(vision, keep, generator=generator)),
-    "transprune": Method("TransPrune", "transprune", asks=True, positions=transprune.POSITIONS,
-                         stages=lambda model, keep, n: transprune.stages(len(model.decoder.layers), keep, n)),
-    "aim": Method("AIM", "aim", {}, aim.SPACE, True, before(aim), lambda model, keep, n: aim.stages(len(model.decoder.layers), None, n),
-                  aim.POSITIONS),
-    "aim_merge": Method("AIM, merging alone", "aim", {}, aim.SPACE, plan=before(aim)),
-    "crossget": Method("CrossGET (untrained)", "crossget", {"need": ("cls_row", "keys")}, crossget.SPACE, plan=before(crossget)),
-    "recoverable": Method("Recoverable Compression", "recoverable-compression", {"hidden": (-2,)}, recoverable.SPACE, True, _recover),
+SIGNALS = {
+    ("query", "key"): _query_and_key,
+    ("patches",): lambda model, vision, questions: dict(patches=vision.tokens),
+    ("text",): lambda model, vision, questions: dict(text=asking_vector(model, questions)),
 }
-BASELINES = tuple(name for name, method in METHODS.items() if method.paper is None)
+"""What a method can ask for beside `VisionOutputs`, by the names of its arguments, and how TinyVLM gives it."""
 
 
-def find(method: str) -> Method:
-    """The entry of METHODS of that name. ValueError for an unknown one."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: needs one of {', '.join(METHODS)}")
-    return METHODS[method]
+def signals(model, vision, method, questions) -> dict[str, Tensor]:
+    """The method's `signals`. ValueError for one that TinyVLM does not have, and for a missing question."""
+    unknown = set(method.signals) - {name for names in SIGNALS for name in names}
+    if unknown:
+        raise ValueError(f"method={method.name!r} needs {sorted(unknown)}, which TinyVLM does not have: it has "
+                         f"{', '.join(name for names in SIGNALS for name in names)}")
+    if "text" in method.signals and questions is None:
+        raise ValueError(f"questions is None: {method.title} needs to know what is asked for")
+    got = {}
+    for names, make in SIGNALS.items():
+        if set(names) & set(method.signals):
+            got |= make(model, vision, questions)
+    return {name: got[name] for name in method.signals}
 
 
 def look(model: TinyVLM, images: Tensor, methods=None) -> VisionOutputs:
     """Encode once with all that these methods (default: all) read."""
-    wanted = [find(m).needs for m in (METHODS if methods is None else methods)]
-    return model.encode(images, **{key: tuple({v for w in wanted for v in w.get(key, ())}) for key in ("need", "attention", "hidden")})
+    need, attention, hidden = set(), set(), set()
+    layers = len(model.encoder.blocks)
+    for method in map(find, METHODS if methods is None else methods):
+        if method.prune is None:
+            continue
+        need |= set(method.needs(model.encoder.num_prefix)) - {"attention"}
+        deep = model.select % (layers + 1) - 1
+        attention |= set(method.attention(layers, deep, OPTIONS.get(method.name), model.encoder.num_prefix))
+        hidden |= set(method.hidden_states(layers))
+        if {"query", "key"} & set(method.signals):
+            hidden.add(layers - 1)
+    return model.encode(images, tuple(need), tuple(attention), tuple(hidden))
 
 
 def places(plan: Plan) -> Tensor:
@@ -202,14 +215,23 @@ def reduce(model: TinyVLM, vision: VisionOutputs | Tensor, method: str, keep: in
     if isinstance(vision, Tensor):
         vision = look(model, vision, [method])
     batch, n = vision.features.shape[:2]
-    keep, inside = resolve_keep(keep, n), positions or entry.positions
+    keep, inside = resolve_keep(keep, n), positions or entry.positions or "renumber"
     nothing = keep_all(batch, n, vision.features.device)
     if keep == n:
         return Reduced(vision.tokens, nothing, "tokens", [], inside)
-    plan = nothing if entry.plan is None else entry.plan(model, vision, keep, questions, generator)
-    tokens = vision.tokens if entry.plan is None else model.reduce(vision, plan, entry.space)
-    stages = [] if entry.stages is None else entry.stages(model, keep, tokens.shape[1])
-    space, seated = entry.space if entry.plan else "tokens", positions == "keep" and entry.plan is not None
+    plan, tokens, stages = nothing, vision.tokens, []
+    if entry.prune is not None:
+        options = {**OPTIONS.get(entry.name, {}), **signals(model, vision, entry, questions)}
+        if entry.draws:
+            options["generator"] = generator
+        total = getattr(vision, entry.space).shape[1]
+        first = keep if entry.keep_before is None else entry.keep_before(keep, total)
+        plan = entry.plan(vision, first, **options)
+        tokens = model.reduce(vision, plan, entry.space)
+    if entry.stages is not None:
+        stages = entry.stages(len(model.decoder.layers), keep, tokens.shape[1])
+    space = "tokens" if entry.prune is None else entry.space
+    seated = positions == "keep" and entry.prune is not None
     if seated:
         tokens, first = seat(tokens, places(plan), n)
         stages = [first, *stages]

@@ -36,10 +36,9 @@ from torch import Tensor
 
 from ..tokens import Stage, resolve_keep, take
 from ..tokens.precision import widen
+from .method import Method
 
-NEEDS = set()                   # of the encoder: nothing
-ASKS_TEXT = True
-POSITIONS = "renumber"          # what the release does: Decoder.prefill(..., positions=POSITIONS)
+PAPER = "transprune"
 HIGH = (0.875, 0.625, 0.125)    # of the visual tokens, after each cut: 40.8 % of the FLOPs
 LOW = (0.75, 0.5, 0.0)          # 31.2 %; inferred
 PAPER_DEPTH, PRUNING_LAYERS, ACCUMULATING_LAYERS = 32, (7, 9, 12), (7, 8, 9, 10, 11, 12)             # 1-based
@@ -155,7 +154,7 @@ def stages(num_layers: int, keep: int | float | None, num_visual: int, ratios: t
            layers: tuple[int, ...] | None = None, accumulate: tuple[int, ...] | None = None, budget: str = "final",
            direction: str = "release", support: str = "sequence", alpha: float = 0.5) -> list[Stage]:
     """The cuts for a decoder with num_layers layers that gets num_visual visual tokens; go to
-    `Decoder.prefill(..., stages(...), positions=POSITIONS)`.
+    `Decoder.prefill(..., stages(...), positions="renumber")`.
 
     keep, an int or a fraction of num_visual: with budget="final" the FINAL count, what the last cut leaves; with budget="mean"
     the MEAN over all layers (`counts`). Or keep=None and ratios, one a cut, of num_visual: HIGH, LOW.
@@ -195,3 +194,8 @@ def stages(num_layers: int, keep: int | float | None, num_visual: int, ratios: t
         return state.top(score(total, attends, state.alive, alpha), keep)
 
     return [Stage(after, n, plan, tuple(x for x in accumulate if x <= after)) for after, n in zip(layers, left)]
+
+
+METHOD = Method(
+    "transprune", "TransPrune", paper=PAPER, stages=stages, asks=True, positions="renumber",
+)

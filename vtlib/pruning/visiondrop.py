@@ -31,11 +31,9 @@ from torch import Tensor
 
 from ..tokens import Plan, Stage, keep_all, resolve_keep, top_tokens
 from ..tokens.merge import merge_to_targets
+from .method import Method
 
-NEEDS = {"cls_row", "keys"}
-NEEDS_WITHOUT_CLS = {"attention", "keys"}                                        # of the selected layer
-SPACE = "selected"
-ASKS_TEXT = False
+PAPER = "visiondrop"
 NORMALISE = ("none", "column", "chance")
 
 
@@ -172,3 +170,20 @@ def stages(budgets: Sequence[int | float | tuple[int, int]], num_layers: int, af
         plan = functools.partial(plan_stage, contextual=c, normalise=normalise)
         out.append(Stage(a, budget if d is None else d + c, plan))
     return out
+
+
+def _keep_before(keep: int, num_tokens: int) -> int:
+    """Tokens that stage 0 leaves when `keep` is the mean of all four stages."""
+    return min(sum(schedule(keep)[0]), num_tokens)
+
+
+def _later_stages(num_layers: int, keep: int, num_visual: int) -> list[Stage]:
+    """Stages 1-3 of the same schedule."""
+    totals = [min(sum(budget), num_visual) for budget in schedule(keep)[1:]]
+    return stages(totals, num_layers)
+
+
+METHOD = Method(
+    "visiondrop", "VisionDrop", paper=PAPER, prune=prune, stages=_later_stages, keep_before=_keep_before,
+    reads=("cls_row", "keys"), reads_without_cls=("attention", "keys"), space="selected",
+)

@@ -30,10 +30,9 @@ from ..nn import check_tokens
 from ..tokens import Plan, resolve_keep, take
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision, widen
+from .method import Method
 
-NEEDS = set()                                                                    # the features and the projector are always there
-SPACE = "tokens"
-ASKS_TEXT = False
+PAPER = "zooprune"
 
 
 # ------------------------------------------------------------------------------------------------ score
@@ -226,3 +225,6 @@ def prune(vision, keep: int | float, num_directions: int = 64, step: float = 0.0
     project = vision.project if rank is None else low_rank(vision.project, rank)
     s = sensitivity(vision.features, project, num_directions, step, directions, generator, chunk)
     return select(s, vision.tokens, count)
+
+
+METHOD = Method("zooprune", "ZOO-Prune", paper=PAPER, prune=prune, space="tokens")

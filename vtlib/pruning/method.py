@@ -1,0 +1,265 @@
+"""What is known of a pruning method: one value, `METHOD`, at the end of its file. Registry, hub, bench and widgets read it.
+
+A method of your own is a function and a `Method`, and runs wherever the package's own do:
+
+    from vtlib.pruning.method import Method
+    from vtlib.pruning.registry import register
+    from vtlib.tokens import top_tokens
+    from vtlib.tokens.merge import merge_to_targets
+
+    def visionzip(vision, keep):
+        few = max(1, keep // 5)
+        dominant = top_tokens(vision.cls_row.mean(dim=1), keep - few)
+        return merge_to_targets(vision.keys[:, vision.num_prefix :], dominant, few)
+
+    METHOD = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
+
+`vision` is a `VisionOutputs`. The function returns a `Plan`; or, for short, a score (B, N), of which
+the `keep` highest stay, or indices (B, T) long. A cut inside the language model is a function
+`stages(num_layers, keep, num_visual)` that returns a list of `Stage`. METHOD can be given wherever
+a method's name can; `register(METHOD)` makes it known by its name.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tokens import SPACES, Plan, Stage, VisionOutputs, top_tokens
+
+READS = ("cls_row", "keys", "attention")
+"""What a method can ask to be read of the encoder beside the features, and `hidden`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method, as everything that runs methods sees it.
+
+    Args:
+        name: by which it is found, a word.
+        title: as tables and widgets print it.
+        paper: slug of its paper; None for a baseline.
+        prune: (vision, keep, **options) -> Plan, score (B, N) or indices (B, T) long; acts before the
+            language model. An argument `generator` is handed on; other arguments without a default
+            are `signals`.
+        stages: (num_layers, keep, num_visual, **options) -> list of `Stage`; cuts inside it.
+        reads: of READS, what `prune` reads of the `VisionOutputs`; all else may be None there.
+        reads_without_cls: the same where the encoder has no [CLS]; None: `reads`. The mean attention
+            received ("attention") is the usual stand-in for the [CLS] row.
+        layers: whose maps are read if "attention" is: 0-based layers, negative from the end, or a
+            function (num_layers, **options) of them. None: the layer that made the features.
+        hidden: hidden states that are read: 0 is the embeddings, negative from the end.
+        space: the tensor of `VisionOutputs` that the plan is for.
+        asks: whether the question matters. A `prune` with an argument `text` asks without saying so.
+        keep_before: (keep, N) -> what `prune` leaves of N when `stages` bring it to `keep`; None: keep.
+        positions: "renumber" or "keep", where the release counts so; None: it does not matter.
+
+    ValueError for an empty name, a method that does nothing, and unknown reads, space or positions.
+    """
+
+    name: str
+    title: str
+    _: KW_ONLY
+    paper: str | None = None
+    prune: Callable[..., Plan | Tensor] | None = None
+    stages: Callable[..., list[Stage]] | None = None
+    reads: tuple[str, ...] = ()
+    reads_without_cls: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | Callable[..., tuple[int, ...]] | None = None
+    hidden: tuple[int, ...] = ()
+    space: str = "features"
+    asks: bool = False
+    keep_before: Callable[[int, int], int] | None = None
+    positions: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name={self.name!r} must be a word by which the method is found")
+        if self.prune is None and self.stages is None:
+            raise ValueError(f"method {self.name!r} has neither `prune` nor `stages`")
+        for part in ("prune", "stages"):
+            if not (getattr(self, part) is None or callable(getattr(self, part))):
+                raise ValueError(f"{part}={getattr(self, part)!r} of method {self.name!r} is no function")
+        for part in ("reads", "reads_without_cls"):
+            named = getattr(self, part) or ()
+            unknown = [named] if isinstance(named, str) else sorted(set(named) - set(READS))
+            if unknown:
+                raise ValueError(f"{part} of method {self.name!r} has {unknown}: needs a tuple of {READS}")
+        if self.space not in SPACES:
+            raise ValueError(f"space={self.space!r} of method {self.name!r} must be one of {SPACES}")
+        if self.positions not in (None, "renumber", "keep"):
+            raise ValueError(f"positions={self.positions!r} of method {self.name!r} must be "
+                             "'renumber', 'keep' or None")
+        if "text" in self.signals:
+            object.__setattr__(self, "asks", True)
+
+    # ----------------------------------------------------------------------------- what it needs
+    @property
+    def where(self) -> str:
+        """"before", "inside" or "both": where tokens go, seen from the language model."""
+        if self.stages is None:
+            return "before"
+        return "inside" if self.prune is None else "both"
+
+    @property
+    def draws(self) -> bool:
+        """Whether `prune` takes a `generator`."""
+        return "generator" in _parameters(self.prune)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Arguments of `prune` beside vision and keep that have no default."""
+        single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        rest = list(_parameters(self.prune).values())[2:]
+        return tuple(p.name for p in rest if p.default is p.empty and p.kind in single)
+
+    def needs(self, num_prefix: int) -> tuple[str, ...]:
+        """What has to be read of an encoder with num_prefix tokens in front of the patches."""
+        without = self.reads_without_cls
+        return self.reads if num_prefix or without is None else without
+
+    def attention(self, num_layers: int, deep: int, options: Mapping[str, Any] | None = None,
+                  num_prefix: int = 1) -> tuple[int, ...]:
+        """The layers, 0-based, whose maps have to be read.
+
+        Args:
+            num_layers: of the encoder.
+            deep: the layer, 0-based, that made the features.
+            options: of `prune`; those that `layers` knows are handed to it.
+            num_prefix: tokens in front of the patches.
+        """
+        if "attention" not in self.needs(num_prefix):
+            return ()
+        if self.layers is None:
+            return (deep,)
+        if not callable(self.layers):
+            return _from_the_end(self.layers, num_layers)
+        known = _parameters(self.layers)
+        given = {"deep_layer": deep + 1, **(options or {})}
+        asked = {key: value for key, value in given.items() if key in known}
+        return _from_the_end(self.layers(num_layers, **asked), num_layers)
+
+    def hidden_states(self, num_layers: int) -> tuple[int, ...]:
+        """The hidden states, of 0 ... num_layers, that have to be read."""
+        return _from_the_end(self.hidden, num_layers + 1)
+
+    # ----------------------------------------------------------------------------------- running
+    def plan(self, vision: VisionOutputs, keep: int | float | None, **options: Any) -> Plan:
+        """Run `prune` on what was read and check its plan.
+
+        Scores and indices become plans. ValueError for what is no plan for the tokens of `space`, and
+        where `prune` trips over something that it did not ask for.
+        """
+        try:
+            made = self.prune(vision, keep, **options)
+        except (AttributeError, KeyError, TypeError) as error:
+            unread = self._unread(vision)
+            if unread and (isinstance(error, KeyError) or "NoneType" in str(error)):
+                raise ValueError(
+                    f"method {self.name!r} reads what it did not ask for ({type(error).__name__}: {error}): "
+                    f"{', '.join(unread)} of `vision` are empty; declare Method(..., reads=(...))"
+                ) from error
+            raise
+        x = getattr(vision, self.space)
+        return as_plan(made, x.shape[0], x.shape[1], keep, f"{self.name}, vision.{self.space}")
+
+    def _unread(self, vision: VisionOutputs) -> list[str]:
+        """Parts of vision that are empty and that the method did not ask for."""
+        absent = [name for name in ("cls_row", "keys") if getattr(vision, name) is None]
+        absent += [name for name in ("attention", "hidden") if not getattr(vision, name)]
+        asked = {*self.reads, *(("hidden",) if self.hidden else ())}
+        return [name for name in absent if name not in asked]
+
+
+def _parameters(function: Callable | None) -> Mapping[str, inspect.Parameter]:
+    return {} if function is None else inspect.signature(function).parameters
+
+
+def _from_the_end(index: tuple[int, ...], size: int) -> tuple[int, ...]:
+    wrong = [i for i in index if not -size <= i < size]
+    if wrong:
+        raise ValueError(f"layer {wrong[0]} is asked for, but the encoder has 0 ... {size - 1}")
+    return tuple(i % size for i in index)
+
+
+# ------------------------------------------------------------------------------------ what a method is
+def as_method(method: Any) -> Method:
+    """A `Method` made of what a user has: one, a module or object with METHOD, or one that has `prune`
+    or `stages`, or a function (vision, keep) -> Plan. ValueError for anything else."""
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, type):
+        raise ValueError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(...)")
+    if isinstance(getattr(method, "METHOD", None), Method):
+        return method.METHOD
+    name = getattr(method, "__name__", type(method).__name__)
+    name = name.rpartition(".")[2] if isinstance(method, ModuleType) else name
+    prune, stages = (getattr(method, part, None) for part in ("prune", "stages"))
+    if prune is not None or stages is not None:
+        return Method(name, name, prune=prune, stages=None if prune else stages)
+    if callable(method):
+        return Method(name, name, prune=method)
+    raise ValueError(f"method={method!r} has neither `prune` nor `stages` and is no function "
+                     "(vision, keep) -> Plan")
+
+
+def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = None,
+            name: str = "the method") -> Plan:
+    """What a method made, as a `Plan` for (batch, num_tokens) tokens.
+
+    A score (B, N) leaves its `keep` highest tokens, indices (B, T) long these tokens in their order.
+
+    Args:
+        made: a `Plan`, a score or indices.
+        batch, num_tokens: what it has to fit.
+        keep: the budget; an int must not be exceeded.
+        name: who made it, for messages.
+
+    ValueError for anything else: another number of rows or tokens, an index that is no integer or out of
+    range, a token that is kept twice, more slots than `keep`.
+    """
+    wanted = f"needs a Plan for {num_tokens} tokens"
+    if isinstance(made, Tensor):
+        shape = tuple(made.shape)
+        if made.is_floating_point() and shape == (batch, num_tokens) and keep is not None:
+            made = Plan(top_tokens(made, keep), num_tokens)
+        elif made.dtype in (torch.int32, torch.int64) and made.dim() == 2:
+            made = Plan(made.long(), num_tokens)
+        else:
+            raise ValueError(f"{name}: made a {made.dtype} tensor {shape}; {wanted}, or a float score "
+                             f"({batch}, {num_tokens}), or indices (B, T) long")
+    if not isinstance(made, Plan):
+        raise ValueError(f"{name}: made a {type(made).__name__}; {wanted}, a score or indices")
+    index = made.index
+    if made.num_tokens != num_tokens:
+        raise ValueError(f"{name}: made a plan for {made.num_tokens} tokens; {wanted}")
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: index is {getattr(index, 'dtype', type(index))} but needs to be long")
+    if index.dim() != 2 or len(index) != batch:
+        raise ValueError(f"{name}: index has shape {tuple(index.shape)} but needs one row for each of "
+                         f"{batch} images")
+    if isinstance(keep, int) and len(made) > keep:
+        raise ValueError(f"{name}: made {len(made)} slots although keep={keep}")
+    _check_index(made, name)
+    return made
+
+
+def _check_index(plan: Plan, name: str) -> None:
+    """Refuse indices out of range and tokens that are kept twice; one look at the device."""
+    if plan.index.device.type == "meta":
+        return
+    index = plan.index.sort(dim=1).values
+    outside = (index < -1) | (index >= plan.num_tokens)
+    twice = (index.diff(dim=1) == 0) & (index[:, 1:] >= 0)
+    if plan.merges:                                       # several slots may sit at one token
+        twice = torch.zeros_like(twice)
+    if not (outside.any() | twice.any()):
+        return
+    if outside.any():
+        raise ValueError(f"{name}: index {index[outside][0].item()} is outside 0 ... {plan.num_tokens - 1}"
+                         " (-1: an empty slot)")
+    raise ValueError(f"{name}: token {index[:, 1:][twice][0].item()} is kept twice")
