@@ -1,10 +1,13 @@
 """The shipped models of notebook 01: they load, say how they were made, and name pictograms on backgrounds they never saw."""
 
+import itertools
+
 import pytest
 import torch
 
-from vtlib import data
+from vtlib import checkpoints, data
 from vtlib.multiscale import pretrained
+from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.teach import flops
 
 FLOORS = {"vit": 60, "vit_pyramid": 56, "crossformer": 46}  # percent right, objects of 30 to 90 %; chance is 8
@@ -27,11 +30,10 @@ def test_names_pictograms_on_new_backgrounds(name, seed, held_out):
 
 
 def test_scores_tell_how_each_model_was_made():
-    rows = pretrained.scores()
-    assert set(rows) == {(name, seed) for name in pretrained.MODELS for seed in pretrained.SEEDS}
-    for (name, seed), row in rows.items():
+    for name, seed in itertools.product(pretrained.MODELS, pretrained.SEEDS):
+        row = checkpoints.info(pretrained.stem(name, seed))
         assert row["command"] == f"python data/train_multiscale.py {name} --seed {seed}" and row["steps"] > 0 and row["minutes"] > 0
-        assert set(row["accuracy"]) == {"small", "medium", "large"}
+        assert set(row["score"]) == {"small", "medium", "large"}
         assert ("branches" in row) == name.startswith("crossvit")
 
 
@@ -60,16 +62,16 @@ def test_bad_names_and_sizes():
     with pytest.raises(ValueError, match="3 channels|channels"):
         pretrained.build(*pretrained.config("vit"))(torch.rand(1, 1, 48, 48))
     with pytest.raises(ValueError, match="multiples of 16"):
-        pretrained.PyramidViT(40, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
+        PyramidViT(40, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
     with pytest.raises(ValueError, match="learned positions only"):
-        pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, pos="sincos")
-    model = pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
+        PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, pos="sincos")
+    model = PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1)
     with pytest.raises(ValueError, match="patches high and wide"):
         model(torch.rand(1, 3, 48, 48))
 
 
 def test_pyramid_sees_the_image_and_its_averages():
-    model = pretrained.PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, num_classes=3).eval()
+    model = PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, num_classes=3).eval()
     images = torch.rand(2, 3, 32, 32)
     x, _ = model.embed(images)
     assert x.shape == (2, 1 + 16 + 4, 8)

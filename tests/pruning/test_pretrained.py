@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vtlib import checkpoints
 from vtlib.data.questions import things
 from vtlib.nn import patchify
 from vtlib.pruning import crossget, recoverable
@@ -11,9 +12,7 @@ from vtlib.pruning.pretrained import (
     SPOKEN,
     Words,
     crossget_clip,
-    header,
     pictures,
-    scores,
     scores_of_seeds,
     signals,
     vocabulary,
@@ -77,19 +76,19 @@ def recall(trained, *options):
 
 def test_the_checkpoint_has_learned(trained):
     assert recall(trained, 0) > 0.2                                         # among 128; chance: 0.008
-    assert 0.15 < scores()["r=0"]["i2t"] < recall(trained, 0)               # that is among 256
+    assert 0.15 < checkpoints.info("crossget_clip")["score"]["r=0"]["i2t"] < recall(trained, 0)               # that is among 256
 
 
 @torch.no_grad()
 def test_the_table_of_seeds_is_of_these_checkpoints(trained):
     """The first seed's numbers are those of the shipped file; the other runs differ from it in nothing but the seed."""
     model, words, _ = trained
-    table, known = scores_of_seeds(), header()
+    table, known = scores_of_seeds(), checkpoints.info("crossget_clip")
     assert list(table)[0] == "0" and len(table) > 1
-    assert table["0"]["scores"] == known["scores"] and table["0"]["command"] == known["command"] and known["seed"] == 0
+    assert table["0"]["scores"] == known["score"] and table["0"]["command"] == known["command"] and known["seed"] == 0
     for seed, run in table.items():
         assert run["command"] == known["command"] + f" --seed {seed}" * (seed != "0")
-        assert run["steps"] == known["steps"] and run["scores"].keys() == known["scores"].keys()
+        assert run["steps"] == known["steps"] and run["scores"].keys() == known["score"].keys()
         assert 1.5 < run["losses"]["ita"] < 3.5 < torch.tensor(64.0).log()                      # batches of 64: log 64 by chance
     assert len({run["scores"]["r=0"]["t2i"] for run in table.values()}) > 1
     part = pictures(world("test"), 64, 980_000)                             # the first batch of those that the losses are of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib import data
+from vtlib import checkpoints, data
 from vtlib.data import footage
 from vtlib.superres import bicubic, pretrained, psnr, warp
 
@@ -56,14 +56,14 @@ def test_slow_motion_of_the_real_clip_adds_up(flow_net):
 
 
 def test_checkpoint_is_small_and_tells_how_it_was_made():
-    how = pretrained.scores("spynet_emoji")
+    how = checkpoints.info("spynet_emoji")
     assert data.checkpoint("spynet_emoji").stat().st_size < 1e6
     assert how["command"].startswith("python data/train_spynet.py") and how["minutes"] > 0 and how["steps"] > 0
-    for name, row in how["scores"].items():
+    for name, row in how["score"].items():
         if "px" in name:
             assert row["net"] < 0.7 * row["no motion"], name
     with pytest.raises(ValueError, match="no such checkpoint"):
-        pretrained.scores("spynet")
+        checkpoints.info("spynet")
 
 
 def test_loading_leaves_the_callers_random_numbers_alone():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib import data
+from vtlib import checkpoints, data
 from vtlib.data import photographs
 from vtlib.data.footage import split_names
 from vtlib.superres import bicubic, pretrained, psnr
@@ -44,13 +44,13 @@ def test_grouping_matters(held_out):
 
 
 def test_how_they_were_made():
-    assert [pretrained.scores(name + "_seed1")["seed"] for name in VARIANTS.values()] == [1, 1]
-    rows = {variant: pretrained.scores(name) for variant, name in VARIANTS.items()}
+    assert [checkpoints.info(name + "_seed1")["seed"] for name in VARIANTS.values()] == [1, 1]
+    rows = {variant: checkpoints.info(name) for variant, name in VARIANTS.items()}
     a, b = rows.values()
     assert {**a["config"], "aggregate": None} == {**b["config"], "aggregate": None} and (a["steps"], a["seed"]) == (b["steps"], b["seed"])
     assert a["config"]["aggregate"] and not b["config"]["aggregate"]
     for variant, row in rows.items():
-        assert row["scores"]["all"]["model"][0] > row["scores"]["all"]["bicubic"][0] + 0.5
+        assert row["score"]["all"]["model"][0] > row["score"]["all"]["bicubic"][0] + 0.5
         assert "train_catanet.py" in row["command"] and data.checkpoint(VARIANTS[variant]).stat().st_size < 1.5e6
 
 

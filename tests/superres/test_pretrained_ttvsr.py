@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib import data
+from vtlib import checkpoints, data
 from vtlib.data import footage
 from vtlib.superres import bicubic, pretrained, psnr
 
@@ -52,11 +52,11 @@ def test_odd_sizes_and_one_frame(named):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_how_they_were_made(seed):
     names = [name + "_seed1" * seed for name in NAMES]
-    a, b = (pretrained.scores(name) for name in names)
+    a, b = (checkpoints.info(name) for name in names)
     assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None} and a["steps"] == b["steps"]
     assert a["config"]["trajectories"] and not b["config"]["trajectories"] and a["seed"] == b["seed"] == seed
     for name, row in zip(names, (a, b)):
-        assert all(row["scores"][what]["model"] > row["scores"][what]["bicubic"] + floor for what, floor in FLOORS.items())
+        assert all(row["score"][what]["model"] > row["score"][what]["bicubic"] + floor for what, floor in FLOORS.items())
         assert "train_ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
     count = [sum(p.numel() for p in getattr(pretrained, name)(seed=seed).parameters()) for name in NAMES]
     assert count[0] == count[1]
@@ -72,4 +72,4 @@ def test_another_seed():
 
 def test_fractional_maps_of_the_net_trained_with_them():
     net = pretrained.ttvsr_small(location="fractional")
-    assert net.location == "fractional" and pretrained.scores("ttvsr_small_fractional")["scores"]["video"]["model"] > 23.3
+    assert net.location == "fractional" and checkpoints.info("ttvsr_small_fractional")["score"]["video"]["model"] > 23.3

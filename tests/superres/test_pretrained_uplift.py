@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vtlib import checkpoints
 from vtlib.data import EmojiWorld
 from vtlib.superres import uplift
-from vtlib.superres.pretrained import scores, uplift_emoji
+from vtlib.superres.pretrained import uplift_emoji
 from vtlib.vit import vit_emoji
 
 
@@ -48,10 +49,10 @@ def test_closer_than_bilinear(scale, variant, seed):
 
 def test_what_is_stored():
     for variant in ("", "_onestep", "_free", "_cross", "_seed1", "_onestep_seed1", "_free_seed1", "_cross_seed1"):
-        said = scores("uplift_emoji" + variant)
+        said = checkpoints.info("uplift_emoji" + variant)
         assert said["seed"] == int("seed1" in variant)
-        assert said["command"].startswith("python data/train_uplift.py") and {"config", "seed", "scores"} <= set(said)
-    assert scores("uplift_emoji")["scores"]["mIoU of a linear probe"] > 0.35
+        assert said["command"].startswith("python data/train_uplift.py") and {"config", "seed", "score"} <= set(said)
+    assert checkpoints.info("uplift_emoji")["score"]["mIoU of a linear probe"] > 0.35
     weights = sum(p.numel() for p in uplift_emoji().parameters())
     assert 150_000 < weights < 400_000
 

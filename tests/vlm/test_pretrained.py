@@ -48,7 +48,7 @@ def test_sizes_that_training_did_not_show(model, size, lead):
 
 
 def test_the_header_tells_the_whole_story(model):
-    held_out, blind = model.info["scores"]["held out"], model.info["scores"]["blind"]
+    held_out, blind = model.info["score"]["held out"], model.info["score"]["blind"]
     assert set(held_out) == {*exam.KINDS, "all"} and held_out["all"] >= 0.85
     assert all(held_out[kind] - blind[kind] >= 0.25 for kind in exam.KINDS)
     assert "train_tinyvlm.py" in model.info["command"] and model.info["config"]["vocabulary"] == list(exam.VOCABULARY)

@@ -3,7 +3,9 @@
 Needs torch and numpy only; nothing is downloaded. Where each asset comes from and its licence: data/README.md.
 """
 
-from vtlib.data.assets import checkpoint, clip, digits, photographs, root, shots
+from vtlib.checkpoints import path as checkpoint
+from vtlib.checkpoints import root
+from vtlib.data.assets import clip, digits, photographs, shots
 from vtlib.data.emojiworld import EmojiWorld
 from vtlib.data.mosaic import Mosaic
 from vtlib.data.pictograms import EASY, categories, pictogram, subcategories

@@ -2,35 +2,15 @@
 
 import functools
 import json
-import pathlib
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoints import root
+
 ARTISTS = ("noto", "twemoji")
-
-
-def root() -> pathlib.Path:
-    """Folder of the assets: `vtlib/assets` in an installed wheel, `data` in a clone of the repository."""
-    package = pathlib.Path(__file__).resolve().parents[1]
-    for folder in (package / "assets", package.parent / "data"):
-        if (folder / "emoji.npz").exists():
-            return folder
-    raise FileNotFoundError(
-        f"vtlib's assets are neither in {package / 'assets'} nor in {package.parent / 'data'}: run `make data`"
-    )
-
-
-def checkpoint(name: str) -> pathlib.Path:
-    """Path of the shipped checkpoint `name` (`data/checkpoints/<name>.safetensors`). ValueError when there is none of that name."""
-    folder = root() / "checkpoints"
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        there = sorted(p.stem for p in folder.glob("*.safetensors"))
-        raise ValueError(f"name={name!r}: no such checkpoint; there is {', '.join(there) if there else 'none'}")
-    return path
 
 
 def read_arrays(file: str, prefix: str = "") -> dict[str, np.ndarray]:

@@ -1,51 +1,22 @@
 """Small models trained on EmojiWorld with objects of mixed sizes, at about equal FLOPs. `data/train_multiscale.py` made them.
 
-    model, how = pretrained.emoji("crossvit"), pretrained.scores()["crossvit", 0]
+    model = pretrained.emoji("crossvit")
 
 All of them take images (B, 3, 48, 48) in [0, 1] and give logits over the twelve pictograms of `vtlib.data.EASY`.
 """
 
-import json
-
-import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-from .. import data
+from .. import checkpoints, data
 from ..nn import check_images
 from ..vit import ViT
 from .crossformer import CrossFormer
 from .crossvit import CrossViT
+from .pyramid import PyramidViT
 
 SIZE, CLASSES = 48, data.EASY
 MODELS = ("vit", "vit_pyramid", "crossvit", "crossformer", "crossvit_none", "crossvit_all", "crossvit_pairwise")
 SEEDS = (0, 1)
-
-
-class PyramidViT(ViT):
-    """The simple multi-scale baseline: a plain ViT on one sequence, the patches of the image and of its 2 x 2 averages.
-
-    Takes the arguments of `ViT` (positions are learned). Images (B, C, H, W) of exactly img_size; H and W are multiples of 2 P.
-    """
-
-    def __init__(self, img_size=48, **kwargs):
-        super().__init__(img_size, **kwargs)
-        if self.pos != "learned":
-            raise ValueError(f"pos={self.pos!r}: the pyramid has learned positions only")
-        (h, w), patch = self.grid, self.patch_embed.proj.stride[0]
-        if h % 2 or w % 2:
-            raise ValueError(f"img_size={img_size!r}: needs multiples of {2 * patch}, twice the patch size")
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + h * w + h * w // 4, self.pos_embed.shape[-1]))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
-    def embed(self, images):
-        x = torch.cat([self.patch_embed(images), self.patch_embed(F.avg_pool2d(images, 2))], dim=1)   # b n+n/4 d
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        if x.shape[1] != self.pos_embed.shape[1]:
-            raise ValueError(f"images of shape {tuple(images.shape)} need to be {self.grid} patches high and wide")
-        return x + self.pos_embed, None
 
 
 class Normalised(nn.Module):
@@ -65,7 +36,7 @@ class Normalised(nn.Module):
         return self.model(self.scale(images), **kwargs)
 
 
-_KINDS = {"ViT": ViT, "PyramidViT": PyramidViT, "CrossViT": CrossViT, "CrossFormer": CrossFormer}
+KINDS = {"ViT": ViT, "PyramidViT": PyramidViT, "CrossViT": CrossViT, "CrossFormer": CrossFormer}
 _CROSSVIT = dict(img_size=(SIZE, SIZE), patch_size=(6, 12), embed_dim=(32, 64), depth=((1, 2), (1, 2)), num_heads=(4, 4), fan_in_projs=True)
 
 
@@ -87,7 +58,7 @@ def config(name):
 
 def build(kind, arguments):
     """The untrained model of a `config`, behind its pixel scaling."""
-    return Normalised(_KINDS[kind](**arguments))
+    return Normalised(KINDS[kind](**arguments))
 
 
 def stem(name, seed=0):
@@ -97,26 +68,13 @@ def stem(name, seed=0):
     return f"mixed_{name}" + (f"_seed{seed}" if seed else "")
 
 
-def scores():
-    """{(name, seed): what is known of that training}: steps, batch, command, minutes, accuracy on unseen backgrounds per object
-    size (shares, 1,000 pictures each), and for CrossViT `branches`, what the fine and the coarse head alone get right of large objects.
-
-    Read from the headers of the shipped checkpoints.
-    """
-    rows = {}
-    for name in MODELS:
-        for seed in SEEDS:
-            with safe_open(data.checkpoint(stem(name, seed)), framework="pt") as file:
-                rows[name, seed] = {key: json.loads(value) for key, value in file.metadata().items()}
-    return rows
-
-
 def emoji(name, seed=0, device=None):
     """The trained model called `name` (one of `MODELS`), in eval mode and single precision.
 
-    Images (B, 3, 48, 48) in [0, 1] -> logits (B, 12). ValueError for a name or a seed that is not shipped.
+    Images (B, 3, 48, 48) in [0, 1] -> logits (B, 12). How it was trained, and the share it gets
+    right on unseen backgrounds per object size: `checkpoints.info(stem(name, seed))`, for CrossViT
+    with `branches`, what the fine and the coarse head alone get right of large objects.
+    ValueError for a name or a seed that is not shipped.
     """
-    weights = load_file(data.checkpoint(stem(name, seed)))
-    model = build(*config(name))
-    model.model.load_state_dict({key: value.float() for key, value in weights.items()})
-    return model.eval().to(device)
+    kind, _ = config(name)
+    return Normalised(checkpoints.load(stem(name, seed), KINDS[kind], device)).eval()

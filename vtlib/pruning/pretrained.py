@@ -10,16 +10,15 @@ space of pictures and text there is here, so it can play the CLIP that Recoverab
 """
 
 import json
+import os
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import data
+from .. import checkpoints, data
 from ..data.questions import article, things, where
 from ..tokens.vision import VisionOutputs
 from .crossget_encoder import CrossGETCLIP
@@ -145,35 +144,20 @@ def signals(model: CrossGETCLIP, images: Tensor, text: Tensor, patches: str = "v
     return vision, asked
 
 
-def header(path=None) -> dict:
-    """What `data/train_crossget.py` wrote into the header of a checkpoint: config, words, command, seed, steps, minutes, scores.
-
-    path: default the shipped one. ValueError when that is not there.
-    """
-    with safe_open(path or data.checkpoint("crossget_clip"), framework="pt") as file:
-        return {key: value if key == "command" else json.loads(value) for key, value in file.metadata().items()}
-
-
-def crossget_clip(device=None, path=None) -> tuple[CrossGETCLIP, Words]:
+def crossget_clip(
+    device: torch.device | str | None = None, name: str | os.PathLike = "crossget_clip"
+) -> tuple[CrossGETCLIP, Words]:
     """The trained model in eval mode and its tokenizer. It takes images (B, 3, 64, 64) in [0, 1].
 
-    Weights are stored as float16 and come out as float32. Scores: `scores`. path: another checkpoint of the same script.
-    ValueError when the checkpoint is not there.
+    name: the shipped checkpoint or the path of another one of the same script, see
+    `checkpoints.load`. `checkpoints.info(name)["score"]` says what is known of it: {"r=8 guided":
+    {"i2t", "t2i": recall at 1 of 256 pictures on held-out backgrounds, "spoken", "silent",
+    "background": share of such patches that some layer merged into another token}, ...}.
+    "unguided": I = 0; "inverted": -I; "bipartite": I, ToMe's sets.
     """
-    known, path = header(path), path or data.checkpoint("crossget_clip")
-    with torch.random.fork_rng(devices=[]):                                                     # the random start is overwritten
-        model = CrossGETCLIP(**known["config"])
-    model.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    return model.eval().to(device), Words(known["words"], known["config"]["context"])
-
-
-def scores() -> dict:
-    """What is known of the checkpoint: recall, and which parts of the picture are merged away.
-
-    {"r=8 guided": {"i2t", "t2i": recall at 1 of 256 pictures on held-out backgrounds, "spoken", "silent", "background": share of
-    such patches that some layer merged into another token}, ...}. "unguided": I = 0; "inverted": -I; "bipartite": I, ToMe's sets.
-    """
-    return header()["scores"]
+    known = checkpoints.info(name)
+    words = Words(known["words"], known["config"]["context"])
+    return checkpoints.load(name, CrossGETCLIP, device), words
 
 
 def scores_of_seeds() -> dict:
@@ -181,4 +165,4 @@ def scores_of_seeds() -> dict:
 
     Only the first one's weights are shipped. losses: both, on held-out backgrounds, batches of 64, r = 8 with guidance.
     """
-    return json.loads((data.root() / "checkpoints" / "crossget_clip_seeds.json").read_text(encoding="utf-8"))
+    return json.loads((checkpoints.root() / "checkpoints" / "crossget_clip_seeds.json").read_text(encoding="utf-8"))

@@ -1,33 +1,15 @@
-"""The small models that the repository ships for super-resolution. Each function gives a model in eval mode and single precision.
+"""The small models that the repository ships for super-resolution, in eval mode.
 
-    flow = spynet_emoji()(reference, supporting)            how = scores("spynet_emoji")
+    flow = spynet_emoji()(reference, supporting)
 
-Training: data/train_<name>.py; how each did on data it had not seen: `scores(name)` and data/README.md.
+How each was trained and did on data it had not seen: `vtlib.checkpoints.info("spynet_emoji")`.
 """
 
-import json
-
-import torch
-from safetensors import safe_open
-
+from .. import checkpoints
 from .catanet import CATANet
 from .cross_attention import CrossAttentionUpsampler
 from .spynet import SPyNet
 from .uplift import UPLiFT
-
-
-def _load(name, build, device=None):
-    """build(**config of the file's header) with the weights of data/checkpoints/<name>.safetensors, in eval mode. ValueError when there is none."""
-    from ..data import checkpoint  # here: building a model needs no assets
-
-    with safe_open(checkpoint(name), framework="pt") as file:
-        config = json.loads(file.metadata()["config"])
-        state = {key: file.get_tensor(key) for key in file.keys()}
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    with torch.random.fork_rng(devices=[]):  # the random start is overwritten: the caller's random numbers stay as they are
-        model = build(**config)
-    model.load_state_dict(state)
-    return model.eval().to(device)
 
 
 def _seeded(name, seed):
@@ -37,18 +19,10 @@ def _seeded(name, seed):
     return f"{name}_seed1" if seed else name
 
 
-def scores(name):
-    """What is known of the training of checkpoint `name`: a dict with config, command, seed, minutes, scores on held-out data (its header)."""
-    from ..data import checkpoint
-
-    with safe_open(checkpoint(name), framework="pt") as file:
-        return {key: json.loads(value) for key, value in file.metadata().items()}
-
-
 def spynet_emoji(device=None):
     """Optical flow: a small `SPyNet` trained on EmojiWorld's true flow and on photographs panned by known motion, pictures of 48 to 96 px and
     motions up to about 8 px. `net(reference, supporting)` -> flow (B, 2, h, w) in pixels; pictures (B, 3, h, w) in [0, 1]."""
-    return _load("spynet_emoji", SPyNet, device)
+    return checkpoints.load("spynet_emoji", SPyNet, device)
 
 
 def uplift_emoji(variant=None, device=None, seed=0):
@@ -60,7 +34,7 @@ def uplift_emoji(variant=None, device=None, seed=0):
     if variant not in (None, "onestep", "free", "cross"):
         raise ValueError(f"variant={variant!r} must be None, 'onestep', 'free' or 'cross'")
     name = _seeded("uplift_emoji" + (f"_{variant}" if variant else ""), seed)
-    return _load(name, CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
+    return checkpoints.load(name, CrossAttentionUpsampler if variant == "cross" else UPLiFT, device)
 
 
 def catanet_small(variant=None, device=None, seed=0):
@@ -71,10 +45,11 @@ def catanet_small(variant=None, device=None, seed=0):
     """
     if variant not in (None, "local"):
         raise ValueError(f"variant={variant!r} must be None or 'local'")
-    return _load(_seeded("catanet_small" + (f"_{variant}" if variant else ""), seed), CATANet, device)
+    return checkpoints.load(_seeded("catanet_small" + (f"_{variant}" if variant else ""), seed), CATANet, device)
 
 
-def _video(spynet, **config):
+def video(spynet, **config):
+    """A `TTVSR` with a flow net of its own: `spynet` are the arguments of `SPyNet`."""
     from .ttvsr import TTVSR
 
     return TTVSR(**config, spynet=SPyNet(**spynet))
@@ -87,9 +62,9 @@ def ttvsr_small(device=None, seed=0, location="nearest"):
     ValueError for others."""
     if location not in ("nearest", "fractional") or location == "fractional" and seed != 0:
         raise ValueError(f"location={location!r}, seed={seed!r}: needs 'nearest', or 'fractional' with seed=0")
-    return _load("ttvsr_small_fractional" if location == "fractional" else _seeded("ttvsr_small", seed), _video, device)
+    return checkpoints.load("ttvsr_small_fractional" if location == "fractional" else _seeded("ttvsr_small", seed), video, device)
 
 
 def recurrent_small(device=None, seed=0):
     """The plain recurrent net without trajectories, trained as `ttvsr_small` with the same seed and parameters: what the attention is compared with."""
-    return _load(_seeded("recurrent_small", seed), _video, device)
+    return checkpoints.load(_seeded("recurrent_small", seed), video, device)

@@ -12,17 +12,15 @@ split into words. Pruning goes in at three places: a `Plan` on the encoder's fea
     model.answer(model.reduce(vision, plan, "features"), ["is there a crab?"] * len(images))
 """
 
-import json
 import re
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .. import checkpoints
 from ..nn import check_tokens
 from ..tokens import Plan
 from ..tokens.vision import SPACES, VisionOutputs
@@ -182,13 +180,7 @@ class TinyVLM(nn.Module):
     # ---------------------------------------------------------------------------------------------------------- the shipped one
     @classmethod
     def pretrained(cls, device=None) -> "TinyVLM":
-        """The shipped model in eval mode and single precision; `model.info` is what its file's header says (scores, command)."""
-        from ..data import checkpoint
-
-        path = checkpoint("tinyvlm")
-        with safe_open(path, framework="pt") as file:
-            info = {key: json.loads(value) for key, value in file.metadata().items()}
-        model = cls(**info["config"])
-        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-        model.info = info
-        return model.eval().to(device)
+        """The shipped model in eval mode; `model.info` is its file's header (score, command)."""
+        model = checkpoints.load("tinyvlm", cls, device)
+        model.info = checkpoints.info("tinyvlm")
+        return model

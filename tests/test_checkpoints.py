@@ -1,0 +1,151 @@
+"""Every shipped file through the one loader and the one header; nothing outside moves."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vtlib import checkpoints, data
+from vtlib.multiscale import pretrained as multiscale
+from vtlib.multiscale.tokenformer import TokenFormer
+from vtlib.pruning.crossget_encoder import CrossGETCLIP
+from vtlib.pruning.pretrained import crossget_clip
+from vtlib.superres import pretrained as superres
+from vtlib.superres.catanet import CATANet
+from vtlib.superres.cross_attention import CrossAttentionUpsampler
+from vtlib.superres.spynet import SPyNet
+from vtlib.superres.uplift import UPLiFT
+from vtlib.vit import ViT, vit_emoji
+from vtlib.vlm import TinyVLM
+
+BUILD = {
+    "catanet": CATANet, "crossget": CrossGETCLIP, "recurrent": superres.video, "spynet": SPyNet,
+    "tinyvlm": TinyVLM, "tokenformer": TokenFormer, "ttvsr": superres.video, "uplift": UPLiFT,
+    "vit": ViT,
+}
+NAMES = checkpoints.names()
+LOADERS = (
+    multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
+    superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
+)
+
+
+def build(name):
+    if name.startswith("mixed_"):
+        return multiscale.KINDS[checkpoints.info(name)["kind"]]
+    if name.startswith("uplift_emoji_cross"):
+        return CrossAttentionUpsampler
+    return BUILD[name.split("_")[0]]
+
+
+def random_state():
+    return torch.random.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+def same_random_state(before):
+    now = random_state()
+    return torch.equal(now[0], before[0]) and now[1:] == before[1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_loads_and_moves_nothing(name):
+    how, stored = checkpoints.info(name), load_file(checkpoints.path(name))
+    assert {"config", "command", "seed", "score"} <= set(how)
+    assert "train_" in how["command"] and isinstance(how["config"], dict) and how["score"]
+    before = random_state()
+    model = checkpoints.load(name, build(name))
+    assert same_random_state(before)
+    state = model.state_dict()
+    assert state.keys() == stored.keys() and not any(m.training for m in model.modules())
+    for key, value in state.items():
+        want = stored[key].float() if stored[key].is_floating_point() else stored[key]
+        assert torch.equal(value, want) and value.dtype == want.dtype and value.device.type == "cpu"
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+
+
+def everything(model):
+    """Parameters and all buffers, also those that no file keeps."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torchs_defaults_change_nothing(name):
+    plain = everything(checkpoints.load(name, build(name)))
+    before = random_state()
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            model = checkpoints.load(name, build(name))
+        assert torch.get_default_dtype() == torch.float64 and torch.empty(0).is_meta
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert same_random_state(before)
+    for (key, value), (other, want) in zip(everything(model), plain, strict=True):
+        assert key == other and torch.equal(value, want) and value.dtype == want.dtype
+        assert not value.is_inference()
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_the_families_loaders_move_nothing(load):
+    before = random_state()
+    args = ("crossvit",) if load is multiscale.emoji else ()
+    load(*args)
+    assert same_random_state(before)
+
+
+def test_a_device_is_followed():
+    model = checkpoints.load("spynet_emoji", SPyNet, "meta")
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("read", [
+    checkpoints.info, checkpoints.path, lambda name: checkpoints.load(name, ViT),
+])
+def test_unknown_names_list_the_known_ones(read):
+    with pytest.raises(ValueError, match="name='vit_emojy'.* vit_emoji") as error:
+        read("vit_emojy")
+    assert all(name in str(error.value) for name in NAMES)
+
+
+def test_a_file_of_ones_own(tmp_path):
+    file, config = tmp_path / "mine.safetensors", dict(in_features=2, out_features=3)
+    weights = nn.Linear(**config).half().state_dict()
+    header = dict(config=config, command="mine", seed=3, score={"loss": 0.5}, steps=7)
+    save_file(weights, file, metadata={key: json.dumps(value) for key, value in header.items()})
+    assert checkpoints.info(file) == header
+    model = checkpoints.load(file, nn.Linear)
+    assert torch.equal(model.weight, weights["weight"].float())
+    save_file(weights, file, metadata={"config": json.dumps(config)})
+    with pytest.raises(ValueError, match="mine.safetensors.*no command, seed, score"):
+        checkpoints.info(file)
+    with pytest.raises(ValueError, match="nowhere"):
+        checkpoints.info(tmp_path / "nowhere")
+
+
+def test_a_failing_constructor_leaves_the_defaults_as_they_were():
+    def fails(**config):
+        raise RuntimeError("no")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(RuntimeError, match="no"):
+            checkpoints.load("spynet_emoji", fails)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_folder_is_known_in_one_place():
+    assert data.root is checkpoints.root and data.checkpoint is checkpoints.path
+
+
+@pytest.mark.parametrize("name", multiscale.MODELS)
+def test_the_plan_of_a_model_is_what_was_trained(name):
+    kind, arguments = multiscale.config(name)
+    how = checkpoints.info(multiscale.stem(name))
+    assert (how["kind"], how["config"]) == (kind, json.loads(json.dumps(arguments)))

@@ -1,0 +1,111 @@
+"""The trained weights that the repository ships: one loader, one header, for all of them.
+
+    model = checkpoints.load("spynet_emoji", SPyNet)        how = checkpoints.info("spynet_emoji")
+
+Each is a file `checkpoints/<name>.safetensors` in the folder of the assets. Its metadata is the
+header: "config" (the arguments of the class), "command" and "seed" (how it was trained), "score"
+(on data it had not seen), and whatever else is worth knowing, each value a JSON string. Weights are
+stored in half precision where that costs nothing and come out in single precision.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+HEADER = ("config", "command", "seed", "score")
+
+
+def root() -> pathlib.Path:
+    """Folder of the assets: `vtlib/assets` in an installed wheel, `data` in a clone."""
+    package = pathlib.Path(__file__).resolve().parent
+    for folder in (package / "assets", package.parent / "data"):
+        if (folder / "emoji.npz").exists():
+            return folder
+    raise FileNotFoundError(
+        f"vtlib's assets are neither in {package / 'assets'} nor in {package.parent / 'data'}: "
+        f"run `make data`"
+    )
+
+
+def names() -> list[str]:
+    """The names of all shipped checkpoints, sorted."""
+    return sorted(file.stem for file in (root() / "checkpoints").glob("*.safetensors"))
+
+
+def path(name: str | os.PathLike) -> pathlib.Path:
+    """Where the checkpoint lies: `name` is a shipped one's name, or the `pathlib.Path` of a file.
+
+    ValueError when there is none.
+    """
+    if isinstance(name, os.PathLike):
+        if not pathlib.Path(name).is_file():
+            raise ValueError(f"name={os.fspath(name)!r}: there is no such file")
+        return pathlib.Path(name)
+    if name not in names():
+        there = ", ".join(names()) or "none"
+        raise ValueError(f"name={name!r}: no such checkpoint; there is {there}")
+    return root() / "checkpoints" / f"{name}.safetensors"
+
+
+def info(name: str | os.PathLike) -> dict[str, Any]:
+    """The header of a checkpoint: config, command, seed, score and what else was noted.
+
+    name: see `path`. ValueError when there is no such checkpoint, or the header is another one.
+    """
+    with safe_open(path(name), framework="pt") as file:
+        metadata = file.metadata() or {}
+    missing = [key for key in HEADER if key not in metadata]
+    if missing:
+        raise ValueError(f"name={os.fspath(name)!r}: its header has no {', '.join(missing)}")
+    return {key: json.loads(value) for key, value in metadata.items()}
+
+
+def load(
+    name: str | os.PathLike,
+    build: Callable[..., nn.Module],
+    device: torch.device | str | None = None,
+) -> Any:
+    """`build(**config)` with the stored weights, in eval mode and single precision.
+
+    Args:
+        name: see `path`.
+        build: the class, or a function that makes the model from the header's config.
+        device: where the model goes; None: the CPU.
+
+    The result is the same whatever torch's defaults of device, dtype and grad mode are, and no
+    global random number is drawn. ValueError when there is no such checkpoint.
+    """
+    config = info(name)["config"]
+    with _plain_torch():
+        model = build(**config).float()
+        weights = load_file(path(name))
+        model.load_state_dict({key: _single(value) for key, value in weights.items()})
+        return model.eval().to(device or "cpu")
+
+
+def _single(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+@contextlib.contextmanager
+def _plain_torch() -> Iterator[None]:
+    """The CPU and single precision as defaults, and the caller's random numbers back at the end."""
+    dtype = torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(devices=[]),         # the random start of a model is overwritten
+        torch.inference_mode(False),
+        torch.device("cpu"),
+    ):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
