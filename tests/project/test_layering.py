@@ -8,7 +8,7 @@ from tools.notebook import ROOT
 
 VTLIB = ROOT / "vtlib"
 FILES = sorted(VTLIB.rglob("*.py"))
-VOCABULARY = {"nn", "tokens", "quantize"}  # used by everything, use nothing of the course
+VOCABULARY = {"nn", "tokens", "quantize", "checkpoints"}  # used by all, use nothing of the course
 SHARED = VOCABULARY | {"vit", "data", "vlm"}  # what a paper's file may use besides its own
 COURSE_ONLY = {
     "matplotlib",
