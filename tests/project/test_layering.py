@@ -23,7 +23,10 @@ COURSE_ONLY = {
     "scipy",
 }
 # files of a family that hold no paper
-NO_PAPER = ("__init__.py", "common.py", "registry.py", "method.py", "bench.py", "pretrained.py", "probes.py", "warp.py", "degrade.py", "quality.py", "cross_attention.py")
+NO_PAPER = (
+    "__init__.py", "common.py", "registry.py", "method.py", "bench.py", "pretrained.py",
+    "probes.py", "pyramid.py", "warp.py", "degrade.py", "quality.py", "cross_attention.py",
+)
 BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget"), ("superres.ttvsr", "superres.spynet")}  # (paper, paper): where the paper itself builds on the other
 
 
