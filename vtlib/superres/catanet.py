@@ -1,125 +1,167 @@
-"""CATANet - Efficient Content-Aware Token Aggregation for Lightweight Image Super-Resolution (Liu, Liu, Tang, Wu, CVPR 2025, arXiv 2503.06896).
+"""CATANet - Efficient Content-Aware Token Aggregation for Lightweight Image Super-Resolution
+(Liu, Liu, Tang, Wu, CVPR 2025, arXiv 2503.06896).
 
-The idea: window attention sees neighbours only, although similar texture returns far away, and clustering each image anew is slow. So keep a few
-token centres shared by all images, moved in training only; grouping then is one arg-max and one stable sort. The sorted row of tokens is cut into
-equal subgroups that attend to themselves and to the next one, every token also attends to the centres, and local windows do the rest.
+The idea: window attention sees neighbours only, although similar texture returns far away, and
+clustering each image anew is slow. So keep a few token centres shared by all images, moved in
+training only; grouping then is one arg-max and one stable sort. The sorted row of tokens is cut
+into equal subgroups that attend to themselves and to the next one, every token also attends to the
+centres, and local windows do the rest.
 
-    g_i = argmax_j cos(n_i, c_j)                      assign           n = LN(x): tokens, c: centres
-    c_j <- normalise(sum of unit tokens with g_i = j) center_iter      training: n_iter times from the stored centres, over the whole batch
-    means <- 0.999 means + 0.001 c                    TAB.learn        training; the first call ever copies
-    order = stable argsort(g)                         grouping         CATA
-    softmax(q k^T / sqrt(P)) v, own and next subgroup IASA             subgroup i: sorted queries [i s, (i+1) s), keys [i s, (i+2) s)
-      + softmax(q kc^T / sqrt(P)) vc                  IRCA             the same queries, keys and values of the centres
-    x + conv1x1(proj(.)), then x + ConvFFN(LN(x))     TAB              token aggregation block
-    attention in overlapping patches, averaged        LRSA             patches of p x p every p - 2 pixels, the last one shifted to the border
+    n = LN(x): tokens, c: centres
+    g_i = argmax_j cos(n_i, c_j)                      assign
+    c_j <- normalise(sum of unit tokens with g_i = j) center_iter   training: n_iter times from the
+                                                                    stored ones, over the batch
+    means <- 0.999 means + 0.001 c                    TAB.learn     training; the first call copies
+    order = stable argsort(g)                         grouping      CATA
+    softmax(q k^T / sqrt(P)) v, own and next subgroup IASA          subgroup i: sorted queries
+                                                                    [i s, (i+1) s), keys
+                                                                    [i s, (i+2) s)
+      + softmax(q kc^T / sqrt(P)) vc                  IRCA          keys, values of the centres
+    x + conv1x1(proj(.)), then x + ConvFFN(LN(x))     TAB           token aggregation block
+    attention in overlapping patches, averaged        LRSA          patches of p x p every p - 2
+                                                                    pixels, the last at the border
 
-State-dict names are the official ones (EquationWalker/CATANet), so official checkpoints load as they are (x2.pth, key `params`). Different from
-the official code: the sort is stable (there, the order inside a group is left open and results depend on it); overlaps of patches are divided by
-how many patches cover a pixel (there, by 4 instead of 3 where the shifted last patch meets two others, sides p + m (p - 2) + 1); where the
-mirrored padding is longer than the sequence it bounces to and fro, and patches larger than the image shrink to it (there, both fail); in eval mode
-the stored centres are used even when nothing was learned yet (random unit vectors then); Linear layers start as torch starts them (there: normal, 0.02). The paper's full text was not at hand: mechanism from its code.
+State-dict names are the official ones (EquationWalker/CATANet), so official checkpoints load as
+they are (x2.pth, key `params`). Different from the official code: the sort is stable (there, the
+order inside a group is left open and results depend on it); overlaps of patches are divided by how
+many patches cover a pixel (there, by 4 instead of 3 where the shifted last patch meets two others,
+sides p + m (p - 2) + 1); where the mirrored padding is longer than the sequence it bounces to and
+fro, and patches larger than the image shrink to it (there, both fail); in eval mode the stored
+centres are used even when nothing was learned yet (random unit vectors then); Linear layers start
+as torch starts them (there: normal, 0.02). The paper's full text was not at hand: mechanism from
+its code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
-from ..nn import attend, check_heads, check_images
+from ..nn import attend, check_heads, check_images, check_int
+from ..tokens import take
 
+PAPER = "catanet"
 UPSCALES = (2, 3, 4)
 
 
-# ------------------------------------------------------------------------------------------------------------ centres and groups
-def assign(tokens, centres):
-    """g_i = argmax_j cos(tokens_i, centres_j), the first one when equal: (B, N, C), (M, C) -> (B, N) long."""
+# -------------------------------------------------------------------------- centres and groups
+def assign(tokens: Tensor, centres: Tensor) -> Tensor:
+    """g_i = argmax_j cos(tokens_i, centres_j), the first if equal: (B, N, C), (M, C) -> (B, N)."""
     return nearest(F.normalize(tokens, dim=-1), F.normalize(centres, dim=-1))
 
 
-def nearest(unit, centres):
-    """argmax_j of the plain products with centres (M, C): what `assign` is for tokens (B, N, C) and centres of unit length. -> (B, N) long."""
+def nearest(unit: Tensor, centres: Tensor) -> Tensor:
+    """argmax_j of the plain products of tokens (B, N, C) with centres (M, C) -> (B, N) long.
+
+    What `assign` is for tokens of any and centres of unit length.
+    """
     return (unit @ centres.mT).argmax(-1)
 
 
-def first_centres(tokens, num_centres):
-    """Where training starts: means of M equal stretches of the raster sequence, over the batch. (B, N, C) -> (M, C).
+def first_centres(tokens: Tensor, num_centres: int) -> Tensor:
+    """Where training starts: means of M equal stretches of the raster sequence, over the batch.
 
-    The end is filled up with the last tokens reversed; when M divides N, as in the release, with M of them all the same.
+    tokens (B, N, C) -> (M, C). The end is filled up with the last tokens reversed; when M divides
+    N, as in the release, with M of them all the same.
     """
     n = tokens.shape[1]
     tokens = tokens[:, mirrored(n + num_centres - n % num_centres, n, tokens.device)]
     return rearrange(tokens, "b (m l) c -> m (b l) c", m=num_centres).mean(1)
 
 
-def center_iter(unit, centres):
-    """One round of spherical k-means over the whole batch: unit tokens (B, N, C), centres (M, C) of unit length -> (M, C).
+def center_iter(unit: Tensor, centres: Tensor) -> Tensor:
+    """One round of spherical k-means over the whole batch. Differentiable in the tokens.
 
-    c_j = normalise(sum of the tokens nearest to centre j); a centre without tokens stays as it is. Differentiable in the tokens.
+    unit: tokens (B, N, C), centres (M, C), both of unit length -> (M, C):
+    c_j = normalise(sum of the tokens nearest to centre j); a centre without tokens stays.
     """
     belong = nearest(unit, centres).flatten()
+    ones = torch.ones_like(belong, dtype=centres.dtype)
     sums = torch.zeros_like(centres).index_add(0, belong, unit.flatten(0, 1).to(centres.dtype))
-    counts = torch.zeros_like(centres[:, 0]).index_add(0, belong, torch.ones_like(belong, dtype=centres.dtype))
+    counts = torch.zeros_like(centres[:, 0]).index_add(0, belong, ones)
     return torch.where(counts[:, None] == 0, centres, F.normalize(sums, dim=-1))
 
 
-def mirrored(length, n, device=None):
-    """Positions 0 ... length - 1 of a sequence of n tokens that is continued by its mirror image: 0 1 2 | 2 1 0 | 0 1 ... (length,) long."""
+def mirrored(length: int, n: int, device: torch.device | None = None) -> Tensor:
+    """The first positions of n tokens continued by their mirror image: (length,) long.
+
+    mirrored(8, 3): 0 1 2 | 2 1 0 | 0 1.
+    """
     at = torch.arange(length, device=device) % (2 * n)
     return torch.minimum(at, 2 * n - 1 - at)
 
 
-def subgroups(n, group_size, device=None):
-    """How a sorted sequence of n tokens is cut: positions of queries (G, s) and of keys (G, 2 s), with s = min(n, group_size), G = ceil(n / s).
+def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> tuple[Tensor, int]:
+    """How a sorted sequence of n tokens is laid out to be cut: positions ((G + 1) s,), and s.
 
-    Subgroup i asks with tokens [i s, (i + 1) s) and looks at [i s, (i + 2) s): its own and the next. Behind the end the sequence is mirrored.
+    s = min(n, group_size), G = ceil(n / s): G subgroups and one more, so that the last one has a
+    next one too. Behind the end the sequence is mirrored.
     """
     size = min(n, group_size)
     count = -(-n // size)
-    at = mirrored((count + 1) * size, n, device)
-    return at[: count * size].reshape(count, size), at.unfold(0, 2 * size, size)
+    return mirrored((count + 1) * size, n, device), size
+
+
+def subgroups(
+    n: int, group_size: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Who asks whom, as positions in the sorted sequence: queries (G, s) and keys (G, 2 s).
+
+    Subgroup i asks with tokens [i s, (i + 1) s) and looks at [i s, (i + 2) s): its own, the next.
+    """
+    at, size = sorted_row(n, group_size, device)
+    return at[:-size].reshape(-1, size), at.unfold(0, 2 * size, size)
 
 
 @dataclass
 class Grouping:
-    """Who is with whom: `belong` (B, N), each token's centre; `order` (B, N), raster positions in sorted order; centres (M, C); group_size."""
+    """Who is with whom."""
 
-    belong: torch.Tensor
-    order: torch.Tensor
-    centres: torch.Tensor
+    belong: Tensor                   # (B, N) long: each token's centre
+    order: Tensor                    # (B, N) long: raster positions in sorted order
+    centres: Tensor                  # (M, C)
     group_size: int
 
-    def members(self):
-        """Raster positions of the queries (B, G, s) and of the keys (B, G, 2 s) of each subgroup."""
-        return tuple(self.order[:, at] for at in subgroups(self.order.shape[1], self.group_size, self.order.device))
+    def members(self) -> tuple[Tensor, Tensor]:
+        """Raster positions of each subgroup: of its queries (B, G, s), of its keys (B, G, 2 s)."""
+        queries, keys = subgroups(self.order.shape[1], self.group_size, self.order.device)
+        return self.order[:, queries], self.order[:, keys]
 
 
 @torch.no_grad()
-def grouping(tokens, centres, group_size):
-    """tokens (B, N, C), centres (M, C) -> `Grouping`: one arg-max, one stable sort. Tokens of one group stay in raster order."""
+def grouping(tokens: Tensor, centres: Tensor, group_size: int) -> Grouping:
+    """tokens (B, N, C), centres (M, C) -> `Grouping`: one arg-max, one stable sort.
+
+    Tokens of one group stay in raster order.
+    """
     belong = assign(tokens, centres)
     return Grouping(belong, belong.argsort(dim=-1, stable=True), centres, group_size)
 
 
-# ------------------------------------------------------------------------------------------------------------ token aggregation
+# --------------------------------------------------------------------------- token aggregation
 class IRCA(nn.Module):
-    """Inter-group cross-attention, its keys and values: centres (M, C) -> (heads, M, P_qk), (heads, M, P_v)."""
+    """Inter-group cross-attention, its keys and values."""
 
-    def __init__(self, dim, qk_dim, num_heads):
+    def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.to_k = nn.Linear(dim, qk_dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, centres):
-        return tuple(rearrange(t, "m (h p) -> h m p", h=self.num_heads) for t in (self.to_k(centres), self.to_v(centres)))
+    def forward(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (M, C) -> (heads, M, P_qk), (heads, M, P_v)."""
+        k = rearrange(self.to_k(centres), "m (h p) -> h m p", h=self.num_heads)
+        v = rearrange(self.to_v(centres), "m (h p) -> h m p", h=self.num_heads)
+        return k, v
 
 
 class Attention(nn.Module):
     """Plain self-attention with separate projections, no biases: (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, dim, qk_dim, num_heads):
+    def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim, qk_dim, bias=False)
@@ -127,54 +169,70 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x):
-        q, k, v = (rearrange(to(x), "b n (h p) -> b h n p", h=self.num_heads) for to in (self.to_q, self.to_k, self.to_v))
+    def forward(self, x: Tensor) -> Tensor:
+        projected = (self.to_q(x), self.to_k(x), self.to_v(x))
+        q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in projected)
         return self.proj(rearrange(attend(q, k, v), "b h n p -> b n (h p)"))
 
 
 class IASA(Attention):
-    """Intra-group self-attention, with the same projections: sorted subgroups of tokens attend to themselves and to the next one; attention to the
-    centres is added."""
+    """Intra-group self-attention, with the same projections.
 
-    def forward(self, tokens, groups, k_global, v_global):
-        """tokens (B, N, C), their `Grouping`, keys and values of the centres (heads, M, P) -> (B, N, C) in raster order."""
-        queries, keys = (rearrange(at, "b g s -> b (g s)") for at in groups.members())
-        batch, n, size = *groups.order.shape, min(groups.order.shape[1], groups.group_size)
-        q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+    Sorted subgroups of tokens attend to themselves and to the next one; attention to the centres
+    is added. All of it happens in sorted order: one gather before, one after.
+    """
 
-        def take(t, at, group):
-            """Tokens at raster positions, cut into subgroups."""
-            t = t.gather(1, at[..., None].expand(-1, -1, t.shape[-1]))
-            return rearrange(t, "b (g s) (h p) -> (b g) h s p", s=group, h=self.num_heads)
-        own = attend(take(q, queries, size), take(k, keys, 2 * size), take(v, keys, 2 * size))
-        own = rearrange(own, "(b g) h s p -> b (g s) (h p)", b=batch)[:, :n]     # sorted, without the padding
-        own = torch.zeros_like(own).scatter(1, groups.order[..., None].expand_as(own), own)
+    def forward(
+        self, tokens: Tensor, groups: Grouping, k_global: Tensor, v_global: Tensor
+    ) -> Tensor:
+        """-> (B, N, C) in raster order.
+
+        Args:
+            tokens: (B, N, C).
+            groups: their `Grouping`.
+            k_global: keys of the centres (heads, M, P_qk).
+            v_global: values of the centres (heads, M, P_v).
+        """
+        batch, n, _ = tokens.shape
+        at, size = sorted_row(n, groups.group_size, tokens.device)
+        row = take(tokens, groups.order[:, at])                              # b (g+1)s c
+        q, k, v = self.to_q(row[:, :-size]), self.to_k(row), self.to_v(row)
+
+        queries = rearrange(q, "b (g s) (h p) -> (b g) h s p", s=size, h=self.num_heads)
+        k, v = (t.unfold(1, 2 * size, size) for t in (k, v))                 # b g (h p) 2s, views
+        k, v = (rearrange(t, "b g (h p) s -> (b g) h s p", h=self.num_heads) for t in (k, v))
+        own = rearrange(attend(queries, k, v), "(b g) h s p -> b (g s) (h p)", b=batch)
+
         k, v = (t.to(q.dtype).expand(batch, -1, -1, -1) for t in (k_global, v_global))
-        far = attend(rearrange(q, "b n (h p) -> b h n p", h=self.num_heads), k, v)
-        return self.proj(own + rearrange(far, "b h n p -> b n (h p)"))
+        central = attend(rearrange(q, "b n (h p) -> b h n p", h=self.num_heads), k, v)
+        out = own + rearrange(central, "b h n p -> b n (h p)")
+
+        raster = groups.order.argsort(dim=-1)                              # where each token went
+        return self.proj(take(out, raster))
 
 
 class DepthwiseConv(nn.Module):
     """GELU(5 x 5 depthwise convolution) on a map; official name `depthwise_conv.0`."""
 
-    def __init__(self, dim, kernel_size=5):
+    def __init__(self, dim: int, kernel_size: int = 5):
         super().__init__()
-        self.depthwise_conv = nn.Sequential(nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim), nn.GELU())
+        conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.depthwise_conv = nn.Sequential(conv, nn.GELU())
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.depthwise_conv(x)
 
 
 class ConvFFN(nn.Module):
-    """fc2(a + GELU(depthwise(a))), a = GELU(fc1(x)): tokens (B, h*w, C) of a grid (h, w) -> the same shape."""
+    """fc2(a + GELU(depthwise(a))), a = GELU(fc1(x)) on tokens (B, h*w, C) of a grid (h, w)."""
 
-    def __init__(self, dim, mlp_dim):
+    def __init__(self, dim: int, mlp_dim: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, mlp_dim)
         self.dwconv = DepthwiseConv(mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, dim)
 
-    def forward(self, x, grid):
+    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
         x = F.gelu(self.fc1(x))
         near = self.dwconv(rearrange(x, "b (h w) c -> b c h w", h=grid[0]))
         return self.fc2(x + rearrange(near, "b c h w -> b (h w) c"))
@@ -183,30 +241,51 @@ class ConvFFN(nn.Module):
 class PreNorm(nn.Module):
     """fn(LN(x), ...)."""
 
-    def __init__(self, dim, fn):
+    def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
         self.norm, self.fn = nn.LayerNorm(dim), fn
 
-    def forward(self, x, *args):
+    def forward(self, x: Tensor, *args) -> Tensor:
         return self.fn(self.norm(x), *args)
 
 
-class TAB(nn.Module):
-    """Token-aggregation block on maps (B, C, h, w). Buffers: `means` (M, C), the centres of all images, and `initted`, whether they were ever learned.
+def in_backward() -> bool:
+    """Whether this is a second run for gradient checkpointing, in which nothing may be learned."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
-    Eval: the stored centres, unchanged and as long as they are (a little under 1). Training: centres are iterated from the stored ones on this
-    batch, the last time with gradient, used in place of the stored ones, and then move those by 1 - ema_decay.
+
+class TAB(nn.Module):
+    """Token-aggregation block on maps (B, C, h, w).
+
+    Buffers: `means` (M, C), the centres of all images, and `initted`, whether they were ever
+    learned. Eval: the stored centres, unchanged and as long as they are (a little under 1).
+    Training: centres are iterated from the stored ones on this batch, the last time with gradient,
+    used in place of the stored ones, and then move those by 1 - ema_decay.
+
+    Args:
+        dim: C.
+        qk_dim: channels of queries and keys, all heads together.
+        mlp_dim: hidden channels of the ConvFFN.
+        num_heads: must divide dim and qk_dim.
+        num_centres: M.
+        group_size: tokens of a subgroup, s.
+        n_iter: rounds of `center_iter` a training step.
+        ema_decay: how much of the stored centres stays.
     """
 
-    def __init__(self, dim, qk_dim, mlp_dim, num_heads, num_centres, group_size, n_iter=5, ema_decay=0.999):
+    def __init__(
+        self, dim: int, qk_dim: int, mlp_dim: int, num_heads: int, num_centres: int,
+        group_size: int, n_iter: int = 5, ema_decay: float = 0.999,
+    ):
         super().__init__()
         check_heads(dim, num_heads)
         check_heads(qk_dim, num_heads)
-        if min(num_centres, group_size, n_iter) < 1:
-            raise ValueError(f"num_centres={num_centres}, group_size={group_size}, n_iter={n_iter}: each needs to be at least 1")
+        num_centres = check_int(num_centres, "num_centres", 1)
+        self.group_size = check_int(group_size, "group_size", 1)
+        self.n_iter = check_int(n_iter, "n_iter", 1)
         if not 0 <= ema_decay <= 1:
             raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1]")
-        self.group_size, self.n_iter, self.ema_decay = group_size, n_iter, ema_decay
+        self.ema_decay = ema_decay
         self.norm = nn.LayerNorm(dim)
         self.mlp = PreNorm(dim, ConvFFN(dim, mlp_dim))
         self.irca_attn = IRCA(dim, qk_dim, num_heads)
@@ -215,26 +294,37 @@ class TAB(nn.Module):
         self.register_buffer("means", F.normalize(torch.randn(num_centres, dim), dim=-1))
         self.register_buffer("initted", torch.tensor(False))
 
-    def centres(self, tokens):
-        """Centres (M, C) that this call works with, from normalised tokens (B, N, C)."""
+    def centres(self, tokens: Tensor) -> Tensor:
+        """Centres (M, C) that this call works with, from normalised tokens (B, N, C).
+
+        Gradient checkpointing runs a training step a second time in the backward pass. It starts
+        from the same stored centres then, those before the last forward pass moved them.
+        """
         if not self.training:
             return self.means
+        if not in_backward():
+            self._before = self.means.clone(), self.initted.clone()
+        means, initted = self._before
         unit = F.normalize(tokens, dim=-1)
         with torch.no_grad():
-            centres = torch.where(self.initted, self.means, first_centres(tokens, len(self.means)).to(self.means.dtype))
+            start = first_centres(tokens, len(means)).to(means.dtype)
+            centres = torch.where(initted, means, start)
             for _ in range(self.n_iter - 1):
                 centres = center_iter(unit, F.normalize(centres, dim=-1))
         return center_iter(unit, F.normalize(centres, dim=-1))
 
     @torch.no_grad()
-    def learn(self, centres):
-        """Move the stored centres (M, C) by an exponential moving average; the first time, copy."""
+    def learn(self, centres: Tensor) -> None:
+        """Move the stored centres (M, C) by a moving average; the first time, copy."""
         moved = self.ema_decay * self.means + (1 - self.ema_decay) * centres
-        self.means.copy_(torch.where(self.initted, moved, centres))                # not 0 * means: before, they may hold anything
+        # where, not 0 * means: before they are learned they may hold anything
+        self.means.copy_(torch.where(self.initted, moved, centres))
         self.initted.fill_(True)
 
-    def forward(self, x, return_groups=False):
-        """x (B, C, h, w) -> (B, C, h, w); with return_groups=True also the `Grouping` of its tokens."""
+    def forward(
+        self, x: Tensor, return_groups: bool = False
+    ) -> Tensor | tuple[Tensor, Grouping]:
+        """x (B, C, h, w) -> (B, C, h, w); return_groups: also the `Grouping` of its tokens."""
         grid = x.shape[-2:]
         x = rearrange(x, "b c h w -> b (h w) c")
         tokens = self.norm(x)
@@ -244,118 +334,185 @@ class TAB(nn.Module):
         y = self.conv1x1(rearrange(y, "b (h w) c -> b c h w", h=grid[0]))
         x = x + rearrange(y, "b c h w -> b (h w) c")
         x = x + self.mlp(x, grid)
-        if self.training:
+        if self.training and not in_backward():
             self.learn(centres)
         x = rearrange(x, "b (h w) c -> b c h w", h=grid[0])
         return (x, groups) if return_groups else x
 
 
-# ------------------------------------------------------------------------------------------------------------ local attention
-def patch_rows(side, patch, device=None):
-    """Where patches lie along one side: positions (n, p), p = min(patch, side), one every p - 2, the last one ending at the border."""
+# ---------------------------------------------------------------------------- local attention
+def patch_rows(side: int, patch: int, device: torch.device | None = None) -> Tensor:
+    """Where patches lie along one side: positions (n, p), p = min(patch, side).
+
+    One every p - 2, the last one ending at the border.
+    """
     patch = min(patch, side)
     step = patch if side == patch else patch - 2
     begin = torch.arange(0, side + step - patch, step, device=device).clamp(max=side - patch)
     return begin[:, None] + torch.arange(patch, device=device)
 
 
-def patch_divide(x, patch_size):
-    """Overlapping patches: (B, C, h, w) -> (B, rows, columns, C, p, q), p = min(patch_size, h), q = min(patch_size, w)."""
+def patch_divide(x: Tensor, patch_size: int) -> Tensor:
+    """Overlapping patches: (B, C, h, w) -> (B, rows, columns, C, p, q).
+
+    p = min(patch_size, h), q = min(patch_size, w).
+    """
     rows, columns = (patch_rows(side, patch_size, x.device) for side in x.shape[-2:])
     return rearrange(x[:, :, rows][..., columns], "b c n p m q -> b n m c p q")
 
 
-def patch_reverse(patches, size):
-    """The inverse of `patch_divide`: patches summed back onto a map of `size` (h, w), then divided by how many cover each pixel."""
-    n, m, c, p, q = patches.shape[1:]
-    flat, counts = rearrange(patches, "b n m c p q -> b c (n p) (m q)"), []
+def patch_reverse(patches: Tensor, size: Sequence[int]) -> Tensor:
+    """The inverse of `patch_divide`: patches (B, rows, columns, C, p, q) -> (B, C, h, w) = size.
+
+    They are summed back onto the map and divided by how many cover each pixel. ValueError when
+    they do not come from a map of that size.
+    """
+    n, m, _, p, q = patches.shape[1:]
+    out = rearrange(patches, "b n m c p q -> b c (n p) (m q)")
+    counts = []
     for axis, side, patch in ((2, size[0], p), (3, size[1], q)):
         at = patch_rows(side, patch, patches.device).flatten()
-        if len(at) != flat.shape[axis]:
-            raise ValueError(f"patches {tuple(patches.shape)} do not come from a map of size={tuple(size)}")
-        shape = list(flat.shape)
-        shape[axis] = side
-        flat = flat.new_zeros(shape).index_add(axis, at, flat)
-        counts.append(flat.new_zeros(side).index_add(0, at, flat.new_ones(len(at))))
-    return flat / (counts[0][:, None] * counts[1])
+        if len(at) != out.shape[axis]:
+            got = tuple(patches.shape)
+            raise ValueError(f"patches {got} do not come from a map of size={tuple(size)}")
+        shape = (*out.shape[:axis], side, *out.shape[axis + 1:])
+        out = out.new_zeros(shape).index_add(axis, at, out)
+        counts.append(out.new_zeros(side).index_add(0, at, out.new_ones(len(at))))
+    return out / (counts[0][:, None] * counts[1])
 
 
 class LRSA(nn.Module):
-    """Local-region self-attention on maps (B, C, h, w): x + attention(LN(x)) in overlapping patches, averaged; then x + ConvFFN(LN(x)) on the map."""
+    """Local-region self-attention on maps (B, C, h, w).
 
-    def __init__(self, dim, qk_dim, mlp_dim, num_heads, patch_size):
+    x + attention(LN(x)) in overlapping patches, averaged; then x + ConvFFN(LN(x)) on the map.
+
+    Args:
+        dim: C.
+        qk_dim: channels of queries and keys, all heads together.
+        mlp_dim: hidden channels of the ConvFFN.
+        num_heads: must divide dim and qk_dim.
+        patch_size: p, at least 3.
+    """
+
+    def __init__(self, dim: int, qk_dim: int, mlp_dim: int, num_heads: int, patch_size: int):
         super().__init__()
         check_heads(dim, num_heads)
         check_heads(qk_dim, num_heads)
-        if patch_size < 3:
-            raise ValueError(f"patch_size={patch_size}: patches overlap by 2 pixels, so at least 3 are needed")
-        self.patch_size = patch_size
-        self.layer = nn.ModuleList([PreNorm(dim, Attention(dim, qk_dim, num_heads)), PreNorm(dim, ConvFFN(dim, mlp_dim))])
+        self.patch_size = check_int(patch_size, "patch_size", 3)              # they overlap by 2
+        attention = PreNorm(dim, Attention(dim, qk_dim, num_heads))
+        self.layer = nn.ModuleList([attention, PreNorm(dim, ConvFFN(dim, mlp_dim))])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         attention, mlp = self.layer
-        batch, size = len(x), x.shape[-2:]
+        size = x.shape[-2:]
         patches = patch_divide(x, self.patch_size)
         _, n, m, _, p, _ = patches.shape
         tokens = rearrange(patches, "b n m c p q -> (b n m) (p q) c")
         tokens = tokens + attention(tokens)
-        x = patch_reverse(rearrange(tokens, "(b n m) (p q) c -> b n m c p q", b=batch, n=n, m=m, p=p), size)
-        x = rearrange(x, "b c h w -> b (h w) c")
+        patches = rearrange(tokens, "(b n m) (p q) c -> b n m c p q", n=n, m=m, p=p)
+        x = rearrange(patch_reverse(patches, size), "b c h w -> b (h w) c")
         x = x + mlp(x, size)
         return rearrange(x, "b (h w) c -> b c h w", h=size[0])
 
 
-# ------------------------------------------------------------------------------------------------------------ the network
+# -------------------------------------------------------------------------------- the network
 class CATANet(nn.Module):
-    """Super-resolution of images (B, 3, h, w) in [0, 1], any size -> (B, 3, s h, s w), not clamped.
+    """Super-resolution of images (B, 3, h, w) in [0, 1], any size -> (B, 3, s h, s w), unclamped.
 
-    Args: upscale s (2, 3, 4); embed_dim C; num_layers; qk_dim (all heads together); mlp_dim; num_heads; per layer, cycled, or one int for all:
-    patch_sizes of LRSA, num_centres M, group_sizes, n_iter (rounds of `center_iter` a training step); ema_decay; aggregate=False leaves the TABs out
-    (the paper's ablation). The defaults are the released x2 (477,435 parameters; x3 549,635; x4 535,195; each 19,208 numbers in buffers).
+    The defaults are the released x2 (477,435 parameters; x3 549,635; x4 535,195; each 19,208
+    numbers in buffers). ValueError for sizes that make no net.
+
+    Args:
+        upscale: s, one of 2, 3, 4.
+        embed_dim: C.
+        num_layers: stages.
+        qk_dim: channels of queries and keys, all heads together.
+        mlp_dim: hidden channels of the ConvFFNs.
+        num_heads: must divide embed_dim and qk_dim.
+        patch_sizes: of LRSA; one int for all stages, or a sequence that is repeated to fill them.
+        num_centres: M, likewise.
+        group_sizes: tokens of a subgroup, likewise.
+        n_iter: rounds of `center_iter` a training step, likewise.
+        ema_decay: of the stored centres.
+        in_chans: channels of the images.
+        aggregate: False leaves the TABs out (the paper's ablation).
     """
 
-    def __init__(self, upscale=2, embed_dim=40, num_layers=8, qk_dim=36, mlp_dim=96, num_heads=4, patch_sizes=(16, 20, 24, 28),
-                 num_centres=(16, 32, 64, 128), group_sizes=(256, 128, 64, 32), n_iter=5, ema_decay=0.999, in_chans=3, aggregate=True):
+    def __init__(
+        self, upscale: int = 2, embed_dim: int = 40, num_layers: int = 8, qk_dim: int = 36,
+        mlp_dim: int = 96, num_heads: int = 4,
+        patch_sizes: int | Sequence[int] = (16, 20, 24, 28),
+        num_centres: int | Sequence[int] = (16, 32, 64, 128),
+        group_sizes: int | Sequence[int] = (256, 128, 64, 32),
+        n_iter: int | Sequence[int] = 5,
+        ema_decay: float = 0.999, in_chans: int = 3, aggregate: bool = True,
+    ):
         super().__init__()
         if upscale not in UPSCALES:
-            raise ValueError(f"upscale={upscale}: needs one of {', '.join(map(str, UPSCALES))}")
-        self.upscale, self.in_chans = upscale, in_chans
-        patch_sizes, num_centres, group_sizes, n_iter = (
-            _per_layer(v, num_layers, name) for name, v in (("patch_sizes", patch_sizes), ("num_centres", num_centres),
-                                                            ("group_sizes", group_sizes), ("n_iter", n_iter)))
+            needs = ", ".join(map(str, UPSCALES))
+            raise ValueError(f"upscale={upscale}: needs one of {needs}")
+        self.upscale, self.in_chans = int(upscale), in_chans
+        patch_sizes = _per_layer(patch_sizes, num_layers, "patch_sizes")
+        tabs = zip(
+            _per_layer(num_centres, num_layers, "num_centres"),
+            _per_layer(group_sizes, num_layers, "group_sizes"),
+            _per_layer(n_iter, num_layers, "n_iter"),
+            strict=True,
+        )
+        widths = (embed_dim, qk_dim, mlp_dim, num_heads)
         self.first_conv = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.ModuleList([
-            TAB(embed_dim, qk_dim, mlp_dim, num_heads, m, s, n, ema_decay) if aggregate else nn.Identity(),
-            LRSA(embed_dim, qk_dim, mlp_dim, num_heads, p)]) for p, m, s, n in zip(patch_sizes, num_centres, group_sizes, n_iter))
-        self.mid_convs = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in range(num_layers))
-        if upscale == 4:
-            self.upconv1, self.upconv2 = (nn.Conv2d(embed_dim, 4 * embed_dim, 3, padding=1) for _ in range(2))
+        self.blocks = nn.ModuleList()
+        for patch_size, tab in zip(patch_sizes, tabs, strict=True):
+            first = TAB(*widths, *tab, ema_decay) if aggregate else nn.Identity()
+            self.blocks.append(nn.ModuleList([first, LRSA(*widths, patch_size)]))
+        self.mid_convs = nn.ModuleList(
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in range(num_layers)
+        )
+        if self.upscale == 4:
+            self.upconv1 = nn.Conv2d(embed_dim, 4 * embed_dim, 3, padding=1)
+            self.upconv2 = nn.Conv2d(embed_dim, 4 * embed_dim, 3, padding=1)
         else:
-            self.upconv = nn.Conv2d(embed_dim, upscale**2 * embed_dim, 3, padding=1)
+            self.upconv = nn.Conv2d(embed_dim, self.upscale**2 * embed_dim, 3, padding=1)
         self.last_conv = nn.Conv2d(embed_dim, in_chans, 3, padding=1)
 
-    def forward(self, images, return_groups=False):
-        """images (B, 3, h, w) -> (B, 3, s h, s w); with return_groups=True also a list of each layer's `Grouping`. ValueError for other shapes."""
+    def forward(
+        self, images: Tensor, return_groups: bool = False
+    ) -> Tensor | tuple[Tensor, list[Grouping]]:
+        """images (B, 3, h, w) -> (B, 3, s h, s w); ValueError for other shapes.
+
+        return_groups: also a list of each stage's `Grouping`.
+        """
         check_images(images, self.in_chans)
         first = x = self.first_conv(images)
         groups = []
-        for (aggregate, local), conv in zip(self.blocks, self.mid_convs):
+        for (aggregate, local), conv in zip(self.blocks, self.mid_convs, strict=True):
             y = x
             if isinstance(aggregate, TAB):
                 y, grouped = aggregate(y, return_groups=True)
                 groups.append(grouped)
             x = x + conv(local(y))
-        x = x + first
-        for conv in (self.upconv1, self.upconv2) if self.upscale == 4 else (self.upconv,):
-            x = F.leaky_relu(F.pixel_shuffle(conv(x), 2 if self.upscale == 4 else self.upscale), 0.1)
-        base = F.interpolate(images, scale_factor=self.upscale, mode="bilinear", align_corners=False)
+        x = self.enlarge(x + first)
+        base = F.interpolate(
+            images, scale_factor=self.upscale, mode="bilinear", align_corners=False
+        )
         out = self.last_conv(x) + base
         return (out, groups) if return_groups else out
 
+    def enlarge(self, x: Tensor) -> Tensor:
+        """Features (B, C, h, w) -> (B, C, s h, s w) by pixel shuffles; x4 in two steps of 2."""
+        if self.upscale == 4:
+            x = F.leaky_relu(F.pixel_shuffle(self.upconv1(x), 2), 0.1)
+            return F.leaky_relu(F.pixel_shuffle(self.upconv2(x), 2), 0.1)
+        return F.leaky_relu(F.pixel_shuffle(self.upconv(x), self.upscale), 0.1)
 
-def _per_layer(value, num_layers, name):
+
+def _per_layer(value: int | Sequence[int], num_layers: int, name: str) -> list[int]:
     """An int for all layers, or a sequence of ints that is repeated to fill them."""
-    values = [value] if isinstance(value, int) else list(value) if isinstance(value, (tuple, list)) else []
-    if num_layers < 1 or not values or num_layers % len(values) or not all(isinstance(v, int) for v in values):
-        raise ValueError(f"{name}={value!r}, num_layers={num_layers}: needs one int, or a sequence of ints whose length divides num_layers >= 1")
-    return values * (num_layers // len(values))
+    num_layers = check_int(num_layers, "num_layers", 1)
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    if not values or num_layers % len(values):
+        raise ValueError(
+            f"{name}={value!r}, num_layers={num_layers}: needs one integer, or a sequence of "
+            f"integers whose length divides num_layers"
+        )
+    return [check_int(each, name) for each in values] * (num_layers // len(values))
