@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 12
 """What a cell may cost, in seconds of the processor: the clock runs faster on a busy machine."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+"""As under nbval: idle threads that wait for work count as processor seconds, and more so the busier
+the machine."""
 HANGING = 3600
 """Seconds on the clock after which a cell is taken for one that never ends."""
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -166,7 +169,7 @@ def execute(nb, folder=NOTEBOOKS, env=None, hanging=HANGING):
         on_cell_executed=clock.stop,
     )
     kernel_env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    kernel_env |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | (env or {})
+    kernel_env |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | ONE_THREAD | (env or {})
     try:
         clock.client.execute(env=kernel_env)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
