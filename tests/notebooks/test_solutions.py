@@ -5,7 +5,10 @@ WRONG = {"PAPER.name": [("short name", "python source", "fragment of the message
 """
 
 import ast
+import contextlib
 import functools
+import inspect
+import itertools
 import re
 import runpy
 
@@ -126,6 +129,178 @@ def test_mistake_is_explained(stem, name, short, source, fragment):
     message = str(caught.value)
     assert fragment in message, f"the message does not help:\n{message}"
     assert name in message
+
+
+# ------------------------------------------------------------- every check, whatever torch is set to
+
+
+def meta_device():
+    return torch.device("meta")  # a default device whose tensors fail loudly
+
+
+@contextlib.contextmanager
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def autocast():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+SETTINGS = [meta_device, doubles, torch.no_grad, torch.inference_mode, deterministic, autocast]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
+def test_right_is_right_under_any_setting_of_torch(stem, name, setting, capsys):
+    reference, _ = teach.exercises.get(name)
+    before, _, solution, expression = prepared(stem)[name]
+    namespace = dict(before)
+    exec(compile(solution, f"<{name}>", "exec"), namespace)
+    torch.manual_seed(0)
+    own = eval(expression, namespace)
+    with setting():
+        assert teach.exercise(name, own) is own
+        assert teach.exercise(name, reference) is reference
+    assert capsys.readouterr().out.count("correct") == 2
+
+
+def same(a, b):
+    with torch.no_grad():
+        return teach.compare._same(a, b, 1e-6, 1e-5)
+
+
+@pytest.mark.parametrize("setting", [meta_device, doubles], ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
+def test_a_reference_follows_its_inputs(stem, name, setting):
+    """Outside the check, where the notebook calls it, too."""
+    reference, _ = teach.exercises.get(name)
+    if not any(has_tensors(list(arguments.values())) for arguments, _ in calls(name)):
+        pytest.skip("there is no tensor among its inputs")
+    for arguments, result in calls(name):
+        torch.manual_seed(0)
+        with setting():
+            again = reference(**arguments)
+        kinds = [
+            [(x.dtype, x.device) for x in value if isinstance(x, torch.Tensor)]
+            for value in (flat(again), flat(result))
+        ]
+        assert kinds[0] == kinds[1]
+        assert name == "tokenformer.grow" or same(again, result)
+
+
+def flat(value):
+    return [x for part in value for x in flat(part)] if isinstance(value, (tuple, list)) else [value]
+
+
+# ------------------------------------------------------------------- what a check asks of an answer
+
+
+@functools.cache
+def calls(name):
+    """[({parameter: value}, result)] of the calls that the check makes of the reference."""
+    reference, _ = teach.exercises.get(name)
+    signature, made = inspect.signature(reference), []
+
+    def recorded(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        result = reference(*args, **kwargs)
+        made.append((copy_of(dict(bound.arguments)), copy_of(result)))
+        return result
+
+    teach.exercise(name, recorded)
+    return made
+
+
+def copy_of(value):
+    """A copy of the tensors; functions and modules as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copy_of(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(copy_of(part) for part in value)
+    return value
+
+
+def parameters(stem, name):
+    """The names of the arguments, as the notebook's stub has them."""
+    before, _, solution, expression = prepared(stem)[name]
+    namespace = dict(before)
+    exec(compile(solution, f"<{name}>", "exec"), namespace)
+    return list(inspect.signature(eval(expression, namespace)).parameters)
+
+
+@pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
+def test_a_check_varies_every_argument(stem, name):
+    """An answer with a value of the first call written in, in place of the argument, is wrong."""
+    reference, _ = teach.exercises.get(name)
+    signature = inspect.signature(reference)
+    named = list(signature.parameters)
+    for place in range(len(parameters(stem, name))):
+        first = calls(name)[0][0][named[place]]
+
+        def answer(*args, parameter=named[place], first=first, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments[parameter] = first
+            return reference(*bound.args, **bound.kwargs)
+
+        try:
+            teach.exercise(name, answer)
+        except teach.Wrong:
+            continue
+        pytest.fail(f"{named[place]}={first!r:.80}, written in, passes")
+
+
+def overwrite(value):
+    """Change all tensors in a value in place; whether there were any."""
+    if isinstance(value, torch.Tensor):
+        if value.dtype is torch.bool:
+            value.logical_not_()
+        else:
+            value.add_(1)
+        return True
+    if isinstance(value, (tuple, list)):
+        return any([overwrite(part) for part in value])
+    return False
+
+
+@pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
+def test_an_answer_may_not_overwrite_an_argument(stem, name):
+    """Not in one of the calls, whichever it is, and not after the right result has been computed."""
+    reference, _ = teach.exercises.get(name)
+    signature = inspect.signature(reference)
+    for number, (arguments, _) in enumerate(calls(name)):
+        for parameter in [key for key, value in arguments.items() if has_tensors(value)]:
+            counter = itertools.count()
+
+            def answer(*args, number=number, counter=counter, parameter=parameter, **kwargs):
+                bound = signature.bind(*args, **kwargs)
+                result = copy_of(reference(*args, **kwargs))
+                if next(counter) == number:
+                    overwrite(bound.arguments[parameter])
+                return result
+
+            with pytest.raises(teach.Wrong, match="changed its input in place"):
+                teach.exercise(name, answer)
+
+
+def has_tensors(value):
+    return any(isinstance(part, torch.Tensor) for part in flat(value))
 
 
 def test_registry_and_mistakes_cover_the_notebooks():

@@ -1,5 +1,6 @@
 """The check machinery, on exercises registered under "toy." for these tests only."""
 
+import functools
 import importlib
 import sys
 import types
@@ -7,10 +8,12 @@ import types
 import numpy as np
 import pytest
 import torch
+from einops import EinopsError, rearrange
 from torch import nn
 
 from vtlib import teach
 from vtlib.teach import exercises
+from vtlib.teach.errors import plain_words
 from vtlib.teach.exercises import Wrong, check, expect, expect_error, untouched
 
 X = torch.arange(24.0).view(2, 3, 4)
@@ -63,8 +66,8 @@ def test_wrong_is_an_assertion_error_of_the_package(double):
     assert issubclass(teach.Wrong, AssertionError) and teach.Wrong is Wrong
     message = fails(lambda x: x * 3)
     assert message.startswith("toy.double: doubled: the values are off in 23 of 24 places")
-    assert "found:    [0, 3, 6, 9, 12, ...]" in message
-    assert "expected: [0, 2, 4, 6, 8, ...]" in message
+    assert "found:    [60, 63, 66, 69]  at [1, 2, 0:4]" in message
+    assert "expected: [40, 42, 44, 46]" in message
     assert "largest difference at [1, 2, 3]: found 69, expected 46" in message
     assert message.endswith("likely cause: three times, not twice")
 
@@ -119,11 +122,103 @@ def test_an_unusable_result_is_not_called_an_error_of_the_function():
     assert "what your function returned cannot be used here: AttributeError" in fails(lambda x: None, "toy.mean")
 
 
-def test_torch_saying_not_implemented_is_not_a_stub(double):
-    def mine(x):
-        raise NotImplementedError("Could not run 'aten::x' with arguments from the 'Meta' backend")
+def dictionary(x):
+    both = nn.ModuleDict({"twofold": nn.Identity()})
+    return both(x)
 
-    assert "your function raised NotImplementedError" in fails(mine)
+
+def whole_numbers(x):
+    return x.long().softmax(-1)
+
+
+def missing_method(x):
+    class Part(nn.Module):
+        pass
+
+    return Part()(x)
+
+
+@pytest.mark.parametrize(
+    "answer, line, cause",
+    [
+        (dictionary, "return both(x)", "pick one by its name"),
+        (whole_numbers, "return x.long().softmax(-1)", "the tensor holds Long"),
+        (missing_method, "return Part()(x)", "no `forward` yet"),
+    ],
+)
+def test_a_not_implemented_error_of_torch_is_no_stub(double, answer, line, cause):
+    message = fails(answer)
+    assert "your function raised NotImplementedError" in message
+    assert line in message and cause in message
+
+
+def test_a_stub_is_one_behind_a_decorator_in_a_helper_and_in_an_inner_function(double, capsys):
+    def helper(x):
+        raise NotImplementedError
+
+    def calls_a_helper(x):
+        return helper(x)
+
+    def inner(x):
+        return [(lambda y: helper(y))(part) for part in x]
+
+    for stub in (calls_a_helper, inner, torch.no_grad()(helper), functools.partial(helper)):
+        assert teach.exercise("toy.double", stub) is double
+    assert capsys.readouterr().out.count("not attempted") == 4
+
+
+def twice(fn):
+    """A decorator without functools.wraps."""
+
+    def run(x):
+        return fn(x)
+
+    return run
+
+
+def logged(fn):
+    @functools.wraps(fn)
+    def run(*args, **kwargs):
+        return fn(*args, **kwargs)
+
+    return run
+
+
+def broken(x, size=5):
+    return x.view(size)  # here
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        torch.no_grad(),
+        torch.inference_mode(),
+        logged,
+        twice,
+        torch.jit.ignore,
+        lambda fn: functools.partial(fn, size=7),
+        lambda fn: logged(torch.no_grad()(functools.partial(fn, size=7))),
+    ],
+    ids=["no_grad", "inference_mode", "wraps", "plain", "ignore", "partial", "three"],
+)
+def test_a_decorated_answer_is_quoted_not_its_decorator(double, decorate):
+    message = fails(decorate(broken))
+    assert "your function raised RuntimeError" in message
+    assert "return x.view(size)  # here" in message
+
+
+def test_a_decorated_method_is_quoted(double):
+    class Double(nn.Module):
+        @torch.no_grad()
+        def forward(self, x):
+            return x.view(5)  # in the method
+
+    assert "return x.view(5)  # in the method" in fails(Double())
+
+
+def test_arguments_that_do_not_fit_are_no_fault_of_the_result(double):
+    assert "your function cannot be called like this: TypeError" in fails(lambda x, y: x)
+    assert "your function cannot be called like this: TypeError" in fails(torch.no_grad()(lambda: 1))
 
 
 def test_a_class_can_be_the_answer(capsys):
@@ -145,9 +240,112 @@ def test_a_class_can_be_the_answer(capsys):
 
     assert teach.exercise("toy.module", Linear) is Linear
     assert teach.exercise("toy.module", Stub) is Linear
-    assert teach.exercise("toy.module", nn.Module) is Linear  # no forward yet
+    assert "its class has no `forward` yet" in fails(nn.Module, "toy.module")
     assert "your function raised AttributeError" in fails(Broken, "toy.module")
     assert "return x.nothing" in fails(Broken, "toy.module")
+
+
+def test_einops_and_torch_are_translated(double):
+    def split(x):
+        return rearrange(x, "b n (h p) -> b h n p", h=3)
+
+    message = fails(split)
+    assert 'in the pattern "b n (h p) -> b h n p", for a tensor of shape (2, 3, 4)' in message
+    assert "multiply to 3, which does not divide 4" in message
+    message = fails(lambda x: x + x[:, :2])
+    assert "two tensors meet whose axes 1 have 3 and 2 entries" in message
+
+
+@pytest.mark.parametrize(
+    "pattern, sizes, said",
+    [
+        ("n d -> d n", {}, "has 2 axes (a bracket is one), the tensor has 3"),
+        ("b n (h p) -> b h n p", {}, "at most one may be left open"),
+        ("b n (h p) -> b h n p", {"h": 2, "p": 3}, "the sizes of its bracket multiply to 6"),
+        ("b n d -> b n", {}, "'d' stands on one side of the arrow only"),
+        ("b n 4 -> b n", {}, "give the axis a name"),
+        ("b n n -> b n", {}, "the name n stands twice"),
+        ("b n d -> b d n", {"h": 2}, "you pass h=..., but h is not in the pattern"),
+        ("b n d -> b (d n", {}, "a bracket of the pattern is not closed"),
+    ],
+)
+def test_each_error_of_einops_is_known(pattern, sizes, said):
+    with pytest.raises(EinopsError) as caught:
+        rearrange(X, pattern, **sizes)
+    assert said in plain_words(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: X[0] @ X[0], "a transpose missing"),
+        (lambda: X @ X, "a transpose missing"),
+        (lambda: X.transpose(1, 2).view(-1), "use reshape"),
+        (lambda: X[torch.zeros(2)], ".long() makes it one"),
+        (lambda: X.gather(1, torch.zeros(1, 1, 1)), ".long() makes it one"),
+        (lambda: X[:, 3], "the index 3 on axis 1, which has 3 entries"),
+        (lambda: torch.cat([X, X[:, 1:]]), "along axis 0"),
+    ],
+)
+def test_common_errors_of_torch_are_known(call, said):
+    with pytest.raises((RuntimeError, IndexError)) as caught:
+        call()
+    assert said in plain_words(caught.value)
+    assert plain_words(ValueError("something else")) is None
+
+
+def test_a_call_may_not_change_its_arguments(double):
+    def reverses(xs):
+        out = [x + 0 for x in xs]
+        xs.reverse()
+        return out
+
+    def fills(w, x):
+        w["a"].weight.data.fill_(1)
+        return x + 0
+
+    @check("toy.list", reference=list)
+    def _(fn):
+        expect(fn([X, X + 1]), [X, X + 1])
+
+    @check("toy.module", reference=lambda w, x: x)
+    def _(fn):
+        expect(fn(nn.ModuleDict({"a": nn.Linear(2, 2)}), X), X)
+
+    assert "changed its input in place (a list of 2)" in fails(reverses, "toy.list")
+    assert "changed its input in place (a tensor of shape (2, 2))" in fails(fills, "toy.module")
+    assert "in place" in fails(lambda x: x.mul_(2).clone(), "toy.double")
+    X.div_(2)
+
+
+def test_the_settings_of_torch_are_restored(double):
+    with torch.device("meta"), torch.no_grad():
+        teach.exercise("toy.double", lambda x: x * 2)
+        fails(lambda x: x * 3)
+        assert torch.zeros(1).is_meta and not torch.is_grad_enabled()
+    torch.set_default_dtype(torch.float64)
+    try:
+        teach.exercise("toy.double", lambda x: x * torch.tensor(2.0).float())
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_autoreload_replaces_the_exercises_of_a_module(other):
+    autoreload = pytest.importorskip("IPython.extensions.autoreload")
+    exercises.names("other")
+    other.write_text(SAME.format(2))
+    autoreload.superreload(sys.modules["vtlib.teach.exercises.other"])
+    teach.exercise("other.same", lambda x: 2)
+
+
+def test_integers_and_floats_of_numpy_and_torch_are_numbers(double):
+    expect(np.int64(3), 3)
+    expect(torch.tensor(3), 3)
+    expect([np.int64(3), torch.tensor(4)], [3, 4])
+    expect(np.bool_(True), True)
+    with pytest.raises(Wrong, match="found:    4"):
+        expect(np.int64(4), 3)
 
 
 def test_an_answer_leaves_the_random_numbers_alone(double):
@@ -255,6 +453,21 @@ def test_expect_other_kinds():
     ]:
         with pytest.raises(Wrong, match=said):
             expect(got, want)
+
+
+def test_found_and_expected_are_shown_around_the_largest_difference():
+    want = torch.arange(40.0).view(2, 20)
+    got = want.clone()
+    got[1, 9] = 0
+    with pytest.raises(Wrong) as caught:
+        expect(got, want)
+    assert "found:    [..., 27, 28, 0, 30, 31, ...]  at [1, 7:12]" in str(caught.value)
+    assert "expected: [..., 27, 28, 29, 30, 31, ...]  at [1, 7:12]" in str(caught.value)
+    got[0, 19] = float("nan")
+    with pytest.raises(Wrong, match=r"\[\.\.\., 15, 16, 17, 18, nan\]  at \[0, 15:20\]"):
+        expect(got, want)
+    with pytest.raises(Wrong, match=r"found:    \[0, 1\]\n"):
+        expect(torch.tensor([0, 1]), torch.tensor([0, 2]))
 
 
 def test_a_mistake_of_the_whole_explains_its_part():

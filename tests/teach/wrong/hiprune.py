@@ -17,6 +17,18 @@ WRONG = {
     "hiprune.three_roles": [
         ("too many anchors", ROLES % ("round(keep * alpha)", CROSS, REST, "max(0, keep - int(chosen.sum()))", UNITED), "an anchor may cost five"),
         ("chosen twice", ROLES % (COUNT, CROSS, "deep_score", LEFT, UNITED), "chosen again"),
+        (
+            "registers among the chosen",
+            ROLES % (
+                COUNT,
+                CROSS,
+                "deep_score",
+                LEFT,
+                "torch.cat([chosen.nonzero()[:, 0], registers]).sort().values",
+            ),
+            "come twice",
+        ),
+        ("alpha ignored", ROLES % ("round(keep * 0.5 / 5)", CROSS, REST, LEFT, UNITED), "is written in"),
         ("keep registers", ROLES % (COUNT, CROSS, REST, "keep", UNITED), "all three together"),
         ("five each", ROLES % (COUNT, CROSS, REST, "keep - 5 * len(anchors)", UNITED), "a cross at the border is smaller"),
         ("wrong layer", ROLES % (COUNT, CROSS, 'object_score.masked_fill(chosen, -float("inf"))', LEFT, UNITED), "from the deep score"),

@@ -75,6 +75,16 @@ WRONG = {
         ("first pixel", UPDATE % ("flow[:, ::stride, ::stride] / stride", FETCH), "take the mean"),
         ("added", UPDATE % (MEAN, "return location + in_tokens.repeat(len(location) // 2, 1, 1)"), "The map moves"),
         ("added and rounded", UPDATE % (MEAN, "return (location + in_tokens.repeat(len(location) // 2, 1, 1)).round()"), "The map moves"),
+        (
+            "warped and added",
+            UPDATE % (MEAN, f"{FETCH} + in_tokens.repeat(len(location) // 2, 1, 1)"),
+            "warped AND the flow was added",
+        ),
+        (
+            "warped, added and rounded",
+            UPDATE % (MEAN, f"{FETCH.replace('backward', '(backward')} + in_tokens.repeat(len(location) // 2, 1, 1)).round()"),
+            "warped AND the flow was added",
+        ),
         ("minus", UPDATE % (f"-{MEAN}", FETCH), "i - flow"),
         ("last pair", UPDATE % (MEAN, "import torch\n    return torch.cat([location[:-2], backward_warp(location[-2:], in_tokens)])"), "all stored trajectories"),
         ("interpolated", UPDATE % (MEAN, "from vtlib.superres import warp\n    return warp(location[None], in_tokens[None])[0]"), "nearest token"),
@@ -102,6 +112,21 @@ WRONG = {
         ("largest", SCALE % ("x[None]", MARGIN, "F.adaptive_max_pool2d(patches, 4)"), "take the mean"),
         ("middle", SCALE % ("x[None]", MARGIN, "patches[:, :, (size - 4) // 2 : (size + 4) // 2, (size - 4) // 2 : (size + 4) // 2]"), "size 4 again"),
         ("interpolated", SCALE % ("x[None]", MARGIN, 'F.interpolate(patches, size=4, mode="bilinear")'), "windows of adaptive_avg_pool2d"),
+        (
+            "pixels not split",
+            (SCALE % ("x[None]", MARGIN, POOL)).replace("1 (c p q) n -> n c p q", "c p q n -> n c p q"),
+            "the left side of the pattern has 4 axes (a bracket is one), the tensor has 3",
+        ),
+        (
+            "size 4 for all",
+            (SCALE % ("x[None]", MARGIN, POOL)).replace("p=size, q=size", "p=5, q=size"),
+            "which does not divide",
+        ),
+        (
+            "tokens lost",
+            (SCALE % ("x[None]", MARGIN, POOL)).replace('"(h w) c p q ->', '"n c p q ->').replace(", h=x.shape[1] // 4", ""),
+            "one side of the arrow only",
+        ),
         ("not pooled", SCALE % ("x[None]", MARGIN, "patches"), "shape is off"),
     ],
     "ttvsr.follow": [

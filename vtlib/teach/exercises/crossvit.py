@@ -1,10 +1,10 @@
-"""Exercises on CrossViT: the one query, the cross-attention around it, the exchange of both branches."""
+"""Exercises on CrossViT: the one query, the cross-attention around it, the exchange."""
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from vtlib.teach.exercises import Wrong, check, expect, untouched
+from vtlib.teach.exercises import Wrong, check, expect
 
 
 def _random(*shape, seed=0):
@@ -23,97 +23,150 @@ def _project(in_dim, out_dim, seed):
     return nn.Sequential(nn.LayerNorm(in_dim), nn.GELU(), _linear(in_dim, out_dim, seed))
 
 
-# ------------------------------------------------------------------------------------------------------------- 1, the query
+# ---------------------------------------------------------------------------------- 1, the query
 
 
 def cls_attention(z, wq, wk, wv):
-    """Reference: one head, the first token asks, all tokens answer. z (B, 1 + N, D) -> (B, 1, D)."""
-    k, v = wk(z), wv(z)
-    q = wq(z[:, :1])
-    weights = (q @ k.transpose(1, 2) * z.shape[-1] ** -0.5).softmax(dim=-1)
-    return weights @ v
+    """One head, the first token asks, all tokens answer: z (B, 1 + N, D) -> (B, 1, D)."""
+    return _asked(z, wq(z[:, :1]), wk, wv)
+
+
+def _asked(z, q, wk, wv):
+    weights = (q @ wk(z).transpose(1, 2) * z.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights @ wv(z)
+
+
+def _query_causes(z, wq, wk, wv):
+    queries = {
+        "every token asks; the cost is N² again. Only the first token, z[:, :1], is the query":
+            wq(z),
+        "the mean of all tokens asks; the query is the first token alone, z[:, :1]":
+            wq(z.mean(dim=1, keepdim=True)),
+        "z[:, 0] loses the token axis, and the batch axis takes its place; z[:, :1] keeps it":
+            wq(z[:, 0]),
+        "the query is not projected; wq(...) is missing": z[:, :1],
+        "the first patch asks; [CLS] is token 0": wq(z[:, 1:2]),
+        "all patches ask; [CLS] is token 0": wq(z[:, 1:]),
+        "the last token asks; [CLS] stands first": wq(z[:, -1:]),
+    }
+    return {cause: _asked(z, q, wk, wv) for cause, q in queries.items()}
 
 
 @check("crossvit.cls_query", reference=cls_attention)
 def _(fn):
-    z, (wq, wk, wv) = _random(2, 6, 8), (_linear(8, 8, seed) for seed in (1, 3, 5))
-    k, v = wk(z), wv(z)
-
-    def asked(q):
-        return (q @ k.transpose(1, 2) * 8**-0.5).softmax(dim=-1) @ v
-
-    with untouched(z):
-        got = fn(z, wq, wk, wv)
-    expect(got, cls_attention(z, wq, wk, wv), what="the answer to the query", mistakes={
-        "every token asks; the cost is N² again. Only the first token, z[:, :1], is the query": lambda: asked(wq(z)),
-        "the mean of all tokens asks; the query is the first token alone, z[:, :1]": lambda: asked(wq(z.mean(1, keepdim=True))),
-        "z[:, 0] loses the token axis, and the batch axis takes its place; z[:, :1] keeps it": lambda: asked(wq(z[:, 0])),
-        "the query is not projected; wq(...) is missing": lambda: asked(z[:, :1]),
-        "the first patch asks; [CLS] is token 0": lambda: asked(wq(z[:, 1:2])),
-        "all patches ask; [CLS] is token 0": lambda: asked(wq(z[:, 1:])),
-        "the last token asks; [CLS] stands first": lambda: asked(wq(z[:, -1:])),
-    })
+    for dim, tokens, seed in ((8, 6, 1), (6, 4, 11)):
+        z = _random(2, tokens, dim, seed=seed - 1)
+        wq, wk, wv = (_linear(dim, dim, seed + 2 * i) for i in range(3))
+        got, want = fn(z, wq, wk, wv), cls_attention(z, wq, wk, wv)
+        causes = _query_causes(z, wq, wk, wv)
+        expect(got, want, what=f"the answer to the query of {dim} channels", mistakes=causes)
 
 
-# --------------------------------------------------------------------------------------------------- 2, the cross-attention
+# ------------------------------------------------------------------------ 2, the cross-attention
 
 
 def cross_attention(c, patches, w, heads):
-    """Reference: y = c + MCA(LN([c; patches])). c (B, 1, D), patches (B, N, D) -> (B, 1, D)."""
+    """y = c + MCA(LN([c; patches])): c (B, 1, D), patches (B, N, D) -> (B, 1, D)."""
     return _variant(c, patches, w, heads)
 
 
-def _variant(c, patches, w, heads, residual="c", keys="all", scale=None, norm=True, softmax=-1, rows="first", proj=True):
+def _variant(
+    c,
+    patches,
+    w,
+    heads,
+    residual="c",
+    keys="all",
+    scale=None,
+    norm=True,
+    softmax=-1,
+    query="first",
+    proj=True,
+    split="(h p)",
+    merge="(h p)",
+):
     """`cross_attention` with one thing done differently; the defaults are right."""
     z = torch.cat([c, patches], dim=1)
     n = w["norm"](z) if norm else z
     sources = {"all": n, "patches": n[:, 1:]}[keys]
-    q = {"first": w["wq"](n[:, :1]), "all": w["wq"](n), "mean": w["wq"](n.mean(1, keepdim=True)), "raw": w["wq"](c)}[rows]
-    q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=heads) for t in (q, w["wk"](sources), w["wv"](sources)))
-    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    out = rearrange(scores.softmax(dim=softmax) @ v, "b h n p -> b n (h p)")
+    asks = {"first": n[:, :1], "all": n, "mean": n.mean(dim=1, keepdim=True), "raw": c}[query]
+    parts = w["wq"](asks), w["wk"](sources), w["wv"](sources)
+    q, k, v = (rearrange(part, f"b n {split} -> b h n p", h=heads) for part in parts)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=softmax)
+    out = rearrange(weights @ v, f"b h n p -> b n {merge}")
     out = w["proj"](out) if proj else out
     return out + {"c": c, "none": 0.0, "norm": n[:, :1]}[residual]
 
 
+_INTERLEAVED = (
+    "the heads are interleaved, (p h): each head takes every heads-th channel. Heads come first,"
+    " (h p): head 0 has the first D / heads channels"
+)
+
+
+def _cross_causes(c, patches, w, heads):
+    def variant(**changed):
+        return lambda: _variant(c, patches, w, heads, **changed)
+
+    return {
+        "the residual is missing: y = c + MCA(...)": variant(residual="none"),
+        "the residual is the normalised c; add c as it came": variant(residual="norm"),
+        "the keys and values leave out the own [CLS]; they are all of z = [c; patches]":
+            variant(keys="patches"),
+        "scaled by the width D of all heads; each head has D / heads channels:"
+        " (D / heads) ** -0.5": variant(scale=c.shape[-1] ** -0.5),
+        "the scale is missing: scores * (D / heads) ** -0.5": variant(scale=1.0),
+        "softmax over the query axis, which has length 1: every weight is 1. It goes over the"
+        " keys, dim=-1": variant(softmax=-2),
+        "softmax over the heads; it goes over the keys, dim=-1": variant(softmax=1),
+        "LN is missing: queries, keys and values come from LN(z)": variant(norm=False),
+        "the query is made from c itself; it comes from LN(z), as the keys do":
+            variant(query="raw"),
+        "every token asks; the query is the first token of LN(z) alone": variant(query="all"),
+        "the mean of all tokens asks; the query is the first token of LN(z) alone":
+            variant(query="mean"),
+        "the last projection w['proj'] is missing": variant(proj=False),
+        "one head of width D instead of several of width D / heads":
+            lambda: _variant(c, patches, w, 1),
+        _INTERLEAVED: variant(split="(p h)", merge="(p h)"),
+        f"{_INTERLEAVED} ": variant(split="(p h)"),
+        "the heads are put back interleaved, (p h); they were split heads first: (h p)":
+            variant(merge="(p h)"),
+    }
+
+
+def _weights(dim, seed):
+    layers = {
+        name: _linear(dim, dim, seed + 2 * i) for i, name in enumerate(("wq", "wk", "wv", "proj"))
+    }
+    w = nn.ModuleDict({"norm": nn.LayerNorm(dim), **layers})
+    with torch.no_grad():
+        w["norm"].weight.copy_(1 + 0.3 * _random(dim, seed=seed + 8))
+    return w
+
+
 @check("crossvit.cross_attention", reference=cross_attention)
 def _(fn):
-    D, heads = 12, 3
-    w = nn.ModuleDict(dict(norm=nn.LayerNorm(D), **{name: _linear(D, D, seed) for seed, name in
-                                                    zip((1, 3, 5, 7), ("wq", "wk", "wv", "proj"))}))
-    with torch.no_grad():
-        w["norm"].weight.copy_(1 + 0.3 * _random(D, seed=9))
-    c, patches = 0.7 * _random(2, 1, D, seed=11), 2 * _random(2, 5, D, seed=12) + 0.5
-
-    def wrong(**kw):
-        return lambda: _variant(c, patches, w, heads, **kw)
-
-    with untouched(c, patches):
-        got = fn(c, patches, w, heads)
-    expect(got, _variant(c, patches, w, heads), what="y", mistakes={
-        "the residual is missing: y = c + MCA(...)": wrong(residual="none"),
-        "the residual is the normalised c; add c as it came": wrong(residual="norm"),
-        "the keys and values leave out the own [CLS]; they are all of z = [c; patches]": wrong(keys="patches"),
-        "scaled by the width D of all heads; each head has D / heads channels: (D / heads) ** -0.5": wrong(scale=D**-0.5),
-        "the scale is missing: scores * (D / heads) ** -0.5": wrong(scale=1.0),
-        "softmax over the query axis, which has length 1: every weight is 1. It goes over the keys, dim=-1": wrong(softmax=-2),
-        "softmax over the heads; it goes over the keys, dim=-1": wrong(softmax=1),
-        "LN is missing: queries, keys and values come from LN(z)": wrong(norm=False),
-        "the query is made from c itself; it comes from LN(z), as the keys do": wrong(rows="raw"),
-        "every token asks; the query is the first token of LN(z) alone": wrong(rows="all"),
-        "the mean of all tokens asks; the query is the first token of LN(z) alone": wrong(rows="mean"),
-        "the last projection w['proj'] is missing": wrong(proj=False),
-        "one head of width D instead of several of width D / heads": lambda: _variant(c, patches, w, 1),
-    })
-    expect(fn(c, patches[:, [4, 2, 0, 1, 3]], w, heads), got, what="y after a permutation of the patches (a set has no order)")
-    expect(fn(c[:1], patches[:1, :1], w, heads), _variant(c[:1], patches[:1, :1], w, heads), what="y for one image with one patch")
+    for dim, heads, seed in ((12, 3, 1), (8, 2, 21)):
+        w = _weights(dim, seed)
+        c = 0.7 * _random(2, 1, dim, seed=seed + 10)
+        patches = 2 * _random(2, 5, dim, seed=seed + 11) + 0.5
+        got, want = fn(c, patches, w, heads), cross_attention(c, patches, w, heads)
+        causes = _cross_causes(c, patches, w, heads)
+        expect(got, want, what=f"y with {heads} heads", mistakes=causes)
+    moved = fn(c, patches[:, [4, 2, 0, 1, 3]], w, heads)
+    expect(moved, got, what="y after a permutation of the patches (a set has no order)")
+    c, patches = c[:1], patches[:1, :1]
+    got, want = fn(c, patches, w, heads), cross_attention(c, patches, w, heads)
+    expect(got, want, what="y for one image with one patch")
 
 
-# ---------------------------------------------------------------------------------------------------------- 3, the exchange
+# -------------------------------------------------------------------------------- 3, the exchange
 
 
 def exchange(xs, f, mca, g):
-    """Reference: both [CLS] visit the other branch at the same time; patch tokens leave as they came."""
+    """Both [CLS] visit the other branch at the same time; patch tokens leave as they came."""
     out = []
     for i in (0, 1):
         y = mca[i](f[i](xs[i][:, :1]), xs[1 - i][:, 1:])
@@ -121,69 +174,107 @@ def exchange(xs, f, mca, g):
     return out
 
 
+def _new_cls(i, xs, f, mca, g, kind):
+    """The new [CLS] of branch i, with one thing done differently."""
+    own, other = xs[i], xs[1 - i]
+    cls = own[:, :1]
+    c = {"unprojected": cls, "other's f": f[1 - i](cls)}.get(kind, f[i](cls))
+    seen = {"own patches": own[:, 1:], "with its cls": other}.get(kind, other[:, 1:])
+    y = mca[i](c, seen)
+    back = g[i](y)
+    changed = {
+        "no g": y,
+        "outer residual": back + cls,
+        "residual of c": back + c,
+        "residual twice": g[i](y + c),
+    }
+    return changed.get(kind, back)
+
+
 def _exchange_variant(xs, f, mca, g, kind):
-    new = list(xs)
-    for i in (0, 1):
-        own, other = xs[i], xs[1 - i]
-        c = own[:, :1] if kind == "unprojected" else f[1 - i if kind == "other's f" else i](own[:, :1])
-        y = mca[i](c, own[:, 1:] if kind == "own patches" else other if kind == "with its cls" else other[:, 1:])
-        cls = y if kind == "no g" else g[i](y)
-        if kind == "outer residual":
-            cls = cls + own[:, :1]
-        elif kind == "residual of c":
-            cls = g[i](y) + c
-        rest = g[i](f[i](own[:, 1:])) if kind == "patches too" else other[:, 1:] if kind == "other's patches" else own[:, 1:]
-        new[i] = cls if kind == "cls only" else torch.cat([cls, rest], dim=1)
+    cls = [_new_cls(i, xs, f, mca, g, kind) for i in (0, 1)]
+    if kind == "cls only":
+        return cls
     if kind == "swapped":
-        return [torch.cat([new[1 - i][:, :1], xs[i][:, 1:]], dim=1) for i in (0, 1)]
-    return new
+        cls = cls[::-1]
+    patches = [x[:, 1:] for x in xs]
+    if kind == "patches too":
+        patches = [g[i](f[i](patches[i])) for i in (0, 1)]
+    if kind == "other's patches":
+        patches = patches[::-1]
+    return [torch.cat([cls[i], patches[i]], dim=1) for i in (0, 1)]
 
 
 _CAUSES = {
-    "outer residual": "a residual around the whole exchange; the new [CLS] is g(y) alone, the residual is inside, in y",
+    "outer residual": (
+        "a residual around the whole exchange; the new [CLS] is g(y) alone, the residual is"
+        " inside, in y"
+    ),
     "residual of c": "c is added once more after g; it is already in y",
+    "residual twice": "the residual is there twice: mca returns y = c + ..., and c was added again",
     "unprojected": "the [CLS] is not projected: c = f(x_cls)",
     "no g": "the [CLS] is not projected back: g(y)",
     "other's f": "f[i] belongs to branch i's own [CLS]: it takes it to the other width",
     "own patches": "each [CLS] visits its own patches; it has to visit the other branch's",
-    "with its cls": "the other branch's [CLS] is among the visited tokens; only its patches are: xs[1 - i][:, 1:]",
+    "with its cls": (
+        "the other branch's [CLS] is among the visited tokens; only its patches are:"
+        " xs[1 - i][:, 1:]"
+    ),
     "patches too": "the patch tokens went through f and g; they leave as they came",
-    "other's patches": "the patch tokens have changed branches; only the [CLS] travels, and it comes home",
+    "other's patches": (
+        "the patch tokens have changed branches; only the [CLS] travels, and it comes home"
+    ),
     "cls only": "only the [CLS] came back; each branch is [g(y); its own patch tokens]",
     "swapped": "the two new [CLS] tokens ended up in each other's branch",
 }
 
 
+def _visit(i, width, mix):
+    """An mca that adds a mean of what it sees, and names what does not fit."""
+
+    def mca(c, patches):
+        if c.ndim != 3:
+            raise Wrong(
+                f"mca[{i}] got a [CLS] of shape {tuple(c.shape)}; it takes (B, 1, D):"
+                " xs[i][:, 0] loses the token axis, xs[i][:, :1] keeps it"
+            )
+        if c.shape[-1] != width or patches.shape[-1] != width:
+            raise Wrong(
+                f"mca[{i}] got a [CLS] of width {c.shape[-1]} and patches of width"
+                f" {patches.shape[-1]}; it works in width {width}, that of the other branch:"
+                f" f[{i}] takes the [CLS] there"
+            )
+        seen = mix(torch.cat([c, patches], dim=1)).mean(dim=1, keepdim=True)
+        return c + torch.tanh(seen)
+
+    return mca
+
+
 def _toy(dims):
-    """Two sequences and the modules of an exchange between widths `dims`; mca adds a mean of what it sees."""
-    xs = [_random(2, 1 + n, d, seed=n) for n, d in zip((9, 4), dims)]
+    """Two sequences and the modules of an exchange between the widths `dims`."""
+    sizes = zip((9, 4), dims, strict=True)
+    xs = [_random(2, 1 + n, d, seed=n) for n, d in sizes]
     f = [_project(dims[i], dims[1 - i], 20 + 5 * i) for i in (0, 1)]
     g = [_project(dims[1 - i], dims[i], 40 + 5 * i) for i in (0, 1)]
     mix = [_linear(dims[1 - i], dims[1 - i], 60 + 5 * i) for i in (0, 1)]
-
-    def visit(i):
-        def mca(c, patches):
-            if c.ndim != 3:
-                raise Wrong(f"mca[{i}] got a [CLS] of shape {tuple(c.shape)}; it takes (B, 1, D): xs[i][:, 0] loses the token axis, "
-                            "xs[i][:, :1] keeps it")
-            if c.shape[-1] != dims[1 - i] or patches.shape[-1] != dims[1 - i]:
-                raise Wrong(f"mca[{i}] got a [CLS] of width {c.shape[-1]} and patches of width {patches.shape[-1]}; it works in width "
-                            f"{dims[1 - i]}, that of the other branch: f[{i}] takes the [CLS] there")
-            return c + torch.tanh(mix[i](torch.cat([c, patches], dim=1)).mean(dim=1, keepdim=True))
-        return mca
-
-    return xs, f, [visit(0), visit(1)], g
+    return xs, f, [_visit(i, dims[1 - i], mix[i]) for i in (0, 1)], g
 
 
 @check("crossvit.exchange", reference=exchange)
 def _(fn):
-    for dims in ((8, 8), (8, 12)):  # equal widths first: there a mistake in the flow has a value to be known by
-        xs, f, mca, g = _toy(dims)
-        want = exchange(xs, f, mca, g)
-        same = {_CAUSES[kind]: (lambda kind=kind: _exchange_variant(xs, f, mca, g, kind)) for kind in _CAUSES} if dims[0] == dims[1] else {}
-        with untouched(*xs):
-            got = fn(list(xs), f, mca, g)
-        expect(list(got) if isinstance(got, tuple) else got, want, what=f"the branches of widths {dims}", mistakes=same)
+    # equal widths first: there a mistake in the flow has a value to be known by
+    for dims in ((8, 8), (8, 12)):
+        args = _toy(dims)
+        xs = args[0]
+        causes = {}
+        if dims[0] == dims[1]:
+            causes = {_CAUSES[kind]: _exchange_variant(*args, kind) for kind in _CAUSES}
+        got = fn(*args)
+        got = list(got) if isinstance(got, tuple) else got
+        expect(got, exchange(*args), what=f"the branches of widths {dims}", mistakes=causes)
         for i in (0, 1):
             if not torch.equal(got[i][:, 1:], xs[i][:, 1:]):
-                raise Wrong(f"the patch tokens of branch {i} have changed; they leave bit for bit as they came")
+                raise Wrong(
+                    f"the patch tokens of branch {i} have changed; they leave bit for bit as they"
+                    " came"
+                )

@@ -3,7 +3,9 @@
 import torch
 
 from vtlib.pruning import recoverable
-from vtlib.teach.exercises import check, expect, untouched
+from vtlib.teach.exercises import check, expect
+
+# ---------------------------------------------------------------------------- local outlier factor
 
 
 def outlier_factor(x, k):
@@ -11,59 +13,92 @@ def outlier_factor(x, k):
     return recoverable.local_outlier_factor(x[None], k)[0]
 
 
-def _lof(x, k, itself=False, reach="max", ratio="right", density="inverse"):
+def _lof(x, k, itself=False, reach="neighbour", ratio="right", density="inverse"):
+    """`outlier_factor` with one thing done differently."""
     distance = (x[:, None] - x).abs()
     if not itself:
         distance = distance.fill_diagonal_(torch.inf)
     near = distance.topk(k, largest=False)
-    if reach == "max":
-        reached = torch.maximum(near.values, near.values[near.indices, -1])
-    else:
-        reached = near.values if reach == "plain" else torch.maximum(near.values, near.values[:, -1:])
-    dense = reached.mean(dim=1) if density == "distance" else 1 / (reached.mean(dim=1) + 1e-10)
+    reached = {
+        "neighbour": torch.maximum(near.values, near.values[near.indices, -1]),
+        "plain": near.values,
+        "own": torch.maximum(near.values, near.values[:, -1:]),
+    }[reach].mean(dim=1)
+    dense = reached if density == "distance" else 1 / (reached + 1e-10)
     around = dense[near.indices].mean(dim=1)
     return {"right": around / dense, "inverted": dense / around, "none": dense}[ratio]
+
+
+def _lof_causes(x, k):
+    def variant(**changed):
+        return lambda: _lof(x, k, **changed)
+
+    return {
+        "each number is its own nearest neighbour: put infinity on the diagonal first":
+            variant(itself=True),
+        "the reach is missing: max(distance, how far the NEIGHBOUR's k-th neighbour is)":
+            variant(reach="plain"),
+        "the reach of the number itself was taken; it is the neighbour's": variant(reach="own"),
+        "the ratio is upside down: how dense the neighbours are, divided by how dense it is here":
+            variant(ratio="inverted"),
+        "this is the density; the factor compares it with the neighbours'": variant(ratio="none"),
+        "the mean distance was used as the density; density is one over it":
+            variant(density="distance"),
+    }
 
 
 @check("recoverable.outlier_factor", reference=outlier_factor)
 def _(fn):
     hand = torch.tensor([0.0, 1.0, 3.0, 9.0])
     ten = torch.cat([torch.rand(9), torch.tensor([4.0])])
-    for what, x, k in (("0, 1, 3, 9", hand, 2), ("ten numbers", ten, 3)):
-        with untouched(x):
-            got = fn(x, k)
-        expect(got, outlier_factor(x, k), what=f"the factor of {what} with k={k}", rtol=1e-3, mistakes={
-            "each number is its own nearest neighbour: put infinity on the diagonal first": lambda: _lof(x, k, itself=True),
-            "the reach is missing: max(distance, how far the NEIGHBOUR's k-th neighbour is)": lambda: _lof(x, k, reach="plain"),
-            "the reach of the number itself was taken; it is the neighbour's": lambda: _lof(x, k, reach="own"),
-            "the ratio is upside down: how dense the neighbours are, divided by how dense it is here": lambda: _lof(x, k, ratio="inverted"),
-            "this is the density; the factor compares it with the neighbours'": lambda: _lof(x, k, ratio="none"),
-            "the mean distance was used as the density; density is one over it": lambda: _lof(x, k, density="distance")})
+    for name, x, k in (("0, 1, 3, 9", hand, 2), ("ten numbers", ten, 3)):
+        what = f"the factor of {name} with k={k}"
+        causes = _lof_causes(x, k)
+        expect(fn(x, k), outlier_factor(x, k), what=what, rtol=1e-3, mistakes=causes)
+
+
+# ---------------------------------------------------------------------------------------- recover
 
 
 def recover(visual, text, n_v, n_t):
-    """Indices (n_v + n_t,), ascending: the n_v largest visual scores, and of the OTHERS the n_t largest text scores. visual, text (N,)."""
-    first = visual.argsort(descending=True, stable=True)[:n_v]
-    second = text.index_fill(0, first, -torch.inf).argsort(descending=True, stable=True)[:n_t]
+    """Indices (n_v + n_t,), ascending, from scores (N,).
+
+    The n_v largest visual scores, and of the OTHERS the n_t largest text scores.
+    """
+    first, second = _filters(visual, text, n_v, n_t)
     return torch.cat([first, second]).sort().values
+
+
+def _filters(visual, text, n_v, n_t):
+    first = visual.argsort(descending=True, stable=True)[:n_v]
+    others = text.index_fill(0, first, -torch.inf)
+    return first, others.argsort(descending=True, stable=True)[:n_t]
+
+
+def _recover_causes(visual, text, n_v, n_t):
+    total = n_v + n_t
+    first, second = visual.topk(n_v).indices, text.topk(n_t).indices
+    twice = torch.cat([first, second])
+    return {
+        "tokens come twice: the second filter chooses among those that the first one left":
+            twice.sort().values,
+        "the same tokens are counted in both filters, so fewer than n_v + n_t are left: the second"
+        " filter chooses among the others": twice.unique(),
+        "the tokens are not in their old order: sort the indices":
+            torch.cat(_filters(visual, text, n_v, n_t)),
+        "the question alone decided": text.topk(total).indices.sort().values,
+        "the picture alone decided": visual.topk(total).indices.sort().values,
+        "the two scores were added: each filter has its own score and its own number":
+            (visual + text).topk(total).indices.sort().values,
+        "the question went first": torch.cat(_filters(text, visual, n_t, n_v)).sort().values,
+    }
 
 
 @check("recoverable.recover", reference=recover)
 def _(fn):
-    visual = torch.rand(20)
-    text = 0.4 * visual + 0.6 * torch.rand(20)                                              # what stands out often matches the question too
-    n_v, n_t = 5, 4
-    first, second = visual.topk(n_v).indices, text.topk(n_t).indices
-    want = recover(visual, text, n_v, n_t)
-    both = torch.cat([first, text.index_fill(0, first, -torch.inf).topk(n_t).indices])
-    with untouched(visual, text):
-        got = fn(visual, text, n_v, n_t)
-    expect(got, want, what="the kept tokens", mistakes={
-        "tokens come twice: the second filter chooses among those that the first one left": torch.cat([first, second]).sort().values,
-        "the same tokens are counted in both filters, so fewer than n_v + n_t are left: the second filter chooses among the others":
-            torch.cat([first, second]).unique(),
-        "the tokens are not in their old order: sort the indices": both,
-        "the question alone decided": text.topk(n_v + n_t).indices.sort().values,
-        "the picture alone decided": visual.topk(n_v + n_t).indices.sort().values,
-        "the two scores were added: each filter has its own score and its own number": (visual + text).topk(n_v + n_t).indices.sort().values,
-        "the question went first": torch.cat([second, visual.index_fill(0, second, -torch.inf).topk(n_v).indices]).sort().values})
+    for size, n_v, n_t in ((20, 5, 4), (12, 3, 5)):
+        visual = torch.rand(size)
+        text = 0.4 * visual + 0.6 * torch.rand(size)  # what stands out often matches, too
+        args = (visual, text, n_v, n_t)
+        what = f"the {n_v} + {n_t} kept tokens"
+        expect(fn(*args), recover(*args), what=what, mistakes=_recover_causes(*args))
