@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import (
@@ -326,19 +327,21 @@ def test_the_past_reaches_across_the_clip():
 
 
 def test_comparisons_grow_linearly_with_the_key_frames():
-    """Multiply-adds of the attention of one frame: reading and comparing k tokens each; the fusion convolution does not grow."""
-    from torch.utils.flop_counter import FlopCounterMode
+    """Reading and comparing k tokens each; the fusion convolution does not grow."""
+    def flops(k):
+        with FlopCounterMode(display=False) as counter:
+            LTAM(5)(*ingredients(k))
+        return counter.get_flop_counts()["Global"]
 
     def numbers_touched(k):
         query, keys, anchor, values, location = ingredients(k)
         return gather_tokens(keys, location).numel()
 
-    def convolutions(k):
-        with FlopCounterMode(display=False) as counter:
-            LTAM(5)(*ingredients(k))
-        return counter.get_total_flops()
+    compare, convolve = torch.ops.aten.bmm, torch.ops.aten.convolution
     assert [numbers_touched(k) / numbers_touched(1) for k in (2, 4, 16)] == [2, 4, 16]
-    assert convolutions(1) == convolutions(16) > 0
+    assert [flops(k)[compare] / flops(1)[compare] for k in (2, 4, 16)] == [2, 4, 16]
+    assert flops(1)[compare] == 2 * 2 * 12 * 80               # images, tokens of 80 numbers
+    assert flops(1)[convolve] == flops(16)[convolve] > 0
 
 
 def test_batch_of_one_is_batch_of_many():
@@ -360,7 +363,7 @@ def test_double_flows_and_long_widths_keep_their_places():
     (lambda: small()(torch.rand(1, 0, 3, 16, 16)), "empty"),
     (lambda: small()(torch.rand(1, 2, 3, 18, 16)), "18 x 16 pixels but both sides need to be multiples of stride=4"),
     (lambda: small()(torch.rand(1, 2, 3, 16, 16)), "flows=None needs a flow net"),
-    (lambda: small()(torch.rand(1, 3, 3, 16, 16), clip(2, (16, 16))[1]), r"flows has shapes .* needs two of \(1, 2, 2, 16, 16\)"),
+    (lambda: small()(torch.rand(1, 3, 3, 16, 16), clip(2, (16, 16))[1]), r"flows \(backward\) has shape .* needs \(1, 2, 2, 16, 16\)"),
     (lambda: small(location="bicubic"), "location='bicubic'"),
     (lambda: small(stride=6), "stride=6"),
     (lambda: small(keyframe_stride=0), "keyframe_stride=0"),
@@ -368,7 +371,8 @@ def test_double_flows_and_long_widths_keep_their_places():
     (lambda: small(num_blocks=-1), "num_blocks=-1"),
     (lambda: small().key_frames(5, "sideways"), "direction='sideways'"),
     (lambda: small()(torch.rand(1, 2, 3, 16, 16), (None, None)), "NoneType"),
-    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2), "with floats"),
+    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2),
+     "needs a floating dtype"),
     (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
 ])
 def test_bad_input(call, message):

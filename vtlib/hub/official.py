@@ -1,4 +1,7 @@
-"""Official state dicts, made to fit. Conversion is code one can read: each function lists what it renames or drops, and nothing else."""
+"""Official state dicts, made to fit.
+
+Conversion is code one can read: each function lists what it renames or drops, and nothing else.
+"""
 
 import importlib.util
 import re
@@ -6,11 +9,11 @@ import re
 import torch
 from safetensors.torch import load_file
 
-from ..nn import resize_pos_embed
+from ..nn import load_weights, resize_pos_embed, unwrap
 
 
 def available():
-    """"" when the extra [hub] is installed, else one line that says what is missing and how to get it (falsy = ready)."""
+    """"" when the extra [hub] is installed, else one line that says what is missing."""
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed: pip install 'vtlib[hub]'"
     return ""
@@ -19,34 +22,55 @@ def available():
 def load_official(model, path, convert=None, strict=True):
     """Load a checkpoint file into a vtlib model and return the model.
 
-    path: .safetensors, or an official .pth (read with weights_only=True). Wrapping keys "model" / "state_dict" are opened.
-    convert: one of this module's functions, or None when the names agree. Raises ValueError that lists missing and unexpected keys.
+    Args:
+        model: a vtlib model.
+        path: .safetensors, or an official .pth (read with weights_only=True). Wrappers and prefixes
+            of trainers go, see `vtlib.nn.unwrap`.
+        convert: one of this module's functions, a paper's `convert_official`, or None when the
+            names agree.
+        strict: False lets names be missing or left over; see `vtlib.nn.load_weights`.
+
+    ValueError that lists missing and unexpected keys.
     """
-    state = load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("model", state.get("state_dict", state))
+    if str(path).endswith(".safetensors"):
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = unwrap(state, f"path={str(path)!r}")
     state = convert(state) if convert else state
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if strict and (missing or unexpected):
-        raise ValueError(f"path={str(path)!r} does not fit: missing {sorted(missing)[:5]} ({len(missing)}), "
-                         f"unexpected {sorted(unexpected)[:5]} ({len(unexpected)})")
+    load_weights(model, state, strict, f"path={str(path)!r}")
     return model
 
 
 def convert_timm_crossvit(state):
-    """timm's CrossViT -> official names: `pos_embed_0` -> `pos_embed.0`, `cls_token_0` -> `cls_token.0`. Official dicts pass through."""
-    return {re.sub(r"^(pos_embed|cls_token)_(\d)$", r"\1.\2", key): value for key, value in state.items()}
+    """timm's CrossViT -> official names: `pos_embed_0` -> `pos_embed.0`, `cls_token_0` likewise.
+
+    Official dicts pass through.
+    """
+    rename = re.compile(r"^(pos_embed|cls_token)_(\d)$")
+    return {rename.sub(r"\1.\2", key): value for key, value in unwrap(state).items()}
 
 
 def convert_crossformer(state):
-    """Official CrossFormer -> vtlib: the names agree; buffers that older checkpoints saved (bias tables, indices, masks) are dropped."""
+    """Official CrossFormer -> vtlib: the names agree.
+
+    Buffers that older checkpoints saved (bias tables, indices, masks) are dropped.
+    """
     buffers = ("biases", "relative_position_index", "attn_mask")
-    return {key: value for key, value in state.items() if key.rsplit(".", 1)[-1] not in buffers}
+    return {
+        key: value
+        for key, value in unwrap(state).items()
+        if key.rsplit(".", 1)[-1] not in buffers
+    }
 
 
 def resize_positions(state, model):
-    """Resize learned position tables (`pos_embed`, `pos_embed.i`) of a square grid to the model's, bicubic; [CLS] rows stay.
+    """Resize learned position tables (`pos_embed`, `pos_embed.i`) of a square grid, bicubic.
 
-    For fine-tuning at higher resolution, e.g. CrossViT 240/224 -> 408/384. state and model: same architecture. Returns a new state dict.
+    To the model's grid; [CLS] rows stay.
+
+    For fine-tuning at higher resolution, e.g. CrossViT 240/224 -> 408/384. state and model: same
+    architecture. Returns a new state dict.
     """
     want, out = model.state_dict(), dict(state)
     for key, table in state.items():

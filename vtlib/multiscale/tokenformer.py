@@ -32,6 +32,7 @@ from ..nn import (
     check_tokens,
     resize_pos_embed,
     rope_1d,
+    unwrap,
 )
 
 NORMS = ("l2_norm_gelu", "gelu_l2_norm", "softmax")
@@ -265,7 +266,7 @@ def convert_official(state_dict):
     opened. Build the model with vocab_size=len(embedding.weight): the files may pad the vocabulary. Raises ValueError when there is
     neither. Inferred from the code that writes these files: no released file has been read here.
     """
-    state_dict = state_dict.get("module", state_dict)
+    state_dict = unwrap(state_dict, "state_dict")
     layer = re.compile(r"(?:.*\.)?(\d+)\.((?:attention\.(?:query|key|value|proj)|mlp)\.(?:key|value)_param_tokens)")
     found = {key: match for key in state_dict if (match := layer.fullmatch(key))}
     order = {number: i for i, number in enumerate(sorted({int(match[1]) for match in found.values()}))}

@@ -1,24 +1,33 @@
-"""TTVSR - Learning Trajectory-Aware Transformer for Video Super-Resolution (Liu, Yang, Fu, Qian, CVPR 2022, arXiv 2204.04216).
+"""TTVSR - Learning Trajectory-Aware Transformer for Video Super-Resolution
+(Liu, Yang, Fu, Qian, CVPR 2022, arXiv 2204.04216).
 
-The idea: the texture that a frame lacks may have been seen thirty frames ago, but attention over all tokens of a video is too dear, and a
-recurrent state forgets. So store, for every 4 x 4 token of the present frame, *where its content was* in each past key frame (location
-maps, carried along by optical flow), and attend only there: one comparison per key frame. The best match is taken hard, weighted by its
-cosine, and read at three patch sizes, because things change size on their way.
+The idea: the texture that a frame lacks may have been seen thirty frames ago, but attention over
+all tokens of a video is too dear, and a recurrent state forgets. So store, for every 4 x 4 token of
+the present frame, *where its content was* in each past key frame (location maps, carried along by
+optical flow), and attend only there: one comparison per key frame. The best match is taken hard,
+weighted by its cosine, and read at three patch sizes, because things change size on their way.
 
-    L <- [L(grid + flow / s); grid]             carry, identity_grid       (paper eq. 6-8: location maps; the new pair after a key frame only)
-    h_j = cos(q, k_j at L_j)                    gather_tokens, LTAM        (eq. 3: similarity along the trajectory)
-    j* = argmax_j h_j,  w = max_j h_j           LTAM                       (eq. 4: hard choice, soft weight; no softmax, no projections)
-    p + conv([V1; V2; V3] at j*) * w            cross_scale_tokens, LTAM   (eq. 5, 9: values at three scales, one choice for all)
-    p = R([f_t; p]), first backward, then forward through the clip         (sec. 3.4; both passes share LTAM and R)
+    L <- [L(grid + flow / s); grid]    carry, identity_grid      (paper eq. 6-8: location maps;
+                                                                  the new pair after a key frame)
+    h_j = cos(q, k_j at L_j)           gather_tokens, LTAM       (eq. 3: along the trajectory)
+    j* = argmax_j h_j,  w = max_j h_j  LTAM                      (eq. 4: hard choice, soft weight;
+                                                                  no softmax, no projections)
+    p + conv([V1; V2; V3] at j*) * w   cross_scale_tokens, LTAM  (eq. 5, 9: values at three scales,
+                                                                  one choice for all)
+    p = R([f_t; p])                    propagate                 (sec. 3.4: first backward, then
+                                                                  forward through the clip; both
+                                                                  passes share LTAM and R)
 
-State-dict names are the official ones (researchmm/TTVSR, there with the prefix `generator.`), so official weights load as they are. Different
-from the official code: positions are read by index instead of by grid_sample (the same numbers, since maps hold integers), and values only at
-the chosen key frame; `location="fractional"` is a repair of ours (below); `trajectories=False` is the recurrent net without memory that a
-comparison needs; every width is an argument; frames smaller than 64 pixels are accepted; pixel shuffles
-start as torch starts a convolution (there: kaiming, bias 0). Where paper and code differ on key frames and
-buffers, this follows the code.
+State-dict names are the official ones (researchmm/TTVSR, there with the prefix `generator.`), so
+official weights load as they are. Different from the official code: positions are read by index
+instead of by grid_sample (the same numbers, since maps hold integers), and values only at the
+chosen key frame; `location="fractional"` is a repair of ours (below); `trajectories=False` is the
+recurrent net without memory that a comparison needs; every width is an argument; frames smaller
+than 64 pixels are accepted; pixel shuffles start as torch starts a convolution (there: kaiming,
+bias 0). Where paper and code differ on key frames and buffers, this follows the code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,125 +35,182 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..nn import check_float, check_int, unwrap
+from ..tokens import take
 from .spynet import SPyNet
 from .warp import warp
 
+PAPER = "ttvsr"
 MAPS = ("nearest", "fractional")
 
 
-# ------------------------------------------------------------------------------------------------------------- location maps
-def identity_grid(batch, height, width, device=None, dtype=torch.float32):
-    """The location map of a key frame at its own time: token (x, y) lies at (x, y). (B, 2, h, w), channel 0 = x, in tokens."""
-    y, x = torch.meshgrid(torch.arange(height, device=device, dtype=dtype), torch.arange(width, device=device, dtype=dtype), indexing="ij")
-    return torch.stack([x, y])[None].expand(batch, -1, -1, -1)
+# ------------------------------------------------------------------------------- location maps
+def identity_grid(
+    batch: int, height: int, width: int, device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The location map of a key frame at its own time: token (x, y) lies at (x, y).
+
+    (B, 2, h, w), channel 0 = x, in tokens.
+    """
+    y = torch.arange(height, device=device, dtype=dtype)[:, None].expand(height, width)
+    x = torch.arange(width, device=device, dtype=dtype).expand(height, width)
+    return torch.stack([x, y]).expand(batch, -1, -1, -1)
 
 
-def token_flow(flow, stride=4):
-    """Flow (B, 2, H, W) in pixels -> (B, 2, H/s, W/s) in tokens: the mean over each token, divided by the stride s."""
-    return F.adaptive_avg_pool2d(flow, (flow.shape[-2] // stride, flow.shape[-1] // stride)) / stride
+def token_flow(flow: Tensor, stride: int = 4) -> Tensor:
+    """Flow (B, 2, H, W) in pixels -> (B, 2, H/s, W/s) in tokens: each token's mean, over s."""
+    h, w = flow.shape[-2:]
+    return F.adaptive_avg_pool2d(flow, (h // stride, w // stride)) / stride
 
 
-def carry(location, flow, mode="nearest"):
+def carry(location: Tensor, flow: Tensor, mode: str = "nearest") -> Tensor:
     """Move all location maps one frame on: L(x) <- L(x + flow(x)), borders repeated (paper eq. 7).
 
-    location: (B, 2k, h, w), pairs (x, y) in tokens for k key frames; flow: (B, 2, h, w) in tokens, from the new frame to the frame before.
-    mode "nearest" is the release: integers stay integers, but a motion of less than half a token is rounded away at every step, for ever.
-    "fractional" interpolates the maps; they are rounded only when they are read. ValueError for another mode.
+    Args:
+        location: (B, 2k, h, w), pairs (x, y) in tokens for k key frames.
+        flow: (B, 2, h, w) in tokens, from the new frame to the frame before.
+        mode: "nearest" is the release: integers stay integers, but a motion of less than half a
+            token is rounded away at every step, for ever. "fractional" interpolates the maps; they
+            are rounded only when they are read. ValueError for another mode.
     """
     if mode not in MAPS:
         raise ValueError(f"mode={mode!r} must be one of {MAPS}")
-    return warp(location, flow, mode="nearest" if mode == "nearest" else "bilinear", padding="border")
+    how = "nearest" if mode == "nearest" else "bilinear"
+    return warp(location, flow, mode=how, padding="border")
 
 
-def gather_tokens(tokens, location, key=None):
+def gather_tokens(tokens: Tensor, location: Tensor, key: Tensor | None = None) -> Tensor:
     """Read token maps (B, C, k, h, w) at round(location), zeros outside the frame.
 
-    location (B, k, 2, h, w): every key frame at its own places -> (B, C, k, h, w). With key (B, h, w), an index into k: at each token that
-    one key frame only, location (B, 2, h, w) -> (B, C, h, w), at a cost that does not grow with k.
+    Args:
+        tokens: (B, C, k, h, w).
+        location: (B, k, 2, h, w), every key frame at its own places; with `key` (B, 2, h, w).
+        key: None, or (B, h, w), an index into k: each token reads that one key frame only, at a
+            cost that does not grow with k.
+
+    Returns (B, C, k, h, w), with `key` (B, C, h, w).
     """
-    k, height, width = tokens.shape[2:]
-    x, y = location.round().nan_to_num().unbind(-3)                              # b k h w, or b h w
+    found, inside = _rows_at(tokens, location, key)
+    return (found * inside[..., None]).movedim(-1, 1)
+
+
+def _rows_at(
+    tokens: Tensor, location: Tensor, key: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `gather_tokens` reads, channels last, and whether it lies inside the frame.
+
+    Rows of C numbers move as a whole, which is cheap where they lie side by side, as in `push`.
+    """
+    batch, _, k, height, width = tokens.shape
+    x, y = location.round().nan_to_num().unbind(-3)                          # b k h w, or b h w
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if key is None:
         key = torch.arange(k, device=tokens.device)[:, None, None]
     at = (key * height + y.clamp(0, height - 1).long()) * width + x.clamp(0, width - 1).long()
-    found = tokens.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, tokens.shape[1], -1))    # b c (k h w), or b c (h w)
-    return found.unflatten(2, at.shape[1:]) * inside[:, None]
+    found = take(rearrange(tokens, "b c k h w -> b (k h w) c"), at.reshape(batch, -1))
+    return found.unflatten(1, at.shape[1:]), inside
 
 
-# -------------------------------------------------------------------------------------------------------------- tokens
-def tokenize(x, stride=4):
-    """Feature map (B, c, H, W) -> tokens (B, c*s*s, H/s, W/s) of s x s pixels; inside a token: channel, row, column."""
+# -------------------------------------------------------------------------------------- tokens
+def tokenize(x: Tensor, stride: int = 4) -> Tensor:
+    """Feature map (B, c, H, W) -> tokens (B, c*s*s, H/s, W/s) of s x s pixels.
+
+    Inside a token: channel, row, column.
+    """
     return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=stride, q=stride)
 
 
-def untokenize(tokens, stride=4):
+def untokenize(tokens: Tensor, stride: int = 4) -> Tensor:
     """The inverse of `tokenize`."""
     return rearrange(tokens, "b (c p q) h w -> b c (h p) (w q)", p=stride, q=stride)
 
 
-def cross_scale_tokens(x, stride=4):
-    """Three tokenisations of x (B, c, H, W), each (B, c*s*s, H/s, W/s) on the same grid (paper sec. 3.3).
+def cross_scale_tokens(x: Tensor, stride: int = 4) -> list[Tensor]:
+    """Three tokenisations of x (B, c, H, W), each (B, c*s*s, H/s, W/s), on one grid (sec. 3.3).
 
-    Patches of s, 1.5 s and 2 s pixels around each token (zeros outside the frame), average-pooled to s x s: 4, 6 and 8 for s = 4.
+    Patches of s, 1.5 s and 2 s pixels around each token (zeros outside the frame), average-pooled
+    to s x s: 4, 6 and 8 for s = 4.
     """
     out = [tokenize(x, stride)]
     h, w = out[0].shape[-2:]
     for size in (stride * 3 // 2, stride * 2):
-        patches = F.unfold(x, size, stride=stride, padding=(size - stride) // 2)                  # b (c p q) (h w)
-        spread = rearrange(patches, "b (c p q) (h w) -> b c (h p) (w q)", p=size, q=size, h=h)
-        out.append(tokenize(F.adaptive_avg_pool2d(spread, (h * stride, w * stride)), stride))
+        patches = F.unfold(x, size, stride=stride, padding=(size - stride) // 2)
+        spread = rearrange(
+            patches, "b (c p q) (h w) -> b c (h p) (w q)", p=size, q=size, h=h
+        )
+        pooled = F.adaptive_avg_pool2d(spread, (h * stride, w * stride))
+        out.append(tokenize(pooled, stride))
     return out
 
 
 class LTAM(nn.Module):
-    """Attention along trajectories: out = p + conv([V1; V2; V3] at the best key frame) * its cosine. State-dict name `fusion`."""
+    """Attention along trajectories: p + conv([V1; V2; V3] at the best key frame) * its cosine.
 
-    def __init__(self, channels=64, stride=4):
+    State-dict name `fusion`.
+    """
+
+    def __init__(self, channels: int = 64, stride: int = 4):
         super().__init__()
         self.stride = stride
         self.fusion = nn.Conv2d(3 * channels, channels, 3, padding=1)
 
-    def forward(self, query, keys, anchor, values, location, return_attn=False):
-        """query: feature f_t (B, c, H, W), anchor: warped state p (B, c, H, W) -> (B, c, H, W).
+    def forward(
+        self, query: Tensor, keys: Tensor, anchor: Tensor, values: Sequence[Tensor],
+        location: Tensor, return_attn: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """-> (B, c, H, W).
 
-        keys: (B, c*s*s, k, h, w), tokens of k key frames' features; values: three of the same shape, tokens of their states at three
-        scales; location: (B, k, 2, h, w), where each token of this frame was in each key frame.
-        return_attn: also the cosines (B, k, h, w) and the chosen key frame (B, h, w), an index into k.
+        Args:
+            query: feature f_t (B, c, H, W).
+            keys: (B, c*s*s, k, h, w), tokens of k key frames' features.
+            anchor: warped state p (B, c, H, W).
+            values: three of the keys' shape, tokens of the k states at three scales.
+            location: (B, k, 2, h, w), where each token of this frame was in each key frame.
+            return_attn: also the cosines (B, k, h, w) and the chosen key frame (B, h, w), an index
+                into k.
         """
-        eps = max(1e-12, torch.finfo(query.dtype).tiny)                           # half precision has no 1e-12
-        q = F.normalize(tokenize(query, self.stride), dim=1, eps=eps)             # b c h w
-        found = F.normalize(gather_tokens(keys, location), dim=1, eps=eps)        # b c k h w
-        similarity = (q[:, :, None] * found).sum(1)                               # b k h w
-        weight, chosen = similarity.max(dim=1)                                    # b h w
-        place = location.gather(1, chosen[:, None, None].expand(-1, 1, 2, -1, -1))[:, 0]           # b 2 h w
+        eps = max(1e-12, torch.finfo(query.dtype).tiny)             # half precision has no 1e-12
+        q = F.normalize(tokenize(query, self.stride), dim=1, eps=eps)         # b c h w
+        found, inside = _rows_at(keys, location)                              # b k h w c
+        length = found.norm(dim=-1).clamp(min=eps)
+        similarity = torch.einsum("bkhwc,bchw->bkhw", found, q) / length * inside
+        weight, chosen = similarity.max(dim=1)                                # b h w
+        index = chosen[:, None, None].expand(-1, 1, 2, -1, -1)
+        place = location.gather(1, index)[:, 0]                               # b 2 h w
         scales = [untokenize(gather_tokens(v, place, chosen), self.stride) for v in values]
         out = self.fusion(torch.cat(scales, dim=1))
-        soft = weight[:, None].repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
-        out = anchor + out * soft
+        soft = weight[:, None].repeat_interleave(self.stride, 2)
+        out = anchor + out * soft.repeat_interleave(self.stride, 3)
         return (out, similarity, chosen) if return_attn else out
 
 
 class OwnPlace(nn.Module):
-    """What stands in for LTAM in a net without trajectories: the same convolution, on the three scales of the warped state itself, at its
-    own place. Equal parameters, equal names; no key frames, no memory beyond the state."""
+    """What stands in for LTAM in a net without trajectories.
 
-    def __init__(self, channels=64, stride=4):
+    The same convolution, on the three scales of the warped state itself, at its own place. Equal
+    parameters, equal names; no key frames, no memory beyond the state.
+    """
+
+    def __init__(self, channels: int = 64, stride: int = 4):
         super().__init__()
         self.stride = stride
         self.fusion = nn.Conv2d(3 * channels, channels, 3, padding=1)
 
-    def forward(self, anchor):
+    def forward(self, anchor: Tensor) -> Tensor:
         """(B, c, H, W) -> (B, c, H, W)."""
         scales = [untokenize(t, self.stride) for t in cross_scale_tokens(anchor, self.stride)]
         return anchor + self.fusion(torch.cat(scales, dim=1))
 
 
-# ----------------------------------------------------------------------------------------------------------------- the net
+# ------------------------------------------------------------------------------------- the net
 class ResidualBlock(nn.Module):
-    """x + conv(ReLU(conv(x))), no normalisation. Both convolutions start at a tenth of their usual size, so that sixty in a row begin tame."""
+    """x + conv(ReLU(conv(x))), no normalisation.
 
-    def __init__(self, channels):
+    Both convolutions start at a tenth of their usual size, so that sixty in a row begin tame.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -153,36 +219,43 @@ class ResidualBlock(nn.Module):
             conv.weight.data.mul_(0.1)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
 class ResidualBlocks(nn.Module):
-    """Convolution to `channels`, LeakyReLU 0.1, residual blocks: the encoder phi and the reconstruction R. State-dict name `main`."""
+    """Convolution to `channels`, LeakyReLU 0.1, residual blocks: the encoder phi and R.
 
-    def __init__(self, in_chans, channels, num_blocks):
+    State-dict name `main`.
+    """
+
+    def __init__(self, in_chans: int, channels: int, num_blocks: int):
         super().__init__()
+        first = nn.Conv2d(in_chans, channels, 3, padding=1)
         blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(num_blocks)])
-        self.main = nn.Sequential(nn.Conv2d(in_chans, channels, 3, padding=1), nn.LeakyReLU(0.1), blocks)
+        self.main = nn.Sequential(first, nn.LeakyReLU(0.1), blocks)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.main(x)
 
 
 class PixelShuffleUp(nn.Module):
     """x2 by convolution and pixel shuffle. State-dict name `upsample_conv`."""
 
-    def __init__(self, in_chans, out_chans):
+    def __init__(self, in_chans: int, out_chans: int):
         super().__init__()
         self.upsample_conv = nn.Conv2d(in_chans, 4 * out_chans, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.upsample_conv(x), 2)
 
 
-def push(buffer, tokens):
-    """Append tokens (B, C, h, w) to a buffer (B, C, k, h, w), or None when it is empty."""
-    tokens = tokens[:, :, None]
+def push(buffer: Tensor | None, tokens: Tensor) -> Tensor:
+    """Append tokens (B, C, h, w) to a buffer (B, C, k, h, w), or None when it is empty.
+
+    In memory the C numbers of a token lie side by side: they are read together.
+    """
+    tokens = tokens[:, :, None].contiguous(memory_format=torch.channels_last_3d)
     return tokens if buffer is None else torch.cat([buffer, tokens], dim=2)
 
 
@@ -190,44 +263,61 @@ def push(buffer, tokens):
 class Step:
     """What the attention saw at one frame of one pass."""
 
-    direction: str  # "backward" or "forward"
+    direction: str            # "backward" or "forward"
     frame: int
-    keys: tuple[int, ...]  # the k key frames, in the order of the axis k below
-    location: Tensor  # (B, k, 2, h, w): where each token was, x and y in tokens
-    similarity: Tensor  # (B, k, h, w): cosine with what lay there
-    chosen: Tensor  # (B, h, w) long: the best, an index into `keys`
+    keys: tuple[int, ...]     # the k key frames, in the order of the axis k below
+    location: Tensor          # (B, k, 2, h, w): where each token was, x and y in tokens
+    similarity: Tensor        # (B, k, h, w): cosine with what lay there
+    chosen: Tensor            # (B, h, w) long: the best, an index into `keys`
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """(B, h, w): the soft weight, the cosine of the chosen one."""
         return self.similarity.amax(1)
 
 
 class TTVSR(nn.Module):
-    """Video super-resolution x4: frames (B, T, 3, h, w) in [0, 1], h and w multiples of `stride` -> (B, T, 3, 4h, 4w).
+    """Video super-resolution x4: frames (B, T, 3, h, w) in [0, 1] -> (B, T, 3, 4h, 4w).
 
-    Args: mid_channels c, num_blocks (residual blocks of R), feat_blocks (of phi), head_channels (of the last two convolutions), stride (pixels
-    a token), keyframe_stride (every how many frames tokens are stored), location ("nearest" as released, or "fractional", see `carry`),
-    trajectories (False: a plain recurrent net with the same parameters, see `OwnPlace`), spynet: the flow net, a module
-    (reference, supporting) -> flow; True builds the official one, None none (then `forward` needs flows).
-    Defaults are the official size: 6,773,615 parameters, 1,440,300 of them the flow net's. ValueError for bad sizes.
+    h and w are multiples of `stride`. Defaults are the official size: 6,773,615 parameters,
+    1,440,300 of them the flow net's. ValueError for bad sizes.
+
+    Args:
+        mid_channels: c.
+        num_blocks: residual blocks of R.
+        feat_blocks: residual blocks of phi.
+        head_channels: of the last two convolutions.
+        stride: pixels of a token's side, a multiple of 4.
+        keyframe_stride: every how many frames tokens are stored.
+        location: "nearest" as released, or "fractional", see `carry`.
+        trajectories: False: a plain recurrent net with the same parameters, see `OwnPlace`.
+        spynet: the flow net, a module (reference, supporting) -> flow; True builds the official
+            one, None none (then `forward` needs flows).
     """
 
-    def __init__(self, mid_channels=64, num_blocks=60, feat_blocks=5, head_channels=64, stride=4, keyframe_stride=3, location="nearest",
-                 trajectories=True, spynet=True):
+    def __init__(
+        self, mid_channels: int = 64, num_blocks: int = 60, feat_blocks: int = 5,
+        head_channels: int = 64, stride: int = 4, keyframe_stride: int = 3,
+        location: str = "nearest", trajectories: bool = True,
+        spynet: nn.Module | bool | None = True,
+    ):
         super().__init__()
-        if not isinstance(stride, int) or stride < 4 or stride % 4:
-            raise ValueError(f"stride={stride} must be a multiple of 4, so that patches of 1.5 and 2 strides have whole margins on all sides")
-        if keyframe_stride < 1 or min(num_blocks, feat_blocks) < 0:
-            raise ValueError(f"keyframe_stride={keyframe_stride} must be at least 1, num_blocks={num_blocks} and feat_blocks={feat_blocks} at least 0")
+        self.stride = check_int(stride, "stride", 4)
+        if self.stride % 4:
+            raise ValueError(
+                f"stride={stride} must be a multiple of 4, so that patches of 1.5 and 2 strides "
+                f"have whole margins on all sides"
+            )
         if location not in MAPS:
             raise ValueError(f"location={location!r} must be one of {MAPS}")
+        self.keyframe_stride = check_int(keyframe_stride, "keyframe_stride", 1)
+        num_blocks = check_int(num_blocks, "num_blocks", 0)
+        feat_blocks = check_int(feat_blocks, "feat_blocks", 0)
         c = self.mid_channels = mid_channels
-        self.stride, self.keyframe_stride, self.location = stride, keyframe_stride, location
-        self.trajectories = trajectories
+        self.location, self.trajectories = location, trajectories
         self.spynet = SPyNet() if spynet is True else spynet or None
         self.feat_extractor = ResidualBlocks(3, c, feat_blocks)
-        self.LTAM = (LTAM if trajectories else OwnPlace)(c, stride)
+        self.LTAM = (LTAM if trajectories else OwnPlace)(c, self.stride)
         self.resblocks = ResidualBlocks(2 * c, c, num_blocks)
         self.fusion = nn.Conv2d(3 * c, c, 1)
         self.upsample1 = PixelShuffleUp(c, c)
@@ -235,111 +325,158 @@ class TTVSR(nn.Module):
         self.conv_hr = nn.Conv2d(head_channels, head_channels, 3, padding=1)
         self.conv_last = nn.Conv2d(head_channels, 3, 3, padding=1)
 
-    def key_frames(self, frames, direction="forward"):
-        """Key frames of a clip of `frames` frames, in the order of a pass: 0, 3, 6 ... forward; T-1, T-4 ... > 0 backward."""
+    def key_frames(self, frames: int, direction: str = "forward") -> list[int]:
+        """Key frames of a clip of `frames` frames, in the order of a pass.
+
+        0, 3, 6 ... forward; T-1, T-4 ... > 0 backward.
+        """
         if direction not in ("forward", "backward"):
             raise ValueError(f"direction={direction!r} must be 'forward' or 'backward'")
         if direction == "forward":
             return list(range(0, frames, self.keyframe_stride))
         return list(range(frames - 1, 0, -self.keyframe_stride))
 
-    def flows(self, frames, mirror=False):
-        """frames (B, T, 3, h, w) -> two flows (B, T-1, 2, h, w) in pixels: backward [:, i] from frame i to i+1, forward [:, i] from i+1 to i.
+    def flows(self, frames: Tensor, mirror: bool = False) -> tuple[Tensor, Tensor]:
+        """frames (B, T, 3, h, w) -> two flows (B, T-1, 2, h, w) in pixels.
 
-        mirror: the clip's second half is its first half in reverse; then forward flows are the backward ones in reverse, at half the cost.
+        Backward [:, i] leads from frame i to i+1, forward [:, i] from i+1 to i. mirror: the clip's
+        second half is its first half in reverse; then forward flows are the backward ones in
+        reverse, at half the cost.
         """
         b, t, _, h, w = frames.shape
         if t == 1:
             none = frames.new_zeros(b, 0, 2, h, w)
             return none, none
         if self.spynet is None:
-            raise ValueError("flows=None needs a flow net, but this model was built with spynet=None; give flows=(backward, forward)")
+            raise ValueError(
+                "flows=None needs a flow net, but this model was built with spynet=None; "
+                "give flows=(backward, forward)"
+            )
         early, late = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
         backward = self.spynet(early, late).unflatten(0, (b, t - 1))
-        forward = backward.flip(1) if mirror else self.spynet(late, early).unflatten(0, (b, t - 1))
-        return backward, forward
+        if mirror:
+            return backward, backward.flip(1)
+        return backward, self.spynet(late, early).unflatten(0, (b, t - 1))
 
-    def propagate(self, features, flows, direction, trace=None):
-        """One pass over features (B, T, c, h, w) -> the states p of all frames, a list in the order of time.
+    def propagate(
+        self, features: Tensor, flows: Tensor, direction: str, trace: list[Step] | None = None
+    ) -> list[Tensor]:
+        """One pass -> the states p of all frames, a list in the order of time.
 
-        flows (B, T-1, 2, h, w): [:, i] leads from the frame at hand to the one this pass saw before it. trace: a list that gets a `Step`
-        a frame, or None.
+        Args:
+            features: (B, T, c, h, w).
+            flows: (B, T-1, 2, h, w): [:, i] leads from the frame at hand to the one this pass saw
+                before it.
+            direction: "backward" or "forward".
+            trace: a list that gets a `Step` a frame, or None.
         """
         b, t, c, h, w = features.shape
-        keyframes, first = self.key_frames(t, direction), 0 if direction == "forward" else t - 1
+        keyframes = self.key_frames(t, direction)
+        order = range(t) if direction == "forward" else range(t - 1, -1, -1)
         grid = identity_grid(b, h // self.stride, w // self.stride, flows.device, flows.dtype)
         location, state = grid, features.new_zeros(b, c, h, w)
         keys, values, seen, states = None, [None] * 3, [], [None] * t
-        for i in range(t) if direction == "forward" else reversed(range(t)):
+        for i in order:
             feature = features[:, i]
-            if i != first:
+            if i != order[0]:
                 flow = flows[:, i - 1 if direction == "forward" else i]
                 state = warp(state, flow)
                 if self.trajectories:
                     location = carry(location, token_flow(flow, self.stride), self.location)
                     where = rearrange(location, "b (k xy) h w -> b k xy h w", xy=2)
-                    state, similarity, chosen = self.LTAM(feature, keys, state, values, where, return_attn=True)
+                    state, *looked = self.LTAM(
+                        feature, keys, state, values, where, return_attn=True
+                    )
                     if trace is not None:
-                        trace.append(Step(direction, i, tuple(seen), where, similarity, chosen))
-                    if i in keyframes:
-                        location = torch.cat([location, grid], dim=1)            # after LTAM: no frame attends to itself
+                        trace.append(Step(direction, i, tuple(seen), where, *looked))
+                    if i in keyframes:                  # after LTAM: no frame attends to itself
+                        location = torch.cat([location, grid], dim=1)
                 else:
                     state = self.LTAM(state)
             states[i] = state = self.resblocks(torch.cat([feature, state], dim=1))
             if self.trajectories and i in keyframes:
                 seen.append(i)
-                keys = push(keys, tokenize(feature, self.stride))                # what is looked for: the feature of the input
-                values = [push(v, tokens) for v, tokens in zip(values, cross_scale_tokens(state, self.stride))]   # what is fetched: the state
+                keys = push(keys, tokenize(feature, self.stride))        # looked for: the input's
+                scales = cross_scale_tokens(state, self.stride)          # fetched: the state's
+                values = [push(v, tokens) for v, tokens in zip(values, scales, strict=True)]
         return states
 
-    def forward(self, frames, flows=None, mirror=False, return_trace=False):
-        """frames (B, T, 3, h, w) -> (B, T, 3, 4h, 4w).
+    def forward(
+        self, frames: Tensor, flows: Sequence[Tensor] | None = None, mirror: bool = False,
+        return_trace: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Step]]:
+        """frames (B, T, 3, h, w) -> (B, T, 3, 4h, 4w). ValueError for bad shapes.
 
-        flows: None, or (backward, forward), two (B, T-1, 2, h, w) in pixels as `flows` describes them. mirror: see `flows`.
-        return_trace: also a list of `Step`, one per frame and pass but the first frames'. ValueError for bad shapes.
+        Args:
+            frames: (B, T, 3, h, w) in [0, 1].
+            flows: None, or (backward, forward), two (B, T-1, 2, h, w) in pixels, see `flows`.
+            mirror: see `flows`.
+            return_trace: also a list of `Step`, one per frame and pass but the first frames'.
         """
         flows = None if flows is None else tuple(flows)
         self.check(frames, flows)
-        b, t, _, h, w = frames.shape
-        backward, forward = self.flows(frames, mirror) if flows is None else flows
-        backward, forward = (f.float() if f.dtype in (torch.float16, torch.bfloat16) else f for f in (backward, forward))
+        b, t = frames.shape[:2]
+        pair = self.flows(frames, mirror) if flows is None else flows
+        exact = [torch.promote_types(flow.dtype, torch.float32) for flow in pair]
+        backward, forward = (flow.to(dtype) for flow, dtype in zip(pair, exact, strict=True))
         features = self.feat_extractor(frames.flatten(0, 1)).unflatten(0, (b, t))
         trace = [] if return_trace else None
         back = self.propagate(features, backward, "backward", trace)
         ahead = self.propagate(features, forward, "forward", trace)
-        out = torch.stack([self.reconstruct(frames[:, i], back[i], features[:, i], ahead[i]) for i in range(t)], dim=1)
+        out = [
+            self.reconstruct(frames[:, i], back[i], features[:, i], ahead[i]) for i in range(t)
+        ]
+        out = torch.stack(out, dim=1)
         return (out, trace) if return_trace else out
 
-    def reconstruct(self, frame, back, feature, ahead):
-        """The three features of a frame (B, c, h, w) -> its picture (B, 3, 4h, 4w): a correction to the bilinear enlargement of `frame`."""
+    def reconstruct(self, frame: Tensor, back: Tensor, feature: Tensor, ahead: Tensor) -> Tensor:
+        """The features of a frame -> its picture (B, 3, 4h, 4w).
+
+        A correction to the bilinear enlargement of `frame` (B, 3, h, w).
+
+        Args:
+            frame: (B, 3, h, w).
+            back: its state in the backward pass (B, c, h, w).
+            feature: its feature (B, c, h, w).
+            ahead: its state in the forward pass (B, c, h, w).
+        """
         x = F.leaky_relu(self.fusion(torch.cat([back, feature, ahead], dim=1)), 0.1)
         x = F.leaky_relu(self.upsample1(x), 0.1)
         x = F.leaky_relu(self.upsample2(x), 0.1)
         x = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         return x + F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)
 
-    def check(self, frames, flows=None):
-        """ValueError unless frames are (B, T, 3, h, w), h and w multiples of the stride, and flows, if given, fit them."""
+    def check(self, frames: Tensor, flows: Sequence[Tensor] | None = None) -> None:
+        """ValueError unless frames are (B, T, 3, h, w) that the stride divides, and flows fit."""
+        check_float(frames, "frames")
         shape = tuple(frames.shape)
         if len(shape) != 5 or shape[2] != 3:
             hint = "; one clip needs frames[None]" if len(shape) == 4 else ""
             raise ValueError(f"frames has shape {shape} but needs (B, T, 3, h, w){hint}")
         if 0 in shape:
-            raise ValueError(f"frames is empty: shape {shape}; at least one clip of one frame is needed")
+            raise ValueError(
+                f"frames is empty: shape {shape}; at least one clip of one frame is needed"
+            )
         if shape[3] % self.stride or shape[4] % self.stride:
-            raise ValueError(f"frames are {shape[3]} x {shape[4]} pixels but both sides need to be multiples of stride={self.stride}; crop or pad them")
-        if flows is not None:
-            want = (shape[0], shape[1] - 1, 2, *shape[3:])
-            got = [tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in flows]
-            if got != [want, want] or not all(f.is_floating_point() for f in flows):
-                raise ValueError(f"flows has shapes {got} but needs two of {want} with floats: (backward, forward)")
+            raise ValueError(
+                f"frames are {shape[3]} x {shape[4]} pixels but both sides need to be multiples "
+                f"of stride={self.stride}; crop or pad them"
+            )
+        if flows is None:
+            return
+        want = (shape[0], shape[1] - 1, 2, *shape[3:])
+        if len(flows) != 2:
+            raise ValueError(f"flows has {len(flows)} entries but needs 2: (backward, forward)")
+        for name, flow in zip(("backward", "forward"), flows, strict=True):
+            check_float(flow, f"flows ({name})")
+            if tuple(flow.shape) != want:
+                raise ValueError(f"flows ({name}) has shape {tuple(flow.shape)}, needs {want}")
 
 
-def convert_official(state):
+def convert_official(state: dict) -> dict[str, Tensor]:
     """Official checkpoint (TTVSR_REDS.pth, TTVSR_Vimeo90K.pth) -> state dict of `TTVSR()`.
 
-    The wrapper {"meta", "state_dict"}, the prefixes `module.` and `generator.`, and whatever does not belong to the generator (the training step
-    counter) go. State dicts without the prefix pass through."""
-    state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
-    inside = {key.removeprefix("generator."): value for key, value in state.items() if key.startswith("generator.")}
-    return inside or state
+    Wrappers and prefixes go (`vtlib.nn.unwrap`), and with `generator.` whatever does not belong to
+    the generator (the training step counter). State dicts without the prefix pass through.
+    """
+    return unwrap(state)
