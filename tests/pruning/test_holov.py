@@ -401,7 +401,7 @@ def test_bad_shapes():
         prune(VisionOutputs(x, (5, 6), lambda t: t, num_prefix=0), 5)
     with pytest.raises(ValueError, match=r"attention has shape \(2, 3, 30\)"):
         score(x, a[:, None].expand(-1, 3, -1), bands(30, 3))
-    with pytest.raises(ValueError, match=r"must agree in \(B, N\)"):
+    with pytest.raises(ValueError, match=r"attention has shape .* but needs \(B, N\) = \(2, 20\)"):
         score(x[:, :20], a, bands(30, 3))
     with pytest.raises(ValueError, match=r"crops has shape \(3, 7\) but needs \(C, M\) with C M >= 30"):
         select(a, a, bands(20, 3), 5)

@@ -1,30 +1,41 @@
-"""HiPrune - Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models (Liu, Du, Zhu, Lian, Li,
-Chen, 2025, arXiv 2508.00553).
+"""HiPrune - Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models
+(Liu, Du, Zhu, Lian, Li, Chen, 2025, arXiv 2508.00553).
 
-The idea: attention inside a ViT has a hierarchy. Shallow layers are noisy, middle layers look at the objects, deep layers look at
-a spread of register-like patches that hold global information. So keep anchors (attended in a middle layer), buffers (their four
-neighbours, against noise and for continuity) and registers (attended in the deep layer), which fill the budget. No [CLS], no
-text, no training.
+The idea: attention inside a ViT has a hierarchy. Shallow layers are noisy, middle layers look at
+the objects, deep layers look at a spread of register-like patches that hold global information. So
+keep anchors (attended in a middle layer), buffers (their four neighbours, against noise and for
+continuity) and registers (attended in the deep layer), which fill the budget. No [CLS], no text, no
+training.
 
-    a_l = mean over heads and over ALL queries of A_l         received            ([CLS] queries too; its key is then cut away)
+    a_l = mean over heads and over ALL queries of A_l         received
+                                                  ([CLS] queries too; its key is then cut away)
     Qwen: sum over queries, mean over 2 x 2 merged patches    received_merged
     anchors: top round(T alpha / 5) of a_object               num_anchors, select
     buffers: i-1, i+1, i-W, i+W                               neighbourhood
     registers: top of a_deep among the others, to T exactly   select
     which layer is the object layer?                          object_iou, spread, layer_analysis
 
-Object layers count from 1, as in the paper: layer 9 of CLIP is attentions[8] (`attention_layers`). With alpha = 0.1 each anchor
-may cost five tokens, so over 90 % of what is kept are registers, and below T = 26 there is no anchor at all. Different from the
-release: W and N come from the grid (there: 24 and 576); neighbours stay inside the grid (wrap=True: its flat index, where the
-last patch of a row neighbours the first of the next); chosen patches cannot win a second place (exact=False: its "score minus 1",
-which fails for Qwen's sums, that exceed 1, and leaves slots empty); when five-token crosses do not fit the budget, buffers with
-the highest object score go first (there: an error). HiPrune++ of a later version is not here.
+Object layers count from 1, as in the paper: layer 9 of CLIP is attentions[8] (`attention_layers`).
+With alpha = 0.1 each anchor may cost five tokens, so over 90 % of what is kept are registers, and
+below T = 26 there is no anchor at all.
+
+Different from the release:
+- W and N come from the grid (there: 24 and 576);
+- neighbours stay inside the grid (wrap=True: its flat index, where the last patch of a row
+  neighbours the first of the next);
+- chosen patches cannot win a second place (exact=False: its "score minus 1", which fails for Qwen's
+  sums, that exceed 1, and leaves slots empty);
+- when five-token crosses do not fit the budget, buffers with the highest object score go first
+  (there: an error).
+HiPrune++ of a later version is not here.
 """
 
 import torch
 from torch import Tensor
 
+from ..nn.checks import check_float, check_int
 from ..tokens import Plan, resolve_keep, top_tokens
+from ..tokens.checks import check_scores
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
 from .method import Method
@@ -34,162 +45,318 @@ OBJECT_LAYER = 9  # of the 24 layers of CLIP ViT-L, counted from 1; Qwen2.5-VL: 
 ROLES = ("anchor", "buffer", "register")
 
 
-def attention_layers(num_layers: int, object_layer: int = OBJECT_LAYER, deep_layer: int | None = None) -> tuple[int, int]:
+def attention_layers(
+    num_layers: int, object_layer: int = OBJECT_LAYER, deep_layer: int | None = None
+) -> tuple[int, int]:
     """The keys of `VisionOutputs.attention` that HiPrune reads, (object, deep), counted from 0.
 
-    object_layer, deep_layer count from 1. deep_layer: None is num_layers - 1, the layer of LLaVA's features; Qwen takes
-    num_layers.
+    Args:
+        num_layers: of the encoder.
+        object_layer: counted from 1.
+        deep_layer: counted from 1. None is num_layers - 1, the layer of LLaVA's features; Qwen
+            takes num_layers.
     """
-    deep_layer = num_layers - 1 if deep_layer is None else deep_layer
+    num_layers = check_int(num_layers, "num_layers", least=1)
+    if deep_layer is None:
+        deep_layer = num_layers - 1
     for name, layer in (("object_layer", object_layer), ("deep_layer", deep_layer)):
         if not 1 <= layer <= num_layers:
-            raise ValueError(f"{name}={layer} counts from 1 and must lie in 1 ... {num_layers}, the layers of the encoder")
+            raise ValueError(
+                f"{name}={layer} counts from 1 and must lie in 1 ... {num_layers}, the layers of "
+                f"the encoder"
+            )
     return object_layer - 1, deep_layer - 1
 
 
 # ---------------------------------------------------------------- score
 def received(attention: Tensor, num_prefix: int = 1) -> Tensor:
-    """Attention that each patch receives, mean over heads and over all queries, prefix queries included: (B, heads, S, S) -> (B,
-    S - prefix)."""
+    """Attention that each patch receives: mean over heads and over all queries, prefix queries
+    included. (B, heads, S, S) -> (B, S - prefix)."""
+    check_float(attention, "attention")
     if attention.dim() != 4 or attention.shape[2] != attention.shape[3]:
-        raise ValueError(f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S)")
+        raise ValueError(
+            f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S)"
+        )
     return attention.mean(dim=(1, 2))[:, num_prefix:]
 
 
 def received_merged(attention: Tensor, order: Tensor | None = None, merge: int = 4) -> Tensor:
-    """Qwen2.5-VL: mean over heads, SUM over queries, mean over the `merge` consecutive patches that become one token, then the
-    window permutation undone. (B, heads, S, S) -> (B, S / merge).
+    """Qwen2.5-VL: mean over heads, SUM over queries, mean over the patches that become one token,
+    then the window permutation undone.
 
-    order (S / merge,): token order[i] of the picture stands at place i inside the encoder (Qwen's window_index); None: as it is.
+    Args:
+        attention: (B, heads, S, S).
+        order: (S / merge,) long: token order[i] of the picture stands at place i inside the encoder
+            (Qwen's window_index); None: as it is.
+        merge: consecutive patches that become one token.
+
+    Returns (B, S / merge).
     """
+    check_float(attention, "attention")
     if attention.dim() != 4 or attention.shape[3] % merge:
-        raise ValueError(f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S), merge={merge} dividing S")
-    score = attention.mean(dim=1).sum(dim=1).unflatten(1, (-1, merge)).mean(dim=2)               # b n
-    return score if order is None else torch.empty_like(score).index_copy(1, order, score)
+        raise ValueError(
+            f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S), "
+            f"merge={merge} dividing S"
+        )
+    by_patch = attention.mean(dim=1).sum(dim=1)                     # b s
+    by_token = by_patch.unflatten(1, (-1, merge)).mean(dim=2)       # b n
+    if order is None:
+        return by_token
+    return torch.empty_like(by_token).index_copy(1, order, by_token)
 
 
-def score(vision: VisionOutputs, object_layer: int = OBJECT_LAYER, deep_layer: int | None = None) -> tuple[Tensor, Tensor]:
-    """Attention received in the object layer and in the deep layer, two (B, N). Layers count from 1; deep_layer=None is the
-    deepest there."""
+def score(
+    vision: VisionOutputs, object_layer: int = OBJECT_LAYER, deep_layer: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention received in the object layer and in the deep layer, two (B, N).
+
+    Args:
+        vision: with the maps of both layers in `vision.attention`.
+        object_layer: counted from 1.
+        deep_layer: counted from 1; None is the deepest there.
+    """
     if not vision.attention:
-        raise ValueError("vision.attention is empty: HiPrune needs the weights of two layers (attention_layers)")
-    deep_layer = max(vision.attention) + 1 if deep_layer is None else deep_layer
+        raise ValueError(
+            "vision.attention is empty: HiPrune needs the weights of two layers (attention_layers)"
+        )
+    if deep_layer is None:
+        deep_layer = max(vision.attention) + 1
     for name, layer in (("object_layer", object_layer), ("deep_layer", deep_layer)):
         if layer - 1 not in vision.attention:
             there = sorted(i + 1 for i in vision.attention)
-            raise ValueError(f"{name}={layer} (counted from 1) but vision.attention holds the layers {there}")
-    return tuple(received(vision.attention[layer - 1], vision.num_prefix) for layer in (object_layer, deep_layer))
+            raise ValueError(
+                f"{name}={layer} (counted from 1) but vision.attention holds the layers {there}"
+            )
+    object_score = received(vision.attention[object_layer - 1], vision.num_prefix)
+    deep_score = received(vision.attention[deep_layer - 1], vision.num_prefix)
+    return object_score, deep_score
 
 
 # ---------------------------------------------------------------- select
 def num_anchors(keep: int, alpha: float) -> int:
-    """round(keep alpha / 5), Python's rounding: alpha is the share of anchors and buffers, and each anchor may bring four
-    buffers."""
+    """round(keep alpha / 5), Python's rounding.
+
+    alpha is the share of anchors and buffers, and each anchor may bring four buffers.
+    """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha} is the share of anchors and buffers in the budget and must lie in [0, 1]")
+        raise ValueError(
+            f"alpha={alpha} is the share of anchors and buffers in the budget and must lie in "
+            f"[0, 1]"
+        )
     return round(keep * alpha / 5)
 
 
 def neighbourhood(index: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tensor:
-    """The patches `index` (B, A) and their left, right, upper, lower neighbours on the grid (h, w), as a mask (B, h w).
+    """The patches `index` and their left, right, upper and lower neighbours, as a mask.
 
-    wrap: the release's flat index, i - 1, i + 1, i - w, i + w, limited to 0 ... N - 1: rows are joined end to start, and the
-    first and the last patch are neighbours of their whole row."""
+    Args:
+        index: (B, A) long.
+        grid: (h, w).
+        wrap: the release's flat index, i - 1, i + 1, i - w, i + w, limited to 0 ... N - 1: rows are
+            joined end to start, and the first and the last patch are neighbours of their whole row.
+
+    Returns (B, h w) bool.
+    """
     h, w = grid
     row, col = index // w, index % w
     if wrap:
         around = [(index + step).clamp(0, h * w - 1) for step in (-1, 1, -w, w)]
     else:
-        around = [torch.where(inside, index + step, index)
-                  for step, inside in ((-1, col > 0), (1, col < w - 1), (-w, row > 0), (w, row < h - 1))]
+        inside = ((-1, col > 0), (1, col < w - 1), (-w, row > 0), (w, row < h - 1))
+        around = [torch.where(there, index + step, index) for step, there in inside]
     mask = torch.zeros(index.shape[0], h * w, dtype=torch.bool, device=index.device)
     return mask.scatter(1, torch.cat([index, *around], dim=1), True)
 
 
-def select(object_score: Tensor, deep_score: Tensor, keep: int | float, grid: tuple[int, int], alpha: float = 0.1,
-           wrap: bool = False, exact: bool = True) -> Plan:
-    """Anchors, then buffers, then registers, `keep` patches in all, in raster order; `role` says which is which.
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """(B, N) bool: the `count` highest scores of each row, ties to the lower index."""
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
 
-    object_score, deep_score (B, N), grid (h, w) with h w = N. A fraction is rounded (Qwen's rule). wrap, exact: see the module;
-    with exact=False a plan may have empty slots (-1, at the end). Ties go to the lower index. alpha=0: the top of the deep score.
+
+def select(
+    object_score: Tensor,
+    deep_score: Tensor,
+    keep: int | float,
+    grid: tuple[int, int],
+    alpha: float = 0.1,
+    wrap: bool = False,
+    exact: bool = True,
+) -> Plan:
+    """Anchors, then buffers, then registers, `keep` patches in all, in raster order.
+
+    Args:
+        object_score: (B, N), attention received in the object layer.
+        deep_score: (B, N), attention received in the deep layer.
+        keep: T, an int, or a fraction, which is rounded (Qwen's rule).
+        grid: (h, w) with h w = N.
+        alpha: share of anchors and buffers; 0: the top of the deep score.
+        wrap: neighbours by the release's flat index, see the module.
+        exact: False: the release's "score minus 1"; the plan may then have empty slots (-1, at the
+            end).
+
+    `Plan.role` says which is which. Ties go to the lower index. ValueError: keep or alpha out of
+    range, scores that are not floating or not finite, shapes that do not fit.
     """
+    check_scores(object_score, "object_score")
+    check_scores(deep_score, "deep_score", tuple(object_score.shape))
     batch, num_tokens = object_score.shape
-    if deep_score.shape != object_score.shape or grid[0] * grid[1] != num_tokens:
-        raise ValueError(f"object_score {tuple(object_score.shape)}, deep_score {tuple(deep_score.shape)} and "
-                         f"grid={tuple(grid)} do not fit")
+    if grid[0] * grid[1] != num_tokens:
+        raise ValueError(
+            f"object_score {tuple(object_score.shape)} and grid={tuple(grid)} do not fit"
+        )
     keep = resolve_keep(keep, num_tokens)
+
     count = num_anchors(keep, alpha)
     anchors = object_score.argsort(dim=1, descending=True, stable=True)[:, :count]
-    anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter(1, anchors, True)
-    chosen = neighbourhood(anchors, grid, wrap)                                  # b n, at most 5 count
-    if 5 * count > keep:                                                         # crosses may not fit: anchors go first
-        rank = object_score.masked_fill(~chosen, -torch.inf).masked_fill(anchor, torch.inf)
-        chosen = chosen & torch.zeros_like(chosen).scatter(1, rank.argsort(dim=1, descending=True, stable=True)[:, :keep], True)
-    left = deep_score.masked_fill(chosen, -torch.inf) if exact else deep_score - chosen.to(deep_score.dtype)
+    is_anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter(1, anchors, True)
+    chosen = neighbourhood(anchors, grid, wrap)                     # b n, at most 5 count
+    if 5 * count > keep:                                            # crosses may not fit
+        order = object_score.masked_fill(~chosen, -torch.inf)
+        order = order.masked_fill(is_anchor, torch.inf)             # anchors go first
+        chosen = chosen & _highest(order, keep)
+
+    kept = chosen | _registers(deep_score, chosen, keep, exact)
+    place = torch.arange(num_tokens, device=kept.device)
+    index = torch.where(kept, place, num_tokens).sort(dim=1).values[:, :keep]
+    index = index.masked_fill(index == num_tokens, -1)              # raster order, empty slots last
+    role = torch.where(chosen, 1, 2).masked_fill(is_anchor, 0)
+    return Plan(index, num_tokens, role=role.gather(1, index.clamp(min=0)), roles=ROLES)
+
+
+def _registers(deep_score: Tensor, chosen: Tensor, keep: int, exact: bool) -> Tensor:
+    """(B, N) bool: the patches with the highest deep score that bring `chosen` to `keep`."""
+    if exact:
+        left = deep_score.masked_fill(chosen, -torch.inf)
+    else:
+        left = deep_score - chosen.to(deep_score.dtype)
     best = left.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(num_tokens, device=best.device).expand(batch, -1)
-    rank = torch.empty_like(best).scatter(1, best, places)                       # place of each patch among the registers, b n
-    kept = chosen | (rank < keep - chosen.sum(dim=1, keepdim=True))
-    index = torch.where(kept, places, num_tokens).sort(dim=1).values[:, :keep]   # raster order; num_tokens: an empty slot
-    index = index.masked_fill(index == num_tokens, -1)
-    role = torch.where(anchor, 0, torch.where(chosen, 1, 2)).gather(1, index.clamp(min=0))
-    return Plan(index, num_tokens, role=role, roles=ROLES)
+    place = torch.arange(best.shape[1], device=best.device).expand_as(best)
+    rank = torch.empty_like(best).scatter(1, best, place)           # 0 for the highest
+    return rank < keep - chosen.sum(dim=1, keepdim=True)
 
 
-def prune(vision: VisionOutputs, keep: int | float, object_layer: int = OBJECT_LAYER, deep_layer: int | None = None,
-          alpha: float = 0.1, wrap: bool = False) -> Plan:
-    """Keep anchors, buffers and registers. Plan over `vision.features`; needs `vision.attention` of both layers (counted from 1
-    here)."""
-    return select(*score(vision, object_layer, deep_layer), keep, vision.grid, alpha, wrap)
+def prune(
+    vision: VisionOutputs,
+    keep: int | float,
+    object_layer: int = OBJECT_LAYER,
+    deep_layer: int | None = None,
+    alpha: float = 0.1,
+    wrap: bool = False,
+) -> Plan:
+    """Keep anchors, buffers and registers: `score`, then `select`.
+
+    Plan over `vision.features`; needs `vision.attention` of both layers.
+
+    Args:
+        vision: what the encoder made.
+        keep: T, an int or a fraction.
+        object_layer: counted from 1.
+        deep_layer: counted from 1; None is the deepest there.
+        alpha: share of anchors and buffers.
+        wrap: neighbours by the release's flat index.
+    """
+    object_score, deep_score = score(vision, object_layer, deep_layer)
+    return select(object_score, deep_score, keep, vision.grid, alpha, wrap)
 
 
-def prune_views(vision: VisionOutputs, total: int, crops: tuple[int, int], object_layer: int = OBJECT_LAYER,
-                deep_layer: int | None = None, alpha: float = 0.1, wrap: bool = False) -> Plan:
-    """High resolution: the budget of an image is shared equally, int(total / views) patches from each of its 1 + R C views, and
-    the crops are put together into one big raster. `total` counts the tokens of one image, 640 / 320 / 160 in the paper. Plan as
-    `join_views`."""
+def prune_views(
+    vision: VisionOutputs,
+    total: int,
+    crops: tuple[int, int],
+    object_layer: int = OBJECT_LAYER,
+    deep_layer: int | None = None,
+    alpha: float = 0.1,
+    wrap: bool = False,
+) -> Plan:
+    """High resolution: the budget of an image is shared equally by its 1 + R C views, and the crops
+    are put together into one big raster. Plan as `join_views`.
+
+    Args:
+        vision: B (1 + R C) views: base view first, then crops row by row, image after image.
+        total: tokens of one image, 640 / 320 / 160 in the paper: int(total / views) in each view.
+        crops: (R, C).
+        object_layer: counted from 1.
+        deep_layer: counted from 1; None is the deepest there.
+        alpha: share of anchors and buffers.
+        wrap: neighbours by the release's flat index.
+    """
     views = 1 + crops[0] * crops[1]
+    total = check_int(total, "total")
     if total < views:
         raise ValueError(f"total={total} tokens for {views} views: each view needs at least one")
-    plan = prune(vision, int(total / views), object_layer, deep_layer, alpha, wrap)
+    plan = prune(vision, total // views, object_layer, deep_layer, alpha, wrap)
     return join_views(plan, crops, vision.grid)
 
 
 # ---------------------------------------------------------------- which layer looks at objects
 def object_iou(scores: Tensor, mask: Tensor, top: int | float = 0.1) -> Tensor:
-    """Overlap of the most attended patches with the objects: scores (B, N), mask (B, N) boolean -> (B,), intersection over union.
+    """Overlap of the most attended patches with the objects, intersection over union.
 
-    top: how many patches count as attended, an int or a fraction (the paper: 10 %)."""
+    Args:
+        scores: (B, N).
+        mask: (B, N) bool: patches with an object.
+        top: how many patches count as attended, an int or a fraction (the paper: 10 %).
+
+    Returns (B,).
+    """
+    check_scores(scores)
     if mask.shape != scores.shape or mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)} but needs to be boolean, {tuple(scores.shape)} as the scores")
-    hot = torch.zeros_like(mask).scatter(1, top_tokens(scores, top), True)
-    return (hot & mask).sum(dim=1) / (hot | mask).sum(dim=1)
+        raise ValueError(
+            f"mask is {mask.dtype} {tuple(mask.shape)} but needs to be boolean, "
+            f"{tuple(scores.shape)} as the scores"
+        )
+    attended = torch.zeros_like(mask).scatter(1, top_tokens(scores, top), True)
+    return (attended & mask).sum(dim=1) / (attended | mask).sum(dim=1)
 
 
 def spread(scores: Tensor, grid: tuple[int, int], top: int | float = 0.1) -> Tensor:
-    """Mean distance on the grid, in patches, of all pairs among the most attended patches: (B, N) -> (B,). Small: one object;
-    large: all over. Needs two patches at least."""
+    """Mean distance on the grid, in patches, of all pairs among the most attended patches.
+
+    Small: one object; large: all over.
+
+    Args:
+        scores: (B, N).
+        grid: (h, w).
+        top: how many patches count as attended, an int or a fraction; two at least.
+
+    Returns (B,).
+    """
+    check_scores(scores)
     index = top_tokens(scores, top)
-    if index.shape[1] < 2:
-        raise ValueError(f"top={top} of {scores.shape[1]} patches is one patch, and a distance needs two")
-    place = torch.stack([index // grid[1], index % grid[1]], dim=-1).float()                     # b t 2
-    offset = place[:, :, None] - place[:, None]                                  # b t t 2
+    count = index.shape[1]
+    if count < 2:
+        raise ValueError(
+            f"top={top} of {scores.shape[1]} patches is one patch, and a distance needs two"
+        )
+    place = torch.stack([index // grid[1], index % grid[1]], dim=-1).to(torch.float32)  # b t 2
+    offset = place[:, :, None] - place[:, None]                     # b t t 2
     distance = offset.square().sum(dim=-1).sqrt()
-    return distance.sum(dim=(1, 2)) / (index.shape[1] * (index.shape[1] - 1))
+    return distance.sum(dim=(1, 2)) / (count * (count - 1))
 
 
-def layer_analysis(vision: VisionOutputs, mask: Tensor, top: int | float = 0.1) -> tuple[list[int], Tensor, Tensor]:
-    """For each layer in `vision.attention`, the mean over images of `object_iou` and of `spread` of the received attention.
+def layer_analysis(
+    vision: VisionOutputs, mask: Tensor, top: int | float = 0.1
+) -> tuple[list[int], Tensor, Tensor]:
+    """For each layer in `vision.attention`, the mean over images of `object_iou` and of `spread` of
+    the received attention. The object layer is the IoU's peak.
 
-    mask (B, N) boolean: patches with an object. Returns (layers counted from 1, IoU (L,), spread (L,)); the object layer is the
-    IoU's peak.
+    Args:
+        vision: with the maps of the layers to compare.
+        mask: (B, N) bool: patches with an object.
+        top: how many patches count as attended, an int or a fraction.
+
+    Returns (layers counted from 1, IoU (L,), spread (L,)).
     """
     layers = sorted(vision.attention)
     if not layers:
-        raise ValueError("vision.attention is empty: ask the encoder for the weights of the layers to compare")
+        raise ValueError(
+            "vision.attention is empty: ask the encoder for the weights of the layers to compare"
+        )
     scores = [received(vision.attention[layer], vision.num_prefix) for layer in layers]
-    return ([layer + 1 for layer in layers], torch.stack([object_iou(s, mask, top).mean() for s in scores]),
-            torch.stack([spread(s, vision.grid, top).mean() for s in scores]))
+    overlap = torch.stack([object_iou(s, mask, top).mean() for s in scores])
+    distance = torch.stack([spread(s, vision.grid, top).mean() for s in scores])
+    return [layer + 1 for layer in layers], overlap, distance
 
 
 METHOD = Method("hiprune", "HiPrune", paper=PAPER, prune=prune, reads=("attention",), layers=attention_layers)
