@@ -344,7 +344,7 @@ def test_bad_input(bad, message):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"sensitivity has shape \(2, 11\) but the tokens need \(2, 12\)"):
+    with pytest.raises(ValueError, match=r"sensitivity has shape \(2, 11\) but needs \(B, N\) = \(2, 12\)"):
         select(torch.rand(2, 11), features(), 3)
     with pytest.raises(ValueError, match=r"views has shape \(12,\)"):
         select_views(torch.rand(2, 12), features(), torch.arange(12), 3)

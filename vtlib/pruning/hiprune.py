@@ -359,4 +359,11 @@ def layer_analysis(
     return [layer + 1 for layer in layers], overlap, distance
 
 
-METHOD = Method("hiprune", "HiPrune", paper=PAPER, prune=prune, reads=("attention",), layers=attention_layers)
+METHOD = Method(
+    "hiprune",
+    "HiPrune",
+    paper=PAPER,
+    prune=prune,
+    reads=("attention",),
+    layers=attention_layers,
+)
