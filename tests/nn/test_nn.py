@@ -47,6 +47,7 @@ def test_patch_embed_is_a_linear_layer_on_patches():
     (lambda: vnn.Attention(10, 3), ["embed_dim=10", "num_heads=3"]),
     (lambda: vnn.DropPath(1.0), ["rate=1.0"]),
     (lambda: vnn.sincos_2d((2, 2), 6), ["embed_dim=6", "multiple of 4"]),
+    (lambda: vnn.places_2d((2, 2), 6), ["channels=6", "multiple of 4"]),
     (lambda: vnn.rope_2d((2, 2), 6), ["head_dim=6"]),
     (lambda: vnn.rope_1d(4, 3), ["dim=3", "even"]),
     (lambda: vnn.apply_rope(torch.rand(1, 1, 5, 8), *vnn.rope_1d(4, 8)), ["(4, 8)", "(1, 1, 5, 8)"]),
@@ -185,3 +186,55 @@ def test_relative_index_points_at_query_minus_key():
         for j in range(size**2):
             want = [i // size - j // size, i % size - j % size]
             assert offsets[index[i, j]].tolist() == want
+
+
+def test_channel_norm():
+    x = torch.randn(2, 5, 3, 4)
+    norm = vnn.ChannelNorm(5)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+    want = (x - mean) / (var + 1e-6).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(norm(x), want)
+
+
+def test_mirrored_bounces():
+    assert vnn.mirrored(torch.arange(10), 3).tolist() == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2]
+    assert vnn.mirrored(torch.arange(-4, 0), 3).tolist() == [2, 2, 1, 0]
+    assert vnn.mirrored(torch.arange(3), 1).tolist() == [0, 0, 0]
+
+
+def test_places_are_the_same_at_every_resolution():
+    fine = vnn.places_2d((6, 6), 16).view(6, 6, 16)
+    coarse = vnn.places_2d((2, 2), 16).view(2, 2, 16)
+    torch.testing.assert_close(fine[1::3, 1::3], coarse)       # patches 1 of 6 and 0 of 2: one middle
+    many = vnn.places_2d((16, 16), 16)
+    assert torch.cdist(many, many).fill_diagonal_(1).min() > 0.05
+
+
+def test_places_values():
+    row, col = 1.5 / 2 * math.pi, 2.5 / 3 * math.pi
+    waves = [(wave, 2**k * at) for at in (row, col) for wave in (math.sin, math.cos) for k in (0, 1)]
+    want = torch.tensor([wave(angle) for wave, angle in waves])
+    torch.testing.assert_close(vnn.places_2d((2, 3), 8, math.pi)[5], want)
+
+
+def test_cross_attention_is_attention_between_two_sets():
+    layer = vnn.CrossAttention(8, 2, context_dim=6)
+    queries, context = torch.randn(2, 3, 8), torch.randn(2, 5, 6)
+    out, attn = layer(queries, context, return_attn=True)
+    assert out.shape == (2, 3, 8) and attn.shape == (2, 2, 3, 5)
+    torch.testing.assert_close(layer(queries, context), out, atol=1e-5, rtol=1e-4)
+    q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2)
+               for t in (layer.wq(queries), layer.wk(context), layer.wv(context)))
+    want = layer.proj(loop_attention(q, k, v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-4)
+    learned = torch.nn.Parameter(torch.randn(1, 3, 8))           # learned queries: one row for all
+    assert layer(learned.expand(2, -1, -1), context).shape == (2, 3, 8)
+
+
+def test_cross_attention_names_what_does_not_fit():
+    layer = vnn.CrossAttention(8, 2, context_dim=6)
+    with pytest.raises(ValueError, match="queries has 6 channels.* D = 8"):
+        layer(torch.randn(1, 3, 6), torch.randn(1, 5, 6))
+    with pytest.raises(ValueError, match="context has 8 channels.* D = 6"):
+        layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8))

@@ -128,11 +128,6 @@ def test_without_padding_only_the_last_look_ahead_is_mirrored():
     assert keys[2, 8:].tolist() == list(range(23, 15, -1))
 
 
-def test_mirrored_bounces():
-    assert catanet.mirrored(10, 3).tolist() == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2]
-    assert catanet.mirrored(3, 1).tolist() == [0, 0, 0]
-
-
 # ------------------------------------------------------------------------------------------------------------ attention in groups
 def by_loops(layer, tokens, order, group_size, k_global, v_global):
     """IASA + IRCA query by query and head by head, with the padding written as the card has it: flipped slices."""

@@ -219,15 +219,6 @@ def test_the_refiner_replaces_the_output_of_the_attender():
     assert (model(images, features) == 7).all()                                  # nothing of the attender's output is added
 
 
-def test_channel_norm():
-    x = torch.randn(2, 5, 3, 4)
-    norm = uplift.ChannelNorm(5)
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
-    want = (x - mean) / (var + 1e-6).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
-    torch.testing.assert_close(norm(x), want)
-
-
 # ---------------------------------------------------------------------------------------------------------------------- training
 def backbone(images):
     """Six channels, stride 8."""

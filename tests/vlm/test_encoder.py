@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib.vlm.encoder import Encoder, coordinates
+from vtlib.vlm.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,6 @@ def test_asking_changes_nothing(encoder):
     asked = encoder(images, need=("cls_row", "keys"), hidden=(0, 2))
     assert torch.equal(plain["selected"], asked["selected"])
     torch.testing.assert_close(encoder(images, attention=(0, 1, 2))["last"], plain["last"], atol=1e-5, rtol=1e-4)
-
-
-def test_places_are_the_same_at_every_resolution():
-    fine, coarse = coordinates((6, 6), 16).view(6, 6, 16), coordinates((2, 2), 16).view(2, 2, 16)
-    torch.testing.assert_close(fine[1::3, 1::3], coarse)                         # patch 1 of 6 and patch 0 of 2 have the same middle
-    assert torch.cdist(coordinates((16, 16), 16), coordinates((16, 16), 16)).fill_diagonal_(1).min() > 0.05
 
 
 @pytest.mark.parametrize("make, message", [

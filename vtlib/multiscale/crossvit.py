@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import Attention, Block, DropPath, attend, check_heads, check_images, check_multiple
+from ..nn import (
+    Attention,
+    Block,
+    CrossAttention,
+    DropPath,
+    check_images,
+    check_multiple,
+)
 
 FUSIONS = ("cross", "none", "all", "cls", "pairwise")
 
@@ -65,27 +72,6 @@ class BranchEmbed(nn.Module):
         return rearrange(self.proj(images), "b d h w -> b (h w) d")
 
 
-class CrossAttention(nn.Module):
-    """Attention with one query, the first token; keys and values are all tokens, the first included. Cost N instead of N^2."""
-
-    def __init__(self, dim, num_heads, qkv_bias=True):
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
-        self.wq = nn.Linear(dim, dim, bias=qkv_bias)
-        self.wk = nn.Linear(dim, dim, bias=qkv_bias)
-        self.wv = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, z, return_attn=False):
-        """z: (B, 1 + N, D) -> (B, 1, D); with return_attn=True also the weights (B, heads, 1, 1 + N)."""
-        q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in (self.wq(z[:, :1]), self.wk(z), self.wv(z)))
-        out = attend(q, k, v, return_attn=return_attn)
-        out, attn = out if return_attn else (out, None)
-        out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
-        return (out, attn) if return_attn else out
-
-
 class CrossAttentionBlock(nn.Module):
     """y = z_cls + MCA(LN(z)) (eq. 6, 7). The residual is the projected [CLS]; there is no MLP after it."""
 
@@ -96,7 +82,8 @@ class CrossAttentionBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, z, return_attn=False):
-        y = self.attn(self.norm1(z), return_attn)
+        y = self.norm1(z)
+        y = self.attn(y[:, :1], y, return_attn)              # one query, the first token: cost N, not N^2
         y, attn = y if return_attn else (y, None)
         y = z[:, :1] + self.drop_path(y)
         return (y, attn) if return_attn else y

@@ -1,18 +1,23 @@
 """Multi-head attention.
 
-    Attention(Q, K, V) = softmax(Q K^T / sqrt(P) + bias) V          P = channels of one head (Vaswani et al. 2017, eq. 1)
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(P) + bias) V          P = channels of one head
+                                                                    (Vaswani et al. 2017, eq. 1)
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
-from .checks import check_heads
+from .checks import check_heads, check_tokens
 from .positions import apply_rope
 
 
-def attend(q, k, v, bias=None, return_attn=False):
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, return_attn: bool = False
+) -> Any:
     """softmax(q k^T / sqrt(P) + bias) v on (B, heads, N, P) tensors.
 
     Args:
@@ -31,13 +36,15 @@ def attend(q, k, v, bias=None, return_attn=False):
     if not return_attn:
         return _fused(q, k, v, bias)
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)                     # b h q k
-    if bias is not None:
-        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    if bias is not None and bias.dtype == torch.bool:
+        logits = logits.masked_fill(~bias, float("-inf"))
+    elif bias is not None:
+        logits = logits + bias
     attn = logits.softmax(dim=-1)
     return attn.to(v.dtype) @ v, attn
 
 
-def _fused(q, k, v, bias):
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """`scaled_dot_product_attention`, with channels of zeros where P and P_v differ.
 
     The fused kernel of the CPU takes heads of one size only; with uneven ones torch writes all
@@ -55,28 +62,89 @@ def _fused(q, k, v, bias):
 
 
 class Attention(nn.Module):
-    """Self-attention with one fused qkv projection; state-dict names `qkv`, `proj` as in timm and DeiT.
+    """Self-attention with one fused qkv projection; state-dict names `qkv`, `proj` as in timm.
 
-    Args: embed_dim D, num_heads (must divide D), qkv_bias.
+    Args:
+        embed_dim: D.
+        num_heads: must divide D.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
     """
 
-    def __init__(self, embed_dim, num_heads, qkv_bias=True):
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x, bias=None, rope=None, return_attn=False):
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        return_attn: bool = False,
+    ) -> Any:
         """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N).
 
-        bias: boolean mask (True = attend) or additive float, broadcastable to (B, heads, N, N).
-        rope: (cos, sin) tables of `rope_1d` / `rope_2d`, applied to queries and keys.
+        Args:
+            x: tokens.
+            bias: boolean mask (True = attend) or additive float, broadcastable to (B, heads, N, N).
+            rope: (cos, sin) tables of `rope_1d` / `rope_2d`, applied to queries and keys.
+            return_attn: also return the weights.
         """
-        q, k, v = rearrange(self.qkv(x), "b n (three h p) -> three b h n p", three=3, h=self.num_heads)
+        qkv = rearrange(self.qkv(x), "b n (three h p) -> three b h n p", three=3, h=self.num_heads)
+        q, k, v = qkv
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         out = attend(q, k, v, bias, return_attn)
+        out, attn = out if return_attn else (out, None)
+        out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
+        return (out, attn) if return_attn else out
+
+
+class CrossAttention(nn.Module):
+    """Attention of some tokens to others: queries from one set, keys and values from another.
+
+    The queries may be learned: a parameter (1, Q, D), expanded over the batch, reads a set of any
+    length into Q tokens. Cost Q N instead of N^2. State-dict names as in CrossViT: `wq`, `wk`,
+    `wv`, `proj`.
+
+    Args:
+        embed_dim: D, of the queries, the result, and inside.
+        num_heads: must divide D.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        context_dim: channels of what is read; None: D.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        context_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(embed_dim, num_heads)
+        context_dim = embed_dim if context_dim is None else context_dim
+        self.num_heads = num_heads
+        self.wq = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+        self.wk = nn.Linear(context_dim, embed_dim, bias=qkv_bias)
+        self.wv = nn.Linear(context_dim, embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, queries: Tensor, context: Tensor, return_attn: bool = False) -> Any:
+        """Queries (B, Q, D), context (B, N, context_dim) -> (B, Q, D).
+
+        Args:
+            queries: the tokens that ask.
+            context: the tokens that are read.
+            return_attn: also return the weights (B, heads, Q, N).
+        """
+        check_tokens(queries, self.wq.in_features, "queries")
+        check_tokens(context, self.wk.in_features, "context")
+        parts = (self.wq(queries), self.wk(context), self.wv(context))
+        q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in parts)
+        out = attend(q, k, v, return_attn=return_attn)
         out, attn = out if return_attn else (out, None)
         out = self.proj(rearrange(out, "b h n p -> b n (h p)"))
         return (out, attn) if return_attn else out

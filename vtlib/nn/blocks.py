@@ -1,48 +1,67 @@
 """The pre-norm transformer block: x = x + Attention(LN(x)); x = x + MLP(LN(x))."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .attention import Attention
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training drop the whole residual branch of a sample with probability `rate`,
-    and scale the survivors by 1 / (1 - rate). Identity in eval mode."""
+    """Stochastic depth (Huang et al. 2016): identity in eval mode.
 
-    def __init__(self, rate=0.0):
+    In training it drops the whole residual branch of a sample with probability `rate`, and scales
+    the survivors by 1 / (1 - rate).
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop_path rate={rate} must lie in [0, 1)")
         self.rate = rate
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate      # b 1 1
+        keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate   # b 1 1
         return x * keep.to(x.dtype) / (1.0 - self.rate)
 
 
 class Mlp(nn.Module):
     """fc2(GELU(fc1(x))), hidden width `hidden_dim`; works on the last axis."""
 
-    def __init__(self, embed_dim, hidden_dim):
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
     """One encoder layer of the ViT (Dosovitskiy et al. 2021, eq. 2-3); state-dict names as in timm.
 
-    Args: embed_dim D, num_heads, mlp_ratio (hidden width of the MLP / D), qkv_bias, drop_path (rate), eps of the LayerNorms.
+    Args:
+        embed_dim: D.
+        num_heads: must divide D.
+        mlp_ratio: hidden width of the MLP / D.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        drop_path: rate of stochastic depth.
+        eps: of the LayerNorms.
     """
 
-    def __init__(self, embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, drop_path=0.0, eps=1e-6):
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=eps)
         self.attn = Attention(embed_dim, num_heads, qkv_bias)
@@ -50,10 +69,20 @@ class Block(nn.Module):
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x, bias=None, rope=None, return_attn=False):
-        """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N)."""
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        return_attn: bool = False,
+    ) -> Any:
+        """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N).
+
+        bias, rope: see `Attention.forward`.
+        """
         y = self.attn(self.norm1(x), bias, rope, return_attn)
         y, attn = y if return_attn else (y, None)
         x = x + self.drop_path(y)
+        del y                                   # or it lies in memory while the MLP, the peak, runs
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return (x, attn) if return_attn else x

@@ -82,7 +82,7 @@ def check_finite(x: Tensor, name: str) -> None:
     """
     if not _readable(x) or x.numel() == 0:
         return
-    low, high = x.detach().aminmax()                # one pass; isfinite alone takes 15 times as long
+    low, high = x.detach().aminmax()             # one pass; isfinite alone takes 15 times as long
     if (high - low).isfinite():
         return
     finite = x.isfinite()

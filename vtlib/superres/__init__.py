@@ -6,9 +6,9 @@ degradations BI and BD of the benchmarks), `psnr` and `ssim` as papers report th
 
 import importlib
 
+from ..nn import warp
 from .degrade import bicubic, blur_down
 from .quality import luma, psnr, ssim
-from .warp import warp
 
 __all__ = ["bicubic", "blur_down", "luma", "psnr", "ssim", "warp"]
 _MODULES = ("ttvsr", "catanet", "uplift", "cross_attention", "spynet", "pretrained")

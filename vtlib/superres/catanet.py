@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import attend, check_heads, check_images, check_int
+from ..nn import attend, check_heads, check_images, check_int, mirrored
 from ..tokens import take
 
 PAPER = "catanet"
@@ -68,7 +68,8 @@ def first_centres(tokens: Tensor, num_centres: int) -> Tensor:
     N, as in the release, with M of them all the same.
     """
     n = tokens.shape[1]
-    tokens = tokens[:, mirrored(n + num_centres - n % num_centres, n, tokens.device)]
+    length = n + num_centres - n % num_centres
+    tokens = tokens[:, mirrored(torch.arange(length, device=tokens.device), n)]
     return rearrange(tokens, "b (m l) c -> m (b l) c", m=num_centres).mean(1)
 
 
@@ -85,15 +86,6 @@ def center_iter(unit: Tensor, centres: Tensor) -> Tensor:
     return torch.where(counts[:, None] == 0, centres, F.normalize(sums, dim=-1))
 
 
-def mirrored(length: int, n: int, device: torch.device | None = None) -> Tensor:
-    """The first positions of n tokens continued by their mirror image: (length,) long.
-
-    mirrored(8, 3): 0 1 2 | 2 1 0 | 0 1.
-    """
-    at = torch.arange(length, device=device) % (2 * n)
-    return torch.minimum(at, 2 * n - 1 - at)
-
-
 def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> tuple[Tensor, int]:
     """How a sorted sequence of n tokens is laid out to be cut: positions ((G + 1) s,), and s.
 
@@ -102,7 +94,7 @@ def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> t
     """
     size = min(n, group_size)
     count = -(-n // size)
-    return mirrored((count + 1) * size, n, device), size
+    return mirrored(torch.arange((count + 1) * size, device=device), n), size
 
 
 def subgroups(

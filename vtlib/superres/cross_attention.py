@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import check_images
+from ..nn import check_images, places_2d
 from .uplift import Encoder
 
 
@@ -36,7 +36,7 @@ class CrossAttentionUpsampler(nn.Module):
         size, grid = tuple(size or images.shape[-2:]), tuple(features.shape[-2:])
         encoded = self.encoder(images)[-1]
         q, k = (F.interpolate(encoded, size=s, mode="area") for s in (size, grid))
-        at_q, at_k = (_coordinates(s, features).expand(len(features), -1, -1, -1) for s in (size, grid))
+        at_q, at_k = (_places(s, features) for s in (size, grid))
         q = self.query(torch.cat([q, at_q.to(q.dtype)], 1))
         k = self.key(torch.cat([k, at_k.to(k.dtype), features.to(k.dtype)], 1))
         q, k, v = (rearrange(t, "b c h w -> b 1 (h w) c") for t in (q, k, features))
@@ -49,9 +49,7 @@ class CrossAttentionUpsampler(nn.Module):
         return (out, attn) if return_attn else out
 
 
-def _coordinates(size, like):
-    """(1, 16, h, w): sines and cosines of row and column from 0 to 1 (pixel centres), at wavelengths 2, 1, 1/2, 1/4."""
-    rows, cols = ((torch.arange(s, device=like.device, dtype=torch.float32) + 0.5) / s for s in size)
-    wave = math.pi * 2.0 ** torch.arange(4, device=like.device, dtype=torch.float32)[:, None, None]
-    row, col = wave * rows[:, None].expand(size), wave * cols[None].expand(size)
-    return torch.cat([row.sin(), row.cos(), col.sin(), col.cos()])[None].to(like.dtype)
+def _places(size, like):
+    """(B, 16, h, w) for B features `like`: where each pixel is, at wavelengths 2, 1, 1/2, 1/4."""
+    places = places_2d(size, 16, math.pi, like.device).to(like.dtype)
+    return rearrange(places, "(h w) c -> c h w", h=size[0]).expand(len(like), -1, -1, -1)

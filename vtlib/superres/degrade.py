@@ -18,6 +18,8 @@ import math
 
 import torch
 
+from ..nn import mirrored
+
 BLURS = ("centred", "duf")
 
 
@@ -39,8 +41,7 @@ def bicubic_taps(length, scale, device=None):
     u = (torch.arange(round(length * scale), device=device, dtype=torch.float64) + 0.5) / scale - 0.5
     index = (u - reach).floor()[:, None] + torch.arange(math.ceil(2 * reach) + 1, device=device)      # out taps
     weights = keys_cubic((u[:, None] - index) * shrink)
-    mirrored = index.long() % (2 * length)
-    return torch.minimum(mirrored, 2 * length - 1 - mirrored), weights / weights.sum(-1, keepdim=True)
+    return mirrored(index.long(), length), weights / weights.sum(-1, keepdim=True)
 
 
 def bicubic(images, scale):

@@ -5,7 +5,7 @@ flow found so far, warp the supporting picture by it, and let a small convolutio
 missing. No level ever has to find more than a pixel or two, which is why five 7 x 7 convolutions a level are enough.
 
     V_k = up(V_{k-1}) + v_k                                SPyNet.levels_of          (paper eq. 2)
-    v_k = G_k(I1_k, w(I2_k, up(V_{k-1})), up(V_{k-1}))     SPyNetBasicModule         (eq. 1); w = `vtlib.superres.warp`
+    v_k = G_k(I1_k, w(I2_k, up(V_{k-1})), up(V_{k-1}))     SPyNetBasicModule         (eq. 1); w = `vtlib.nn.warp`
 
     flow = net(reference, supporting)                      warp(supporting, flow) ~ reference
 
@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn import check_images
-from .warp import warp
+from ..nn import check_images, warp
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                         # ImageNet's
 

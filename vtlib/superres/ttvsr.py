@@ -35,10 +35,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import check_float, check_int, unwrap
+from ..nn import check_float, check_int, unwrap, warp
 from ..tokens import take
 from .spynet import SPyNet
-from .warp import warp
 
 PAPER = "ttvsr"
 MAPS = ("nearest", "fractional")

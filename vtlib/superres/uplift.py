@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import check_images
+from ..nn import ChannelNorm, check_images
 
 _RING = [(dy, dx) for dy in (-2, -1, 0, 1, 2) for dx in (-2, -1, 0, 1, 2)]      # 5 x 5, row-major
 OFFSETS = {
@@ -118,17 +118,6 @@ class LocalAttender(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------------ encoder and decoder
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels at each position of (B, C, h, w), eps 1e-6."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x):
-        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6).movedim(-1, 1)
-
-
 class ConvBlock(nn.Module):
     """`convs` times [3x3 convolution without bias, norm, ReLU], then a 1x1 convolution; residual by `residual_auto`. (SingleConv, DoubleConv.)"""
 

@@ -1,33 +1,16 @@
 """The vision side of TinyVLM: a ViT with a convolutional stem, [CLS], optional registers, and every signal that a pruner may ask for."""
 
-import math
-
 import torch
 from einops import rearrange
 from torch import nn
 
-from ..nn import Block, apply_rope, check_heads, check_images, check_multiple, rope_2d
-
-
-def coordinates(grid, channels, device=None):
-    """Absolute places for a grid (h, w): (h*w, channels), half for the row and half for the column.
-
-    Entries are sin and cos of pi/2 * 2^k * t, k = 0 ... channels/4 - 1, with t in (0, 1) the middle of the patch along that side: the same
-    place in the picture gets the same numbers at every resolution. Raises ValueError unless channels is a multiple of 4.
-    """
-    if channels % 4:
-        raise ValueError(f"channels={channels} must be a multiple of 4: sine and cosine for row and column")
-    octave = math.pi / 2 * 2.0 ** torch.arange(channels // 4, device=device, dtype=torch.float32)
-    sides = [((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n)[:, None] * octave for n in grid]
-    rows, cols = (torch.cat([angle.sin(), angle.cos()], dim=-1) for angle in sides)                 # h c/2, w c/2
-    h, w = grid
-    return rearrange(torch.cat([rows[:, None].expand(h, w, -1), cols[None].expand(h, w, -1)], dim=-1), "h w c -> (h w) c")
+from ..nn import Block, apply_rope, check_heads, check_images, check_multiple, places_2d, rope_2d
 
 
 class Encoder(nn.Module):
     """images (B, 3, H, W) -> hidden states of prefix + N tokens, N = (H/8)(W/8), the prefix being [CLS] and registers.
 
-    Three convolutions of stride 2 make 8 x 8 patches; the last place_dim channels of a patch start as its absolute place (`coordinates`), own
+    Three convolutions of stride 2 make 8 x 8 patches; the last place_dim channels of a patch start as its absolute place (`places_2d`), own
     channels that later layers can read at no loss; queries and keys turn with 2-D rotary positions. Layers are those of the plain ViT.
     Args: embed_dim D, num_layers L, num_heads, mlp_ratio, num_registers, place_dim (multiple of 4, < D).
     """
@@ -59,7 +42,7 @@ class Encoder(nn.Module):
         check_images(images)
         grid = self.grid(*images.shape[-2:])
         x = rearrange(self.stem(images * 4 - 2), "b d h w -> b (h w) d")
-        place = coordinates(grid, self.place_dim, x.device).to(x.dtype).expand(x.shape[0], -1, -1)
+        place = places_2d(grid, self.place_dim, device=x.device).to(x.dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([x, place], dim=-1)                                                           # b n d
         x = torch.cat([self.prefix.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)               # b prefix+n d
         return x, rope_2d(grid, self.head_dim, num_prefix=self.num_prefix, device=x.device), grid

@@ -21,11 +21,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..nn import check_tokens
+from ..nn import check_tokens, places_2d
 from ..tokens import Plan
 from ..tokens.vision import SPACES, VisionOutputs
 from .decoder import Decoder, Prefill
-from .encoder import Encoder, coordinates
+from .encoder import Encoder
 
 PAD, START, END = "<pad>", "<start>", "<end>"
 PLACE_SCALE = 3.0
@@ -75,7 +75,7 @@ class TinyVLM(nn.Module):
         """
         out = self.encoder(images, self.select, need, attention, hidden)
         x, prefix = out["selected"], self.encoder.num_prefix
-        place = PLACE_SCALE * F.pad(coordinates(out["grid"], self.encoder.place_dim, x.device), (0, 0, prefix, 0)).to(x.dtype)
+        place = PLACE_SCALE * F.pad(places_2d(out["grid"], self.encoder.place_dim, device=x.device), (0, 0, prefix, 0)).to(x.dtype)
         return VisionOutputs(torch.cat([x, place.expand(x.shape[0], -1, -1)], dim=-1), out["grid"], self.projector, self.encoder.num_prefix, out.get("cls_row"), out.get("keys"),
                              out["attention"], out["hidden"])
 

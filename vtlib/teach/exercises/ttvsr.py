@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from vtlib.nn import warp
 from vtlib.superres import ttvsr
-from vtlib.superres.warp import warp
 from vtlib.teach.exercises import Wrong, check, expect
 
 # -------------------------------------------------------------------------------- backward warping

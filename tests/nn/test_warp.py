@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 
 from vtlib import data
 from vtlib.data import footage
-from vtlib.superres import warp
+from vtlib.nn import warp
 
 
 def flow_of(x, y, h=6, w=9, batch=1):
