@@ -8,7 +8,7 @@ import importlib
 
 import torch
 
-FAMILIES = ("multiscale", "pruning", "superres")
+FAMILIES = ("multiscale", "pruning", "superres", "tokens")
 
 
 def main():

@@ -189,9 +189,12 @@ def test_positions_that_cannot_be(model, vision, name, positions, message):
 
 def test_slots_without_a_place():
     assert torch.equal(registry.places(Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)), torch.tensor([[3, 1]]))
-    for index, message in (([[3, -1]], "empty"), ([[2, 5, 2]], "two slots sit at one patch")):
-        with pytest.raises(ValueError, match=message):
-            registry.places(Plan(torch.tensor(index), 9))
+    with pytest.raises(ValueError, match="empty"):
+        registry.places(Plan(torch.tensor([[3, -1]]), 9))
+    entry = torch.tensor([[0, 1, 2]])
+    merged = Plan(torch.tensor([[2, 5, 2]]), 9, entry, entry, torch.ones(1, 3))
+    with pytest.raises(ValueError, match="two slots sit at one patch"):
+        registry.places(merged)
 
 
 @pytest.mark.parametrize("name", ["random", "divprune", "pool", "recoverable", "fastv"])

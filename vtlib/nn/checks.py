@@ -43,10 +43,12 @@ def check_int(
 
 
 def _as_int(value: Any) -> int | None:
-    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+    if isinstance(value, bool):
         return None
     if isinstance(value, (int, torch.SymInt)):            # a free size of torch.export stays free
         return value                                                     # type: ignore[return-value]
+    if getattr(value, "dtype", None) is torch.bool:
+        return None
     try:
         return operator.index(value)
     except TypeError:
@@ -80,7 +82,7 @@ def check_finite(x: Tensor, name: str) -> None:
     It reads the values, so it looks in eager mode only: on the meta device, under torch.compile,
     torch.export and tracing, and while a CUDA graph is captured it passes.
     """
-    if not _readable(x) or x.numel() == 0:
+    if not readable(x) or x.numel() == 0:
         return
     low, high = x.detach().aminmax()             # one pass; isfinite alone takes 15 times as long
     if (high - low).isfinite():
@@ -96,7 +98,7 @@ def check_finite(x: Tensor, name: str) -> None:
     )
 
 
-def _readable(x: Tensor) -> bool:
+def readable(x: Tensor) -> bool:
     """Whether the values of `x` are there to be looked at."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False

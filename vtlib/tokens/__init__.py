@@ -1,5 +1,6 @@
 """Operations on sets of tokens: choose, take, put back, measure."""
 
+from .checks import check_scores
 from .measure import entropy, redundancy
 from .plan import Plan, Stage, keep_all
 from .select import resolve_keep, scatter_back, take, top_tokens
@@ -10,6 +11,7 @@ __all__ = [
     "Plan",
     "Stage",
     "VisionOutputs",
+    "check_scores",
     "entropy",
     "keep_all",
     "redundancy",

@@ -1,24 +1,38 @@
 """The selection as a value: which tokens stay, which went into which, and with what weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .select import resolve_keep, take
+from ..nn.checks import check_finite, check_float, check_int, readable
+from .precision import full_precision
+from .select import as_rows, check_places, check_range, describe, resolve_keep, row_numbers, take
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a reduction of N tokens to T slots does, before it is done.
 
-    index (B, T) long: the token each slot sits at, in output order (for a merged slot the token it grew from); -1 is an empty slot, which
-        becomes a row of zeros.
-    num_tokens: N, the number of tokens the plan is for; with num_prefix > 0 the first of them are no patches ([CLS], registers).
-    origin, slot (B, E) long, weight (B, E) float: None when tokens are only kept or dropped. Otherwise token origin[e] enters slot[e]
-        with weight[e]:  out_s = sum over e with slot[e] = s of weight[e] x[origin[e]].  A token may enter several slots.
-    role (B, T) long: optional, which part of a method chose the slot; `roles` names the numbers.
+    Args:
+        index: (B, T) long, the token each slot sits at, in output order (for a merged slot the
+            token it grew from); -1 is an empty slot, which becomes a row of zeros.
+        num_tokens: N, the number of tokens the plan is for.
+        origin: (B, E) long, or None when tokens are only kept or dropped. Token origin[e] enters
+            slot[e] with weight[e]: out_s = sum over e with slot[e] = s of weight[e] x[origin[e]].
+            A token may enter several slots.
+        slot: (B, E) long, with origin.
+        weight: (B, E) floating, with origin.
+        role: (B, T) long, optional: which part of a method chose the slot.
+        roles: names of the numbers in `role`.
+        num_prefix: the first so many tokens are no patches ([CLS], registers).
+
+    A wrong plan is a ValueError that names the argument: another dtype or shape, and, on the CPU
+    in eager mode, a place that does not exist, a token kept twice, a weight that is not finite.
+    Elsewhere a look at the values would wait for the device, or there are none yet: `check` looks
+    for those who want to know, and a place that does not exist trips the device's own assertion.
     """
 
     index: Tensor
@@ -29,6 +43,49 @@ class Plan:
     role: Tensor | None = None
     roles: tuple[str, ...] = ()
     num_prefix: int = 0
+    _full: bool = field(default=False, init=False, repr=False, compare=False)   # no slot is empty
+
+    def __post_init__(self) -> None:
+        num_tokens = check_int(self.num_tokens, "num_tokens", 0)
+        num_prefix = check_int(self.num_prefix, "num_prefix", 0, num_tokens)
+        object.__setattr__(self, "num_tokens", num_tokens)
+        object.__setattr__(self, "num_prefix", num_prefix)
+        check_places(self.index, "index")
+        entries = {"origin": self.origin, "slot": self.slot, "weight": self.weight}
+        if len({entry is None for entry in entries.values()}) > 1:
+            missing = [name for name, entry in entries.items() if entry is None]
+            raise ValueError(f"{missing[0]} is None: a plan that merges needs {', '.join(entries)}")
+        if self.origin is not None and self.slot is not None and self.weight is not None:
+            check_entries(self.origin, self.slot, self.weight, self.index.shape[0])
+        if self.role is not None:
+            check_places(self.role, "role")
+            if self.role.shape != self.index.shape:
+                raise ValueError(
+                    f"role has shape {tuple(self.role.shape)} but index has "
+                    f"{tuple(self.index.shape)}: one number a slot"
+                )
+        if self.index.device.type == "cpu" and readable(self.index):
+            self.check()
+
+    def check(self) -> None:
+        """ValueError for values that are wrong: places outside 0 ... N - 1 (index: -1 too), a token
+        kept twice by a plan that only keeps and drops, weights that are not finite. Reads values,
+        so a GPU is waited for; passes while compiling, exporting and on the meta device."""
+        full = check_range(self.index, "index", -1, self.num_tokens)
+        object.__setattr__(self, "_full", full)
+        if self.origin is not None and self.slot is not None and self.weight is not None:
+            check_range(self.origin, "origin", 0, self.num_tokens)
+            check_range(self.slot, "slot", 0, len(self))
+            check_finite(self.weight, "weight")
+        elif readable(self.index) and not (self.index[:, 1:] > self.index[:, :-1]).all():
+            ordered = self.index.sort(dim=1).values
+            twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+            if twice.any():
+                image, place = twice.nonzero()[0].tolist()
+                raise ValueError(
+                    f"index holds token {int(ordered[image, place])} of image {image} twice: "
+                    f"a plan that keeps and drops needs each token at most once"
+                )
 
     def __len__(self) -> int:
         """T, the number of slots."""
@@ -40,75 +97,142 @@ class Plan:
         return self.slot is not None
 
     def apply(self, x: Tensor) -> Tensor:
-        """x (B, N, ...) -> (B, T, ...). Kept tokens are bit-identical copies. ValueError when x has another number of tokens."""
+        """x (B, N, ...) -> (B, T, ...). Kept tokens are bit-identical copies.
+
+        Sums of a merging plan are taken in float32 at least and come in the dtype of x. ValueError:
+        x for another number of images or tokens, an integer x for a plan that merges.
+        """
+        if not isinstance(x, Tensor) or x.dim() < 2:
+            raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, N, ...)")
         if x.shape[1] != self.num_tokens:
             raise ValueError(f"x has {x.shape[1]} tokens but this plan is for {self.num_tokens}")
-        if self.merges and self.slot.shape[1] > 4 * self.num_tokens:
-            return (self.matrix().to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
-        if self.merges:
-            ones = [1] * (x.dim() - 2)
-            parts = take(x, self.origin) * self.weight.reshape(*self.weight.shape, *ones).to(x.dtype)               # b e d
-            slot = self.slot.reshape(*self.slot.shape, *ones).expand_as(parts)
-            return x.new_zeros(x.shape[0], len(self), *x.shape[2:]).scatter_add(1, slot, parts)
-        out = take(x, self.index.clamp(min=0))
+        batch = self.index.shape[0]
+        if x.shape[0] != batch:
+            raise ValueError(f"x has {x.shape[0]} images but this plan is for {batch}")
+        if self.origin is not None and self.slot is not None and self.weight is not None:
+            return self._merge(x, self.origin, self.slot, self.weight)
+        if self._full:
+            return take(x, self.index)
         empty = (self.index < 0).reshape(*self.index.shape, *[1] * (x.dim() - 2))
-        return out.masked_fill(empty, 0)
+        return take(x, self.index.clamp(min=0)).masked_fill_(empty, 0)
+
+    def _merge(self, x: Tensor, origin: Tensor, slot: Tensor, weight: Tensor) -> Tensor:
+        """The weighted sums: rows are read once, slot by slot, and added where they belong."""
+        check_float(x, "x")
+        batch, slots = self.index.shape
+        if 0 in slot.shape or 0 in x.shape or slot.shape[1] > 4 * self.num_tokens:
+            return (self.matrix().to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
+        tokens = x[..., None] if x.dim() == 2 else x.flatten(2)
+        table = as_rows(tokens)
+        if table is None:
+            table = tokens.flatten(0, 1), self.num_tokens
+        rows, step = table
+
+        slot, order = slot.sort(dim=1, stable=True)
+        numbers = row_numbers(origin.gather(1, order), self.num_tokens, step, rows)
+        real = (slot >= 0) & (slot < slots)
+        numbers = torch.where(real.flatten(), numbers, rows.shape[0])    # a row that does not exist
+        first_slot = slots * torch.arange(batch, device=slot.device)[:, None]
+        starts = torch.searchsorted(
+            (slot + first_slot).flatten(), torch.arange(batch * slots, device=slot.device)
+        )
+        share = weight.gather(1, order).flatten().to(x.dtype)
+        out = F.embedding_bag(numbers, rows, starts, mode="sum", per_sample_weights=share)
+        return out.reshape(batch, slots, *x.shape[2:])
 
     def source(self) -> Tensor:
-        """(B, N) long: the slot that carries each token, -1 where it was dropped. A token in several slots is shown in the first it entered."""
+        """(B, N) long: the slot that carries each token, -1 where it was dropped. A token that
+        entered several slots is shown in the first."""
         batch, slots = self.index.shape
-        origin, slot = (self.origin, self.slot) if self.merges else (self.index, torch.arange(slots, device=self.index.device).expand(batch, -1))
-        here = origin >= 0
-        if self.merges:
-            here = here & (self.weight != 0)
-        far = torch.full((batch, self.num_tokens + 1), slots, dtype=torch.long, device=self.index.device)
-        first = far.scatter_reduce(1, torch.where(here, origin, self.num_tokens), slot, "amin")[:, :-1]
+        device = self.index.device
+        if self.origin is not None and self.slot is not None and self.weight is not None:
+            origin, slot, enters = self.origin, self.slot, self.weight != 0
+        else:
+            origin, enters = self.index, self.index >= 0
+            slot = torch.arange(slots, device=device).expand(batch, -1)
+        nowhere = torch.full((batch, self.num_tokens + 1), slots, dtype=torch.long, device=device)
+        origin = torch.where(enters, origin, self.num_tokens)
+        first = nowhere.scatter_reduce(1, origin, slot, "amin")[:, :-1]
         return first.masked_fill(first == slots, -1)
 
     def kept(self) -> Tensor:
         """(B, N) bool: the tokens that slots sit at."""
-        table = torch.zeros(self.index.shape[0], self.num_tokens + 1, dtype=torch.bool, device=self.index.device)
-        return table.scatter(1, torch.where(self.index < 0, self.num_tokens, self.index), True)[:, :-1]
+        shape = (self.index.shape[0], self.num_tokens + 1)
+        table = torch.zeros(shape, dtype=torch.bool, device=self.index.device)
+        index = torch.where(self.index < 0, self.num_tokens, self.index)
+        return table.scatter(1, index, True)[:, :-1]
 
     def then(self, other: "Plan") -> "Plan":
-        """This plan, and after it `other`, a plan for this one's slots. Roles are the later one's."""
+        """This plan, and after it `other`, a plan for this one's slots; its roles stay."""
         if other.num_tokens != len(self):
-            raise ValueError(f"the second plan is for {other.num_tokens} tokens but the first leaves {len(self)}")
+            raise ValueError(
+                f"the second plan is for {other.num_tokens} tokens but the first leaves {len(self)}"
+            )
         index = take(self.index, other.index.clamp(min=0)).masked_fill(other.index < 0, -1)
+        role, roles, prefix = other.role, other.roles, self.num_prefix
         if not self.merges and not other.merges:
-            return Plan(index, self.num_tokens, role=other.role, roles=other.roles, num_prefix=self.num_prefix)
+            return Plan(index, self.num_tokens, role=role, roles=roles, num_prefix=prefix)
         first, second = self.matrix(), other.matrix()
-        kind = torch.promote_types(first.dtype, second.dtype)
-        both = second.to(kind) @ first.to(kind)                                  # b t2 n: through the slots between
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        with full_precision(first.device):
+            both = second.to(dtype) @ first.to(dtype)               # b t2 n: through slots between
         batch, slots, tokens = both.shape
         slot = torch.arange(slots, device=both.device).repeat_interleave(tokens).expand(batch, -1)
         origin = torch.arange(tokens, device=both.device).repeat(slots).expand(batch, -1)
-        return Plan(index, self.num_tokens, origin, slot, both.flatten(1), other.role, other.roles, self.num_prefix)
+        return Plan(index, self.num_tokens, origin, slot, both.flatten(1), role, roles, prefix)
 
     def matrix(self) -> Tensor:
         """(B, T, N) float: the plan as a matrix, `apply(x) = matrix() @ x`."""
         batch, slots = self.index.shape
-        if self.merges:
+        if self.origin is not None and self.slot is not None and self.weight is not None:
             origin, slot, weight = self.origin, self.slot, self.weight
         else:
             slot = torch.arange(slots, device=self.index.device).expand(batch, -1)
             origin, weight = self.index.clamp(min=0), (self.index >= 0).float()
-        flat = weight.new_zeros(batch, slots * self.num_tokens).scatter_add(1, slot * self.num_tokens + origin, weight)
+        flat = weight.new_zeros(batch, slots * self.num_tokens)
+        flat = flat.scatter_add(1, slot * self.num_tokens + origin, weight)
         return flat.unflatten(1, (slots, self.num_tokens))
 
 
-def keep_all(batch: int, num_tokens: int, device=None, num_prefix: int = 0) -> Plan:
-    """The plan that changes nothing."""
-    return Plan(torch.arange(num_tokens, device=device).expand(batch, -1), num_tokens, num_prefix=num_prefix)
+def check_entries(origin: Tensor, slot: Tensor, weight: Tensor, batch: int) -> None:
+    """Raise unless origin and slot are long, weight floating, all three of one shape (B, E)."""
+    check_places(origin, "origin", batch)
+    check_places(slot, "slot", batch)
+    check_float(weight, "weight")
+    for name, entry in (("slot", slot), ("weight", weight)):
+        if entry.shape != origin.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(entry.shape)} but origin has {tuple(origin.shape)}: "
+                f"one number an entry"
+            )
+
+
+def keep_all(
+    batch: int, num_tokens: int, device: torch.device | None = None, num_prefix: int = 0
+) -> Plan:
+    """The plan that changes nothing.
+
+    Args:
+        batch: B, how many images.
+        num_tokens: N.
+        device: of the plan's tensors.
+        num_prefix: how many of the N are no patches.
+    """
+    index = torch.arange(num_tokens, device=device).expand(batch, -1)
+    return Plan(index, num_tokens, num_prefix=num_prefix)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One cut inside a running decoder.
 
-    after: prune when so many layers have run (0: before the first).  keep: visual tokens that are left afterwards, an int, or a float:
-    fraction of the number there was before the first cut.  plan(state, keep) -> Plan over the visual tokens that are alive; `state` is
-    what `vtlib.vlm.decoder.State` describes.  watch: layers (1-based) whose transitions the plan reads.
+    Args:
+        after: prune when so many layers have run (0: before the first).
+        keep: visual tokens that are left afterwards: an int, or a float, the fraction of the number
+            there was before the first cut.
+        plan: plan(state, keep) -> Plan over the visual tokens that are alive; `state` is what
+            `vtlib.vlm.decoder.State` describes.
+        watch: layers (1-based) whose transitions the plan reads.
     """
 
     after: int
@@ -117,5 +241,6 @@ class Stage:
     watch: tuple[int, ...] = ()
 
     def count(self, num_visual: int) -> int:
-        """`keep` as a number of tokens, of num_visual at the start. 0 is allowed here: late layers can do without any."""
+        """`keep` as a number of tokens, of num_visual at the start. 0 is allowed here: late layers
+        can do without any."""
         return 0 if self.keep == 0 else resolve_keep(self.keep, num_visual)

@@ -1,45 +1,202 @@
-"""Score, select, apply: the selection is a value, kept indices in ascending order."""
+"""Score, select, apply: the selection is a value, kept indices in ascending order.
+
+Tokens move as whole rows. A place that does not exist never gives a wrong token: on the CPU it is
+an error at once, elsewhere the device's own assertion, so that nothing waits for the GPU.
+"""
+
+import math
+import numbers
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..nn.checks import check_int, readable
 
 
-def resolve_keep(keep, num_tokens):
-    """Number of tokens to keep out of num_tokens: `keep` is an int (tokens) or a float in (0, 1] (fraction, rounded, at least 1).
+def resolve_keep(keep: Any, num_tokens: int) -> int:
+    """Number of tokens to keep out of num_tokens: `keep` is an integer (tokens; of Python, NumPy or
+    torch) or a float in (0, 1] (fraction, rounded, at least 1).
 
     Raises ValueError for anything else, also for keep > num_tokens.
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-        raise ValueError(f"keep={keep!r} must be an int (tokens kept) or a float in (0, 1] (fraction kept)")
-    if isinstance(keep, float):
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
         if not 0.0 < keep <= 1.0:
-            raise ValueError(f"keep={keep} is a float, so it is a fraction and must lie in (0, 1]; use an int to count tokens")
-        return max(1, round(keep * num_tokens))
-    if not 1 <= keep <= num_tokens:
-        raise ValueError(f"keep={keep} but there are {num_tokens} tokens; it must lie in 1 ... {num_tokens}")
-    return keep
+            raise ValueError(
+                f"keep={keep} is a float, so it is a fraction and must lie in (0, 1]; "
+                f"use an int to count tokens"
+            )
+        return max(1, round(float(keep) * num_tokens))
+    try:
+        count = check_int(keep, "keep")
+    except ValueError:
+        raise ValueError(
+            f"keep={keep!r} must be an int (tokens kept) or a float in (0, 1] (fraction kept)"
+        ) from None
+    if not 1 <= count <= num_tokens:
+        raise ValueError(
+            f"keep={count} but there are {num_tokens} tokens; it must lie in 1 ... {num_tokens}"
+        )
+    return count
 
 
-def top_tokens(score, keep, num_prefix=0):
-    """Indices of the highest-scoring tokens, ascending; the first num_prefix tokens (CLS, registers) are always kept.
+def top_tokens(score: Tensor, keep: int | float, num_prefix: int = 0) -> Tensor:
+    """Indices of the highest-scoring tokens, ascending, each once; ties go to the lower index.
 
-    score: (B, N) over all tokens, prefix included (its scores are ignored). keep counts the others: int or fraction of N - num_prefix.
-    Returns (B, num_prefix + keep) long. Ties go to the lower index.
+    Infinities are scores like others. ValueError for NaN (on the CPU, in eager mode; elsewhere,
+    where a look at values would wait for the device, NaN counts as lowest). So there are always
+    exactly `keep` real tokens; a method that needs finite scores asks `vtlib.tokens.check_scores`.
+
+    Args:
+        score: (B, N) over all tokens, prefix included (its scores are ignored).
+        keep: how many of the others: an integer, or a fraction of N - num_prefix.
+        num_prefix: the first tokens ([CLS], registers), which are always kept.
+
+    Returns (B, num_prefix + keep) long.
     """
-    rest = score[:, num_prefix:]
-    k = resolve_keep(keep, rest.shape[1])
-    order = rest.argsort(dim=1, descending=True, stable=True)[:, :k] + num_prefix
+    if not isinstance(score, Tensor) or score.dim() != 2 or score.is_complex():
+        raise ValueError(f"score is {describe(score)} but needs to be a real tensor (B, N)")
+    num_prefix = check_int(num_prefix, "num_prefix", 0, score.shape[1])
+    rest = score[:, num_prefix:] if num_prefix else score
+    keep = resolve_keep(keep, rest.shape[1])
+    chosen = _best(rest, keep)
+    if num_prefix == 0:
+        return chosen
     prefix = torch.arange(num_prefix, device=score.device).expand(score.shape[0], -1)
-    return torch.cat([prefix, order.sort(dim=1).values], dim=1)
+    return torch.cat([prefix, chosen + num_prefix], dim=1)
 
 
-def take(x, index):
-    """Gather tokens: x (B, N, ...), index (B, K) -> (B, K, ...)."""
-    view = index.reshape(*index.shape, *[1] * (x.dim() - 2))
-    return x.gather(1, view.expand(*index.shape, *x.shape[2:]))
+def _best(score: Tensor, keep: int) -> Tensor:
+    """(B, keep) long, ascending: where the largest scores (B, N) are, ties to the lower index."""
+    num_tokens = score.shape[1]
+    if score.dtype == torch.bool:
+        score = score.to(torch.uint8)
+    if not (readable(score) and score.device.type == "cpu"):
+        if score.is_floating_point():
+            score = score.masked_fill(score.isnan(), -torch.inf)
+        order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        return order.sort(dim=1).values
+
+    best = score.detach().topk(min(keep + 1, num_tokens), dim=1)
+    if score.is_floating_point() and score.shape[0] and math.isnan(best.values.amax()):
+        rows = score.isnan().any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"score holds NaN in rows {rows}: the tokens or weights behind it are non-finite"
+        )
+    order = best.indices[:, :keep]
+    if keep < num_tokens and not (best.values[:, keep - 1] > best.values[:, keep]).all():
+        order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]    # equals: by place
+    return order.sort(dim=1).values
 
 
-def scatter_back(x, index, num_tokens, fill=0.0):
-    """The inverse of `take`: x (B, K, ...) goes to its places among num_tokens, all others hold `fill`. -> (B, num_tokens, ...)."""
-    out = x.new_full((x.shape[0], num_tokens, *x.shape[2:]), fill)
-    view = index.reshape(*index.shape, *[1] * (x.dim() - 2)).expand_as(x)
-    return out.scatter(1, view, x)
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens, bit-identical: x (B, N, ...), index (B, K) long -> (B, K, ...).
+
+    A token may be taken more than once. ValueError for an index of another dtype or batch, and on
+    the CPU for a place outside 0 ... N - 1 (IndexError when compiled).
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, N, ...)")
+    check_places(index, "index", x.shape[0])
+    try:
+        if x.dim() == 2:
+            return x.gather(1, index)
+        table = as_rows(x)
+        if table is None:                       # memory holds no table of rows: read where they lie
+            image = torch.arange(x.shape[0], device=x.device)[:, None]
+            return x[image, torch.where(index < 0, x.shape[1], index)]
+        rows, step = table
+        return rows.index_select(0, row_numbers(index, x.shape[1], step, rows)).unflatten(
+            0, index.shape
+        )
+    except (IndexError, RuntimeError):
+        if index.device.type != "cpu":
+            raise
+        check_range(index, "index", 0, x.shape[1])
+        raise
+
+
+def scatter_back(x: Tensor, index: Tensor, num_tokens: int, fill: float = 0.0) -> Tensor:
+    """The inverse of `take`: tokens go to their places, all other places hold `fill`.
+
+    Args:
+        x: (B, K, ...).
+        index: (B, K) long, each place at most once an image.
+        num_tokens: N, how many places there are.
+        fill: what the others hold.
+
+    Returns (B, N, ...). ValueError as in `take`.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, K, ...)")
+    check_places(index, "index", x.shape[0])
+    if index.shape[1] != x.shape[1]:
+        raise ValueError(f"index has {index.shape[1]} places but x has {x.shape[1]} tokens")
+    rows = x.new_full((x.shape[0] * num_tokens, *x.shape[2:]), fill)
+    try:
+        numbers = row_numbers(index, num_tokens, num_tokens, rows)
+        return rows.index_copy(0, numbers, x.flatten(0, 1)).unflatten(0, (x.shape[0], num_tokens))
+    except (IndexError, RuntimeError):
+        if index.device.type != "cpu":
+            raise
+        check_range(index, "index", 0, num_tokens)
+        raise
+
+
+# -------------------------------------------------------------------------------------------- rows
+def as_rows(x: Tensor) -> tuple[Tensor, int] | None:
+    """x (B, N, ...) as rows (R, ...) without a copy, and the step from an image's first row to the
+    next image's; None where memory does not allow it."""
+    if x.shape[0] == 1:
+        return x[0], 0
+    if x.is_contiguous():
+        return x.flatten(0, 1), x.shape[1]
+    if not readable(x) or x.requires_grad or 0 in x.shape or 0 in x.stride()[1:]:
+        return None
+    if x.stride(0) % x.stride(1):
+        return None
+    step = x.stride(0) // x.stride(1)                               # patches behind a [CLS]: N + 1
+    shape = ((x.shape[0] - 1) * step + x.shape[1], *x.shape[2:])
+    return x.as_strided(shape, x.stride()[1:]), step
+
+
+def row_numbers(index: Tensor, num_tokens: int, step: int, rows: Tensor) -> Tensor:
+    """(B K,) long: the rows that index (B, K) means. A place outside 0 ... num_tokens - 1 becomes a
+    row that does not exist, never one of the next image."""
+    if index.shape[0] == 1:
+        return index[0]
+    first = step * torch.arange(index.shape[0], device=index.device)[:, None]
+    real = (index >= 0) & (index < num_tokens)
+    return torch.where(real, index + first, rows.shape[0]).flatten()
+
+
+# ------------------------------------------------------------------------------------------ checks
+def check_places(index: Any, name: str, batch: int | None = None) -> None:
+    """Raise unless `index` is a long tensor (B, K), with B = batch where that is given."""
+    if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != 2:
+        raise ValueError(f"{name} is {describe(index)} but needs to be a torch.int64 tensor (B, K)")
+    if batch is not None and index.shape[0] != batch:
+        raise ValueError(f"{name} has {index.shape[0]} rows but there are {batch} images")
+
+
+def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
+    """Raise unless all of `index` (B, K) lie in least ... stop - 1. It reads the values (a GPU is
+    waited for), so it passes on the meta device and while compiling or exporting. Returns whether
+    it saw the values and none is negative."""
+    if index.numel() == 0 or not readable(index):
+        return False
+    low, high = (int(bound) for bound in index.aminmax())
+    if low >= least and high < stop:
+        return low >= 0
+    image, place = ((index < least) | (index >= stop)).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}[{image}, {place}]={int(index[image, place])} is no place: "
+        f"it must lie in {least} ... {stop - 1}"
+    )
+
+
+def describe(x: Any) -> str:
+    """What was given, for a message: dtype and shape of a tensor, or the kind of thing it is."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {tuple(x.shape)}"
+    return f"a {type(x).__module__}.{type(x).__qualname__}".replace("builtins.", "")
