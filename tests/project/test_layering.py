@@ -1,4 +1,4 @@
-"""The rules of the house, read off the source: who may import whom, and what library code never does."""
+"""The rules of the house, read off the source: who may import whom, what it never does."""
 
 import ast
 
@@ -9,7 +9,11 @@ from tools.notebook import ROOT
 VTLIB = ROOT / "vtlib"
 FILES = sorted(VTLIB.rglob("*.py"))
 VOCABULARY = {"nn", "tokens", "quantize", "checkpoints"}  # used by all, use nothing of the course
-SHARED = VOCABULARY | {"vit", "data", "vlm"}  # what a paper's file may use besides its own
+SHARED = VOCABULARY | {"vit", "data", "vlm"}  # what a family may use besides its own
+FOR_PAPERS = VOCABULARY | {"vit"}  # what a paper's file may use
+# files of a family that the papers of another may use
+SHARED_FILES = {"vtlib.superres.spynet", "vtlib.vlm.decoder"}
+NO_FAMILY = {"teach", "hub", "_lazy", ""}
 COURSE_ONLY = {
     "matplotlib",
     "ipywidgets",
@@ -22,12 +26,8 @@ COURSE_ONLY = {
     "PIL",
     "scipy",
 }
-# files of a family that hold no paper
-NO_PAPER = (
-    "__init__.py", "common.py", "registry.py", "method.py", "bench.py", "pretrained.py",
-    "probes.py", "pyramid.py", "warp.py", "degrade.py", "quality.py", "cross_attention.py",
-)
-BUILDS_ON = {("pruning.crossget_encoder", "pruning.crossget"), ("superres.ttvsr", "superres.spynet")}  # (paper, paper): where the paper itself builds on the other
+# (paper, paper): where the paper itself builds on the other
+BUILDS_ON: set[tuple[str, str]] = set()
 
 
 def module(path):
@@ -43,7 +43,9 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1] + ([base] if base else []))
+                parts = package.split(".")
+                parts = parts[: len(parts) - node.level + 1] + ([base] if base else [])
+                base = ".".join(parts)
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
@@ -51,6 +53,21 @@ def family(name):
     """The sub-package of vtlib that a dotted name belongs to."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 else ""
+
+
+def declares_paper(path):
+    """Whether a module says PAPER = "slug": then it holds a paper."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    targets = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+    return "PAPER" in {ast.unparse(target) for target in targets}
+
+
+PAPERS = {module(path) for path in FILES if declares_paper(path)}
+
+
+def belongs(name, modules):
+    """The modules that a dotted name is, or is an attribute of."""
+    return {m for m in modules if name == m or name.startswith(m + ".")}
 
 
 @pytest.fixture(params=FILES, ids=module)
@@ -69,51 +86,60 @@ def test_course_packages_stay_in_teach(path):
 
 
 def test_arrows_point_one_way(path):
-    own = family(module(path))
-    used = {family(name) for name in imports(path) if name.startswith("vtlib")} - {""}
+    name, own = module(path), family(module(path))
+    names = [n for n in imports(path) if n.startswith("vtlib") and not belongs(n, SHARED_FILES)]
+    used = {family(n) for n in names} - {"", "_lazy"}
     if own in VOCABULARY:
         assert used <= VOCABULARY
+    elif name in PAPERS:
+        assert used <= FOR_PAPERS | {own}
     elif own in SHARED:
         assert used <= SHARED
-    elif own not in ("teach", "hub", ""):
+    elif own not in NO_FAMILY:
         assert used <= SHARED | {own}
 
 
 def test_no_paper_imports_another(path):
     name = module(path)
-    own = family(name)
-    if own in SHARED | {"teach", "hub", ""} or path.name in NO_PAPER:
+    if name not in PAPERS:
         return
-    papers = {module(p) for p in (VTLIB / own).glob("*.py") if p.name not in NO_PAPER} - {name}
-    used = {paper for paper in papers for got in imports(path) if got == paper or got.startswith(paper + ".")}
-    assert not {(name.removeprefix("vtlib."), u.removeprefix("vtlib.")) for u in used} - BUILDS_ON
+    used = {paper for got in imports(path) for paper in belongs(got, PAPERS - {name})}
+    pairs = {(name.removeprefix("vtlib."), paper.removeprefix("vtlib.")) for paper in used}
+    assert not pairs - BUILDS_ON
 
 
 def test_library_habits(path):
     own = family(module(path))
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         where = f"{module(path)}, line {getattr(node, 'lineno', '?')}"
-        assert not isinstance(node, ast.Assert), f"{where}: an assert is no way to talk to a user, raise ValueError"
+        told = f"{where}: an assert is no way to talk to a user, raise ValueError"
+        assert not isinstance(node, ast.Assert), told
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = node.func.attr
             assert name != "cuda", f"{where}: .cuda(), device follows the input"
-            if own not in ("teach", "data"):  # one compares and draws on the CPU, the other draws random numbers there
+            # one compares and draws on the CPU, the other draws random numbers there
+            if own not in ("teach", "data"):
                 assert name != "cpu", f"{where}: .cpu(), device follows the input"
             if name == "load" and ast.unparse(node.func.value) == "torch":
-                safe = [k for k in node.keywords if k.arg == "weights_only" and getattr(k.value, "value", None) is True]
-                assert safe, f"{where}: torch.load without weights_only=True"
-            assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads", "torch.manual_seed") or own == "teach", where
+                safe = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                told = f"{where}: torch.load without weights_only=True"
+                assert safe.get("weights_only") is True, told
+            never = ("pickle.load", "pickle.loads", "torch.manual_seed")
+            assert ast.unparse(node.func) not in never or own == "teach", where
 
 
 def test_public_modules_say_what_they_are(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if tree.body:
         assert ast.get_docstring(tree), f"{module(path)}: no docstring"
-    own = family(module(path))
-    if own not in SHARED | {"teach", "hub", ""} and path.name not in NO_PAPER:
-        assert "arXiv" in ast.get_docstring(tree), f"{module(path)}: the paper's docstring gives its arXiv id"
+    if module(path) in PAPERS:
+        told = f"{module(path)}: the paper's docstring gives its arXiv id"
+        assert "arXiv" in ast.get_docstring(tree), told
 
 
 def test_the_rules_see_something():
     assert len(FILES) > 15 and {"vtlib.nn.attention"} <= {module(p) for p in FILES}
     assert any(name.startswith("vtlib.nn") for p in FILES for name in imports(p))
+    assert {"vtlib.pruning.divprune", "vtlib.multiscale.crossvit", "vtlib.superres.ttvsr"} <= PAPERS
+    assert belongs("vtlib.superres.spynet.SPyNet", SHARED_FILES)
+    assert not belongs("vtlib.superres.spynets", SHARED_FILES)

@@ -1,6 +1,8 @@
-"""Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits, a video, checkpoints.
+"""Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits,
+a video, checkpoints.
 
-Needs torch and numpy only; nothing is downloaded. Where each asset comes from and its licence: data/README.md.
+Needs torch and numpy only; nothing is downloaded. Where each asset comes from and its licence:
+data/README.md.
 """
 
 from vtlib.checkpoints import path as checkpoint

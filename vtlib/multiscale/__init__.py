@@ -1,12 +1,8 @@
-"""Three answers to "which scale should a token have?": CrossViT, CrossFormer, TokenFormer. Import the paper's module:
-`from vtlib.multiscale import crossvit`."""
+"""Three answers to "which scale should a token have?": CrossViT, CrossFormer, TokenFormer.
 
-import importlib
+Import the paper's module: `from vtlib.multiscale import crossvit`.
+"""
 
-_PAPERS = ("crossvit", "crossformer", "tokenformer")
+from .._lazy import lazy
 
-
-def __getattr__(name):
-    if name in _PAPERS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_PAPERS)}")
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

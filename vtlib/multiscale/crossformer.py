@@ -35,6 +35,8 @@ from ..nn import (
     window_partition,
 )
 
+PAPER = "crossformer"
+
 NEG_INF = -1e6
 
 

@@ -30,6 +30,8 @@ from ..nn import (
     check_multiple,
 )
 
+PAPER = "crossvit"
+
 FUSIONS = ("cross", "none", "all", "cls", "pairwise")
 
 

@@ -35,6 +35,8 @@ from ..nn import (
     unwrap,
 )
 
+PAPER = "tokenformer"
+
 NORMS = ("l2_norm_gelu", "gelu_l2_norm", "softmax")
 EPS = 1e-5
 

@@ -1,4 +1,9 @@
-"""Token pruning and merging for vision-language models: one file a paper, one interface (score, select, apply).
+"""Token pruning and merging for vision-language models: one file a paper, one interface.
 
-`vtlib.pruning.registry.METHODS` lists all of them, baselines included, behind one call for TinyVLM.
+The interface is score, select, apply. `vtlib.pruning.registry.METHODS` lists all methods,
+baselines included, behind one call for TinyVLM.
 """
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

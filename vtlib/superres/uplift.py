@@ -26,6 +26,8 @@ from torch import nn
 
 from ..nn import ChannelNorm, check_images
 
+PAPER = "uplift"
+
 _RING = [(dy, dx) for dy in (-2, -1, 0, 1, 2) for dx in (-2, -1, 0, 1, 2)]      # 5 x 5, row-major
 OFFSETS = {
     5: tuple(o for o in _RING if abs(o[0]) + abs(o[1]) <= 1),                   # plus

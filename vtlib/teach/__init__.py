@@ -1,4 +1,5 @@
-"""What the notebooks use and homework doesn't: set-up, checked exercises, figures, tables, widgets, measurements, live curves.
+"""What the notebooks use and homework doesn't: set-up, checked exercises, figures, tables, widgets,
+measurements, live curves.
 
 The only part of vtlib that imports matplotlib, ipywidgets and IPython.
 """

@@ -1,0 +1,66 @@
+"""Packages: by attribute, by star, by tab; nothing is loaded that was not asked for."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import vtlib
+
+FAMILIES = ("multiscale", "pruning", "superres")
+EXTRAS = {"teach"}                                              # needs what [course] installs
+
+
+def fresh(code):
+    """What `code` prints in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def test_every_package_is_an_attribute_in_a_fresh_process():
+    found = {m.name for m in pkgutil.iter_modules(vtlib.__path__) if not m.name.startswith("_")}
+    assert {"superres", "checkpoints", *FAMILIES} <= found
+    names = sorted(found - EXTRAS)
+    code = f"import vtlib; [getattr(vtlib, n) for n in {names}]; print(*dir(vtlib))"
+    assert found <= set(fresh(code))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_modules_of_a_family(family):
+    package = getattr(vtlib, family)
+    found = {m.name for m in pkgutil.iter_modules(package.__path__)}
+    code = (f"import vtlib.{family} as f; [getattr(f, n) for n in {sorted(found)}]; "
+            f"from vtlib.{family} import *; print(*dir(f)); print(*globals())")
+    got = fresh(code)
+    assert all(got.count(name) >= 2 for name in found)
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(AttributeError, match="'vtlib' has no attribute 'prunning'.*pruning"):
+        getattr(vtlib, "prun" + "ning")
+    with pytest.raises(AttributeError, match="has no attribute 'catanett'.*catanet.*psnr"):
+        getattr(vtlib.superres, "catanet" + "t")
+    assert vtlib.superres.psnr is vtlib.superres.quality.psnr
+
+
+def loaded(module):
+    code = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('vtlib.')))"
+    return set(fresh(code))
+
+
+def test_import_vtlib_loads_nothing():
+    assert loaded("vtlib") == {"vtlib._lazy"}
+    heavy = ("torch", "numpy", "einops")
+    assert not fresh(f"import sys, vtlib; print(*(m for m in {heavy} if m in sys.modules))")
+
+
+def test_one_pruning_method_is_light():
+    """No decoder, encoder, TinyVLM or EmojiWorld comes with a file of eighty lines."""
+    families = {name.split(".")[1] for name in loaded("vtlib.pruning.divprune")}
+    assert families == {"_lazy", "nn", "tokens", "pruning"}
+
+
+def test_one_super_resolution_net_is_light():
+    assert not {"vtlib.superres.ttvsr", "vtlib.data"} & loaded("vtlib.superres.catanet")
