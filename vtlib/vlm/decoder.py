@@ -7,7 +7,8 @@ State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_at
 as they are. What a cut inside the decoder may look at is a `State`; when to cut is a list of `vtlib.tokens.Stage`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..nn import apply_rope, attend, check_heads, check_tokens, rope_at
-from ..tokens import Plan, keep_all, take, top_tokens
+from ..tokens import Plan, Stage, keep_all, take, top_tokens
 from ..tokens.precision import full_precision, widen
 
 POSITIONS, MODES = ("renumber", "keep"), ("drop", "mask")
@@ -287,85 +288,52 @@ class Decoder(nn.Module):
             x, _, _ = layer(x, rope, mask)
         return self.norm(x)
 
-    def prefill(self, x, visual=None, stages=(), valid=None, positions="renumber", mode="drop") -> Prefill:
+    def prefill(
+        self,
+        x: Tensor,
+        visual: slice | None = None,
+        stages: Iterable[Stage] = (),
+        valid: Tensor | None = None,
+        positions: str = "renumber",
+        mode: str = "drop",
+    ) -> Prefill:
         """Run the prompt, cutting visual tokens where `stages` say.
 
-        x (B, S, D): text | image | text. visual: slice of S that the image's tokens fill.
-        valid (B, S) bool, False = padding, which may be anywhere: nobody attends to it and positions do not count it.
-        positions: "renumber" counts 0 ... len - 1 again after every cut; "keep" lets survivors keep the numbers they had.
-        mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from the queries of later layers, from
-        themselves too, and saves nothing: hidden tokens run on as queries, at full length. Both give survivors the same numbers
-        when the plans choose the same tokens. "mask" needs positions="keep" and plans that do not merge.
-        ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a plan for another number of
-        tokens; `visual` or `valid` that do not fit x; an unknown mode or positions.
+        Args:
+            x: (B, S, D), text | image | text.
+            visual: slice of S that the image's tokens fill.
+            stages: the cuts, in any order.
+            valid: (B, S) bool, False = padding, which may be anywhere: nobody attends to it and
+                positions do not count it.
+            positions: "renumber" counts 0 ... len - 1 again after every cut; "keep" lets survivors
+                keep the numbers they had.
+            mode: "drop" removes tokens, so later layers are shorter; "mask" only hides them from
+                the queries of later layers, from themselves too, and saves nothing: hidden tokens
+                run on as queries, at full length. Both give survivors the same numbers when the
+                plans choose the same tokens. "mask" needs positions="keep" and plans that do not
+                merge.
+
+        ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a
+        plan for another number of tokens; `visual` or `valid` that do not fit x; an unknown mode
+        or positions.
         """
         check_tokens(x, self.embed_dim, "x")
-        batch, size, _ = x.shape
         stages = sorted(stages, key=lambda s: s.after)
-        if positions not in POSITIONS or mode not in MODES:
-            raise ValueError(f"positions={positions!r}, mode={mode!r}: need one of {POSITIONS} and one of {MODES}")
-        if mode == "mask" and positions != "keep":
-            raise ValueError('mode="mask" leaves tokens where they are: it needs positions="keep"')
-        if stages and visual is None:
-            raise ValueError("stages cut visual tokens: visual=slice(start, stop) must say where they are")
-        late = [s.after for s in stages if not 0 <= s.after < len(self.layers)]
-        if late:
-            raise ValueError(f"a stage after layer {late[0]} is outside 0 ... {len(self.layers) - 1}: "
-                             "a later layer must use what it leaves")
-        early = [(s.after, n) for s in stages for n in s.watch if not 1 <= n <= s.after]
-        if early:
-            raise ValueError(f"the stage after layer {early[0][0]} watches layer {early[0][1]}: "
-                             f"layers 1 ... {early[0][0]} have run by then")
+        check_ways(positions, mode)
+        check_stages(stages, visual, len(self.layers))
         visual = visual or slice(0, 0)
-        if not (isinstance(visual.start, int) and isinstance(visual.stop, int) and 0 <= visual.start <= visual.stop <= size):
-            raise ValueError(f"visual={visual} does not lie in a sequence of {size} tokens: needs 0 <= start <= stop <= {size}")
-        padded = valid is not None
-        if padded and (valid.shape != (batch, size) or valid.dtype != torch.bool):
-            raise ValueError(f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = "
-                             f"{(batch, size)}")
-        valid = valid if padded else torch.ones(batch, size, dtype=torch.bool, device=x.device)
-        where, running = count(valid) if padded else torch.arange(size, device=x.device).expand(batch, -1), valid
-        num_visual = visual.stop - visual.start
-        cache = Cache([], [], [], [], valid.sum(1))
-        plan, states, plans, seen, shift = keep_all(batch, num_visual, x.device), [], [], {}, 0
+        check_prompt(x, visual, valid)
+
+        run = Run.start(self, x, visual, valid, positions, mode)
         watched = {n for s in stages for n in s.watch}
-        rope, mask, entered = self.rope(where), causal(valid) if padded else None, None
-        for i, layer in enumerate(self.layers):
-            for stage in (s for s in stages if s.after == i):
-                state = State(self, i, x, entered, where, valid, visual, num_visual, plan, dict(seen), running)
-                cut = stage.plan(state, stage.count(num_visual))
-                if cut.num_tokens != visual.stop - visual.start:
-                    raise ValueError(f"the stage after layer {i} made a plan for {cut.num_tokens} tokens; "
-                                     f"{visual.stop - visual.start} are there")
-                states.append(state)
-                plans.append(cut)
-                if mode == "mask":
-                    if cut.merges:
-                        raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
-                    if len(cut) < num_visual:                                    # else nothing is hidden, the fast path stays
-                        valid = splice(valid, visual, lambda t: t & cut.kept())
-                        mask, plan = causal(valid), Plan(cut.index, num_visual)
-                    continue
-                x, entered = (None if t is None else splice(t, visual, cut.apply) for t in (x, entered))
-                where, valid = (splice(t, visual, lambda t: take(t, cut.index)) for t in (where, valid))
-                running = valid
-                if positions == "renumber":
-                    shift += visual.stop - visual.start - len(cut)
-                    where = count(valid) if padded else torch.arange(x.shape[1], device=x.device).expand(batch, -1)
-                plan = plan.then(cut)
-                visual = slice(visual.start, visual.start + len(cut))
-                seen = {n: Transition(t.attention, t.mlp, t.valid, t.visual, take(t.now, cut.index)) for n, t in seen.items()}
-                rope, mask = self.rope(where), causal(valid) if padded else None
-            entered = x
-            x, (k, v), change = layer(x, rope, mask, watch=i + 1 in watched)
-            if change:
-                now = torch.arange(visual.stop - visual.start, device=x.device).expand(batch, -1)
-                seen[i + 1] = Transition(change["attention"], change["mlp"], valid, visual, now)
-            cache.keys.append(k)
-            cache.values.append(v)
-            cache.valid.append(valid)
-            cache.shift.append(shift)
-        return Prefill(self.norm(x), valid, visual, cache, plan, states, plans)
+        for i in range(len(self.layers)):
+            for stage in stages:
+                if stage.after == i:
+                    run.cut(stage, i)
+            run.layer(i, watch=i + 1 in watched)
+        return Prefill(
+            self.norm(run.x), run.valid, run.visual, run.cache, run.plan, run.states, run.plans
+        )
 
     def step(self, x, cache: Cache):
         """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in place by one entry a layer.
@@ -382,6 +350,204 @@ class Decoder(nn.Module):
                                                           (cache.keys[i], cache.values[i]))
         cache.next = cache.next + 1
         return self.norm(x)
+
+
+# ----------------------------------------------------------------------------- a prefill on its way
+@dataclass
+class Run:
+    """What `Decoder.prefill` carries from layer to layer: the sequence x (B, S, D) as it is now, and
+    what belongs to it.
+
+    entered: what the last layer was given. where (B, S): positions. valid, running, visual, plan,
+    seen (there: transitions), num_visual: as in `State`. padded: whether valid was given. shift: as
+    in `Cache`. rope, mask: the next layer's tables and mask (None: causal).
+    """
+
+    decoder: Decoder
+    x: Tensor
+    where: Tensor
+    valid: Tensor
+    visual: slice
+    padded: bool
+    positions: str
+    mode: str
+    num_visual: int
+    plan: Plan
+    cache: Cache
+    running: Tensor
+    rope: tuple[Tensor, Tensor]
+    mask: Tensor | None
+    entered: Tensor | None = None
+    shift: int = 0
+    seen: dict[int, Transition] = field(default_factory=dict)
+    states: list[State] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls,
+        decoder: Decoder,
+        x: Tensor,
+        visual: slice,
+        valid: Tensor | None,
+        positions: str,
+        mode: str,
+    ) -> "Run":
+        """Before the first layer; arguments as in `Decoder.prefill`."""
+        batch, size, _ = x.shape
+        padded = valid is not None
+        if valid is None:
+            valid = torch.ones(batch, size, dtype=torch.bool, device=x.device)
+        where = places(valid, padded)
+        num_visual = visual.stop - visual.start
+        return cls(
+            decoder,
+            x,
+            where,
+            valid,
+            visual,
+            padded,
+            positions,
+            mode,
+            num_visual,
+            plan=keep_all(batch, num_visual, x.device),
+            cache=Cache([], [], [], [], valid.sum(1)),
+            running=valid,
+            rope=decoder.rope(where),
+            mask=causal(valid) if padded else None,
+        )
+
+    @property
+    def alive(self) -> int:
+        """How many visual tokens are in the sequence now."""
+        return self.visual.stop - self.visual.start
+
+    def cut(self, stage: Stage, after: int) -> None:
+        """Let the stage choose among the visual tokens that are there, and drop or hide the rest."""
+        state = State(
+            self.decoder,
+            after,
+            self.x,
+            self.entered,
+            self.where,
+            self.valid,
+            self.visual,
+            self.num_visual,
+            self.plan,
+            dict(self.seen),
+            self.running,
+        )
+        plan = stage.plan(state, stage.count(self.num_visual))
+        if plan.num_tokens != self.alive:
+            raise ValueError(
+                f"the stage after layer {after} made a plan for {plan.num_tokens} tokens; "
+                f"{self.alive} are there"
+            )
+        self.states.append(state)
+        self.plans.append(plan)
+        if self.mode == "mask":
+            self.hide(plan)
+        else:
+            self.drop(plan)
+
+    def hide(self, plan: Plan) -> None:
+        """Mode "mask": tokens that are not kept stay, and nobody attends to them any more."""
+        if plan.merges:
+            raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
+        if len(plan) == self.num_visual:                        # nothing is hidden, the fast path stays
+            return
+        kept = plan.kept()
+        self.valid = splice(self.valid, self.visual, lambda t: t & kept)
+        self.mask = causal(self.valid)
+        self.plan = Plan(plan.index, self.num_visual)
+
+    def drop(self, plan: Plan) -> None:
+        """Mode "drop": the sequence and all that belongs to it get shorter."""
+        self.x = splice(self.x, self.visual, plan.apply)
+        if self.entered is not None:
+            self.entered = splice(self.entered, self.visual, plan.apply)
+        self.where = splice(self.where, self.visual, lambda t: take(t, plan.index))
+        self.valid = splice(self.valid, self.visual, lambda t: take(t, plan.index))
+        self.running = self.valid
+        if self.positions == "renumber":
+            self.shift += self.alive - len(plan)
+            self.where = places(self.valid, self.padded)
+        self.plan = self.plan.then(plan)
+        self.visual = slice(self.visual.start, self.visual.start + len(plan))
+        self.seen = {
+            n: replace(change, now=take(change.now, plan.index)) for n, change in self.seen.items()
+        }
+        self.rope = self.decoder.rope(self.where)
+        self.mask = causal(self.valid) if self.padded else None
+
+    def layer(self, number: int, watch: bool) -> None:
+        """Run layer `number` (from 0), remember its keys and values and, if asked, its changes."""
+        self.entered = self.x
+        layer = self.decoder.layers[number]
+        self.x, (k, v), change = layer(self.x, self.rope, self.mask, watch=watch)
+        if change:
+            now = torch.arange(self.alive, device=k.device).expand(k.shape[0], -1)
+            self.seen[number + 1] = Transition(
+                change["attention"], change["mlp"], self.valid, self.visual, now
+            )
+        self.cache.keys.append(k)
+        self.cache.values.append(v)
+        self.cache.valid.append(self.valid)
+        self.cache.shift.append(self.shift)
+
+
+def check_ways(positions: str, mode: str) -> None:
+    """Raise unless both are known and go together."""
+    if positions not in POSITIONS or mode not in MODES:
+        raise ValueError(
+            f"positions={positions!r}, mode={mode!r}: need one of {POSITIONS} and one of {MODES}"
+        )
+    if mode == "mask" and positions != "keep":
+        raise ValueError('mode="mask" leaves tokens where they are: it needs positions="keep"')
+
+
+def check_stages(stages: Sequence[Stage], visual: slice | None, num_layers: int) -> None:
+    """Raise unless there are visual tokens to cut, and layers before and after each cut."""
+    if stages and visual is None:
+        raise ValueError(
+            "stages cut visual tokens: visual=slice(start, stop) must say where they are"
+        )
+    for stage in stages:
+        if not 0 <= stage.after < num_layers:
+            raise ValueError(
+                f"a stage after layer {stage.after} is outside 0 ... {num_layers - 1}: "
+                f"a later layer must use what it leaves"
+            )
+        for watched in stage.watch:
+            if not 1 <= watched <= stage.after:
+                raise ValueError(
+                    f"the stage after layer {stage.after} watches layer {watched}: "
+                    f"layers 1 ... {stage.after} have run by then"
+                )
+
+
+def check_prompt(x: Tensor, visual: slice, valid: Tensor | None) -> None:
+    """Raise unless visual lies in x (B, S, D) and valid, if given, is a boolean (B, S)."""
+    size = x.shape[1]
+    whole = isinstance(visual.start, int) and isinstance(visual.stop, int)
+    if not (whole and 0 <= visual.start <= visual.stop <= size):
+        raise ValueError(
+            f"visual={visual} does not lie in a sequence of {size} tokens: "
+            f"needs 0 <= start <= stop <= {size}"
+        )
+    if valid is not None and (valid.shape != x.shape[:2] or valid.dtype != torch.bool):
+        raise ValueError(
+            f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = "
+            f"{tuple(x.shape[:2])}"
+        )
+
+
+def places(valid: Tensor, padded: bool) -> Tensor:
+    """(B, S) long: positions from 0; with padding those of the valid tokens (`count`)."""
+    if padded:
+        return count(valid)
+    batch, size = valid.shape
+    return torch.arange(size, device=valid.device).expand(batch, -1)
 
 
 def causal(valid, rows=slice(None)):
