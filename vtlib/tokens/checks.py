@@ -6,7 +6,7 @@ from ..nn.checks import check_finite, check_float
 
 
 def check_scores(
-    scores: Tensor, name: str = "scores", shape: tuple[int, int] | None = None
+    scores: Tensor, name: str = "scores", shape: tuple[int, ...] | None = None
 ) -> None:
     """Raise unless `scores` is floating and finite, one number a token: (B, N) with B, N >= 1.
 

@@ -1,5 +1,5 @@
-"""What a decoder costs as the papers on token reduction count it: prefill FLOPs and the cache, from the number of tokens in each
-layer."""
+"""What a decoder costs as the papers on token reduction count it: prefill FLOPs and the cache, from
+the number of tokens in each layer."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,46 +7,79 @@ from .plan import Stage
 from .select import resolve_keep
 
 
-def tokens_per_layer(num_layers: int, num_visual: int, num_text: int, cuts: Iterable[Stage | tuple] = ()) -> list[int]:
+def tokens_per_layer(
+    num_layers: int, num_visual: int, num_text: int, cuts: Iterable[Stage | tuple] = ()
+) -> list[int]:
     """How many tokens each of the L layers reads: list of L ints.
 
-    cuts: (after, keep) pairs or `Stage`s in order of depth: when `after` layers have run, `keep` visual tokens go on (an int, 0
-    included, or a float: fraction of num_visual). after=0 is pruning before the decoder. Text tokens always stay.
-    ValueError: cuts out of order, outside 0 ... L, or a later cut that keeps more than an earlier one.
+    Args:
+        num_layers: L.
+        num_visual: visual tokens in front of the first cut.
+        num_text: text tokens, which always stay.
+        cuts: (after, keep) pairs or `Stage`s in order of depth: when `after` layers have run,
+            `keep` visual tokens go on (an int, 0 included, or a float: fraction of num_visual).
+            after=0 is pruning before the decoder.
+
+    ValueError: cuts out of order, outside 0 ... L, or a later cut that keeps more than an earlier
+    one.
     """
     if num_layers < 1 or num_visual < 0 or num_text < 0:
-        raise ValueError(f"num_layers={num_layers}, num_visual={num_visual}, num_text={num_text}: need a layer, nothing < 0")
-    counts, alive = [], num_visual
+        raise ValueError(
+            f"num_layers={num_layers}, num_visual={num_visual}, num_text={num_text}: "
+            f"need a layer, nothing < 0"
+        )
+    counts: list[int] = []
+    alive = num_visual
     for cut in cuts:
         after, keep = (cut.after, cut.keep) if isinstance(cut, Stage) else cut
         if not len(counts) <= after <= num_layers:
-            raise ValueError(f"cuts: a cut after layer {after} must come in order and lie in 0 ... {num_layers}")
+            raise ValueError(
+                f"cuts: a cut after layer {after} must come in order and lie in 0 ... {num_layers}"
+            )
         keep = 0 if keep == 0 else resolve_keep(keep, num_visual)
         if keep > alive:
-            raise ValueError(f"cuts: keep={keep} after layer {after} but only {alive} visual tokens are left there")
+            raise ValueError(
+                f"cuts: keep={keep} after layer {after} but only {alive} visual tokens are left "
+                f"there"
+            )
         counts += [alive + num_text] * (after - len(counts))
         alive = keep
     return counts + [alive + num_text] * (num_layers - len(counts))
 
 
-def decoder_flops(num_tokens: Sequence[int], dim: int, hidden_dim: int, gated: bool = False) -> int:
-    """Prefill cost of a decoder in multiply-adds, each counted once (`vtlib.teach.flops` counts them twice):
+def decoder_flops(
+    num_tokens: Sequence[int], dim: int, hidden_dim: int, gated: bool = False
+) -> int:
+    """Prefill cost of a decoder in multiply-adds, each counted once (`vtlib.teach.flops` counts
+    them twice):
 
         sum over layers of   4 n d^2   +   2 n^2 d   +   2 n d m            (gated: 3 n d m)
                              q,k,v,out     qk^T, av      feed-forward
 
-    num_tokens: n of each layer (`tokens_per_layer`), text included; dim: d; hidden_dim: m, inside the feed-forward net. gated:
-    three matrices, as LLaMA has and TransPrune counts; False is the convention of FastV and DivPrune (tflops.py), which
-    under-counts LLaMA. (DivPrune's eq. 5 prints a minus before the attention term; its code adds it, and so does this.) Causal
-    masks are not exploited.
+    Args:
+        num_tokens: n of each layer (`tokens_per_layer`), text included.
+        dim: d.
+        hidden_dim: m, inside the feed-forward net.
+        gated: three matrices, as LLaMA has and TransPrune counts; False is the convention of FastV
+            and DivPrune (tflops.py), which under-counts LLaMA.
+
+    DivPrune's eq. 5 prints a minus before the attention term; its code adds it, and so does this.
+    Causal masks are not exploited.
     """
     if len(num_tokens) == 0 or min(num_tokens) < 0:
         raise ValueError(f"num_tokens={list(num_tokens)} needs one count (>= 0) a layer")
     matrices = 3 if gated else 2
-    return sum(4 * n * dim**2 + 2 * n**2 * dim + matrices * n * dim * hidden_dim for n in num_tokens)
+    return sum(
+        4 * n * dim**2 + 2 * n**2 * dim + matrices * n * dim * hidden_dim for n in num_tokens
+    )
 
 
 def cache_bytes(num_tokens: Sequence[int], kv_dim: int, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values after the prefill: 2 sum n kv_dim bytes. kv_dim: kv heads times head dim (= d without grouped
-    queries)."""
+    """Bytes of keys and values after the prefill: 2 sum n kv_dim bytes.
+
+    Args:
+        num_tokens: n of each layer.
+        kv_dim: kv heads times head dim (= d without grouped queries).
+        bytes_per_value: 2 in half precision.
+    """
     return 2 * sum(num_tokens) * kv_dim * bytes_per_value

@@ -2,24 +2,33 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from ..nn.checks import check_float, check_tokens
 
 
-def entropy(attn):
-    """Entropy of each attention row in nats: H = -sum_k a_k log a_k. attn (..., keys) -> (...).
+def entropy(attn: Tensor) -> Tensor:
+    """Entropy of each attention row in nats: H = -sum_k a_k log a_k, attn (..., keys) -> (...).
 
     0 when all weight is on one key, log(keys) when it is spread evenly.
     """
+    check_float(attn, "attn")
     return torch.special.entr(attn).sum(dim=-1)
 
 
-def redundancy(tokens):
-    """How replaceable the tokens are: mean over tokens of the largest cosine similarity to another token of the same image.
+def redundancy(tokens: Tensor) -> Tensor:
+    """How replaceable the tokens are: mean over tokens of the largest cosine similarity to another
+    token of the same image.
 
     tokens (B, N, D), N >= 2 -> (B,). 1 = every token has an exact twin.
     """
-    if tokens.dim() != 3 or tokens.shape[1] < 2:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)} but needs (B, N, D) with N >= 2: twins need a pair")
+    check_tokens(tokens)
+    if tokens.shape[1] < 2:
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)} but needs (B, N, D) with N >= 2: "
+            f"twins need a pair"
+        )
     unit = F.normalize(tokens, dim=-1)
-    cosine = unit @ unit.transpose(1, 2)                                                        # b n n
+    cosine = unit @ unit.transpose(1, 2)                            # b n n
     itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     return cosine.masked_fill(itself, -1.0).amax(dim=-1).mean(dim=-1)

@@ -1,4 +1,5 @@
-"""Scores decide by small differences, so they are computed in float32 at least, whatever the model around them runs in."""
+"""Scores decide by small differences, so they are computed in float32 at least, whatever the model
+around them runs in."""
 
 import contextlib
 
@@ -6,10 +7,12 @@ import torch
 from torch import Tensor
 
 
-def full_precision(device: torch.device):
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     """A context without autocast: inside, a product of float32 tensors stays float32."""
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def widen(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def resolve_keep(keep: Any, num_tokens: int) -> int:
     Raises ValueError for anything else, also for keep > num_tokens.
     """
     if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
-        if not 0.0 < keep <= 1.0:
+        if not 0.0 < float(keep) <= 1.0:
             raise ValueError(
                 f"keep={keep} is a float, so it is a fraction and must lie in (0, 1]; "
                 f"use an int to count tokens"
