@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -55,7 +56,9 @@ def same_random_state(before):
 def test_every_file_loads_and_moves_nothing(name):
     how, stored = checkpoints.info(name), load_file(checkpoints.path(name))
     assert {"config", "command", "seed", "score"} <= set(how)
-    assert "train_" in how["command"] and isinstance(how["config"], dict) and how["score"]
+    script = re.search(r"python (train/\w+\.py)", how["command"]).group(1)
+    assert (data.root().parent / script).is_file()
+    assert isinstance(how["config"], dict) and how["score"]
     before = random_state()
     model = checkpoints.load(name, build(name))
     assert same_random_state(before)

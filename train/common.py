@@ -154,15 +154,18 @@ def rounded(value: Any, digits: int = 3) -> Any:
     return round(value, digits) if isinstance(value, float) else value
 
 
-def half(model: nn.Module) -> dict[str, Tensor]:
-    """The weights as they are stored: half precision where they are floating."""
+def stored(model: nn.Module) -> dict[str, Tensor]:
+    """The weights in half precision, where they are floating; `model` then holds just these."""
     state = model.state_dict()
-    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    model.eval()
+    return state
 
 
 def ship(
     folder: Path,
-    name: str,
+    stem: str,
     model: nn.Module,
     score: Callable[[], Any],
     *,
@@ -173,12 +176,12 @@ def ship(
 ) -> dict[str, Any]:
     """Round `model` to half precision, score what is then stored, and write it; returns the header.
 
-    Seed 0 becomes folder/name.safetensors with the header of `vtlib.checkpoints`. Another seed's
-    weights are not kept: what is known of it becomes a row of folder/name_seeds.json.
+    Seed 0 becomes folder/stem.safetensors with the header of `vtlib.checkpoints`. Another seed's
+    weights are not kept: what is known of it becomes a row of folder/stem_seeds.json.
 
     Args:
         folder: where to write.
-        name: the checkpoint's name.
+        stem: the checkpoint's name.
         model: holds the stored weights afterwards, in eval mode.
         score: called once the model holds what is stored.
         config: what builds the model again.
@@ -186,12 +189,10 @@ def ship(
         seed: the training's seed.
         known: further keys of the header, such as steps and minutes.
     """
-    state = half(model)
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    model.eval()
+    state = stored(model)
     row = dict(command=command, seed=seed, score=score(), **known)
     header = dict(config=config, **row)
-    path, others = folder / f"{name}.safetensors", folder / f"{name}_seeds.json"
+    path, others = folder / f"{stem}.safetensors", folder / f"{stem}_seeds.json"
     if seed == 0:
         save_file(state, path, {key: json.dumps(value) for key, value in header.items()})
     if seed != 0 or others.exists():
@@ -199,5 +200,5 @@ def ship(
         table[str(seed)] = row
         table = {key: table[key] for key in sorted(table, key=int)}
         others.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(f"{name}, seed {seed}: {json.dumps(row['score'])}", flush=True)
+    print(f"{stem}, seed {seed}: {json.dumps(row['score'])}", flush=True)
     return header

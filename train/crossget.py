@@ -13,7 +13,7 @@ seed's numbers go to crossget_clip_seeds.json (`vtlib.pruning.pretrained.scores_
 import random
 
 import torch
-from common import begin, command, cosine, fit, options, rounded, ship
+from common import begin, command, cosine, fit, options, rounded, ship, stored
 
 from vtlib.nn import patchify
 from vtlib.pruning import pretrained
@@ -124,7 +124,7 @@ def merged_patches(part, image):
 
 @torch.no_grad()
 def score(model, words, pictures=1024, pool=256):
-    """What `vtlib.pruning.pretrained.scores` describes."""
+    """What `vtlib.pruning.pretrained.crossget_clip` describes."""
     world, table = pretrained.world("test"), {}
     parts = [pretrained.pictures(world, pool, 990_000 + i) for i in range(pictures // pool)]
     settings = [("r=0", 0, *WAYS["guided"])]
@@ -158,11 +158,12 @@ def main(argv=None):
     words = pretrained.Words(pretrained.vocabulary(), CONTEXT)
     config = dict(CONFIG, vocab=len(words))
     model, fitted = train(args, words, config)
+    stored(model)
     ship(
         args.out,
         "crossget_clip",
         model,
-        lambda: score(model, words) | {"losses": held_out_losses(model, words)},
+        lambda: score(model, words),
         config=config,
         words=words.words,
         spoken=pretrained.SPOKEN,
@@ -170,6 +171,7 @@ def main(argv=None):
         command=command(__file__, seed=args.seed, steps=args.steps),
         seed=args.seed,
         steps=args.steps,
+        losses=held_out_losses(model, words),
         minutes=round(fitted.minutes, 1),
     )
 

@@ -10,7 +10,7 @@ Writes data/checkpoints/mixed_NAME.safetensors.
 
 import torch
 import torch.nn.functional as F
-from common import begin, command, fit, options, ship
+from common import begin, command, fit, options, ship, stored
 
 from vtlib import data
 from vtlib.multiscale import pretrained
@@ -75,21 +75,22 @@ def main(argv=None):
     for name in pretrained.MODELS if args.name == "everything" else [args.name]:
         model, fitted = train(name, args)
         kind, arguments = pretrained.config(name)
-        known = dict(steps=args.steps, batch=BATCH, minutes=round(fitted.minutes, 1))
-
-        def score(model=model, kind=kind):
-            model.eval()
-            table = dict(accuracy=accuracy(model))
-            return table | (dict(branches=branches(model)) if kind == "CrossViT" else {})
-
+        stored(model.model)
+        model.eval()
+        known = dict(branches=branches(model)) if kind == "CrossViT" else {}
         ship(
             args.out,
             pretrained.stem(name),
             model.model,
-            score,
-            config=dict(kind=kind, arguments=arguments),
+            lambda model=model: accuracy(model),
+            config=arguments,
             command=command(__file__, name, seed=args.seed, steps=args.steps),
             seed=args.seed,
+            name=name,
+            kind=kind,
+            steps=args.steps,
+            batch=BATCH,
+            minutes=round(fitted.minutes, 1),
             **known,
         )
 

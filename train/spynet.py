@@ -20,15 +20,14 @@ Held out: the test backgrounds and the test pictograms of EmojiWorld, the test p
 20 frames of the clip.
 """
 
-import json
 import math
 
 import torch
 import torch.nn.functional as F
 from common import begin, command, cosine, fit, options, rounded, ship
-from safetensors import safe_open
 from safetensors.torch import load_file
 
+from vtlib import checkpoints
 from vtlib.data import EmojiWorld, footage
 from vtlib.superres.degrade import bicubic
 from vtlib.superres.spynet import SPyNet
@@ -349,14 +348,6 @@ def score_clip(net, scales=(1, 4)):
     return rows
 
 
-def known_before(args):
-    """What the header of the file that is refined says; nothing before the first training."""
-    if not args.refine:
-        return {}
-    with safe_open(args.out / "spynet_emoji.safetensors", framework="pt") as file:
-        return {key: json.loads(value) for key, value in file.metadata().items()}
-
-
 def main(argv=None):
     parser = options(__doc__, STEPS, every=250)
     parser.add_argument("--batch", type=int, default=12, help="pairs of 64 px a step")
@@ -366,7 +357,7 @@ def main(argv=None):
     parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
     parser.add_argument("--refine", action="store_true", help="go on from the file in --out")
     args = begin(parser, argv)
-    before = known_before(args)
+    before = checkpoints.info(args.out / "spynet_emoji.safetensors") if args.refine else {}
     net, fitted = train(args)
     told = command(
         __file__, *["--refine"] * args.refine, steps=args.steps, peak=args.peak, seed=args.seed

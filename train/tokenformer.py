@@ -82,6 +82,7 @@ def main(argv=None):
         model,
         lambda: score(model),
         config=CONFIG,
+        characters=CHARACTERS,
         command=command(__file__, seed=args.seed, steps=args.steps),
         seed=args.seed,
         steps=args.steps,

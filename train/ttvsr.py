@@ -24,7 +24,7 @@ from common import begin, command, cosine, fit, options, ship
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vtlib import data
+from vtlib import checkpoints, data
 from vtlib.data import footage
 from vtlib.superres import bicubic, pretrained, psnr
 from vtlib.superres.ttvsr import TTVSR
@@ -265,7 +265,7 @@ def main(argv=None):
     model, fitted = train(args)
     if args.flow == "true":
         return
-    config = dict(SHAPE, **KINDS[args.kind], spynet=pretrained.scores("spynet_emoji")["config"])
+    config = dict(SHAPE, **KINDS[args.kind], spynet=checkpoints.info("spynet_emoji")["config"])
     with safe_open(work_file(args, "true"), framework="pt") as file:
         first = file.metadata()["command"]
     ship(

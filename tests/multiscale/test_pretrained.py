@@ -32,7 +32,7 @@ def test_names_pictograms_on_new_backgrounds(name, seed, held_out):
 def test_scores_tell_how_each_model_was_made():
     for name, seed in itertools.product(pretrained.MODELS, pretrained.SEEDS):
         row = checkpoints.info(pretrained.stem(name, seed))
-        assert row["command"] == f"python data/train_multiscale.py {name} --seed {seed}" and row["steps"] > 0 and row["minutes"] > 0
+        assert row["command"] == f"python train/multiscale.py {name} --seed {seed}" and row["steps"] > 0 and row["minutes"] > 0
         assert set(row["score"]) == {"small", "medium", "large"}
         assert ("branches" in row) == name.startswith("crossvit")
 

@@ -58,7 +58,7 @@ def test_slow_motion_of_the_real_clip_adds_up(flow_net):
 def test_checkpoint_is_small_and_tells_how_it_was_made():
     how = checkpoints.info("spynet_emoji")
     assert data.checkpoint("spynet_emoji").stat().st_size < 1e6
-    assert how["command"].startswith("python data/train_spynet.py") and how["minutes"] > 0 and how["steps"] > 0
+    assert how["command"].startswith("python train/spynet.py") and how["minutes"] > 0 and how["steps"] > 0
     for name, row in how["score"].items():
         if "px" in name:
             assert row["net"] < 0.7 * row["no motion"], name

@@ -51,7 +51,7 @@ def test_how_they_were_made():
     assert a["config"]["aggregate"] and not b["config"]["aggregate"]
     for variant, row in rows.items():
         assert row["score"]["all"]["model"][0] > row["score"]["all"]["bicubic"][0] + 0.5
-        assert "train_catanet.py" in row["command"] and data.checkpoint(VARIANTS[variant]).stat().st_size < 1.5e6
+        assert "train/catanet.py" in row["command"] and data.checkpoint(VARIANTS[variant]).stat().st_size < 1.5e6
 
 
 def test_another_variant():

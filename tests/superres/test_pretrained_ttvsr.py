@@ -57,7 +57,7 @@ def test_how_they_were_made(seed):
     assert a["config"]["trajectories"] and not b["config"]["trajectories"] and a["seed"] == b["seed"] == seed
     for name, row in zip(names, (a, b)):
         assert all(row["score"][what]["model"] > row["score"][what]["bicubic"] + floor for what, floor in FLOORS.items())
-        assert "train_ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
+        assert "train/ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
     count = [sum(p.numel() for p in getattr(pretrained, name)(seed=seed).parameters()) for name in NAMES]
     assert count[0] == count[1]
 

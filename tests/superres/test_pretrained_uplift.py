@@ -51,7 +51,7 @@ def test_what_is_stored():
     for variant in ("", "_onestep", "_free", "_cross", "_seed1", "_onestep_seed1", "_free_seed1", "_cross_seed1"):
         said = checkpoints.info("uplift_emoji" + variant)
         assert said["seed"] == int("seed1" in variant)
-        assert said["command"].startswith("python data/train_uplift.py") and {"config", "seed", "score"} <= set(said)
+        assert said["command"].startswith("python train/uplift.py") and {"config", "seed", "score"} <= set(said)
     assert checkpoints.info("uplift_emoji")["score"]["mIoU of a linear probe"] > 0.35
     weights = sum(p.numel() for p in uplift_emoji().parameters())
     assert 150_000 < weights < 400_000

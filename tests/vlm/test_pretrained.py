@@ -51,7 +51,7 @@ def test_the_header_tells_the_whole_story(model):
     held_out, blind = model.info["score"]["held out"], model.info["score"]["blind"]
     assert set(held_out) == {*exam.KINDS, "all"} and held_out["all"] >= 0.85
     assert all(held_out[kind] - blind[kind] >= 0.25 for kind in exam.KINDS)
-    assert "train_tinyvlm.py" in model.info["command"] and model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
+    assert "train/tinyvlm.py" in model.info["command"] and model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
 
 
 def test_cls_looks_at_objects(taken, vision):

@@ -1,4 +1,4 @@
-"""Small models trained on EmojiWorld with objects of mixed sizes, at about equal FLOPs. `data/train_multiscale.py` made them.
+"""Small models trained on EmojiWorld with objects of mixed sizes, at about equal FLOPs. `train/multiscale.py` made them.
 
     model = pretrained.emoji("crossvit")
 

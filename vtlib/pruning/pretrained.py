@@ -5,7 +5,7 @@
     similarity = model(seen.images, words(seen.captions))          (64, 64), rows are pictures
 
 Every picture has three pictograms; the caption names those of SPOKEN and their places, and passes over those of SILENT. So it
-is known what the text asks for, and what it does not. `data/train_crossget.py` made the checkpoint. It is also the one joint
+is known what the text asks for, and what it does not. `train/crossget.py` made the checkpoint. It is also the one joint
 space of pictures and text there is here, so it can play the CLIP that Recoverable Compression asks (`signals`).
 """
 

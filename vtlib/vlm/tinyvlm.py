@@ -3,7 +3,7 @@
     image -> Encoder -> patches of the last layer but one -> projector (Linear, GELU, Linear) -> visual tokens
     <start> | visual tokens | the question's words -> causal decoder -> the answer's words, <end>
 
-128 x 128 pixels are 256 visual tokens. It was trained on EmojiWorld's questions (`data/train_tinyvlm.py`; scores in data/README.md); text is
+128 x 128 pixels are 256 visual tokens. It was trained on EmojiWorld's questions (`train/tinyvlm.py`; scores in data/README.md); text is
 split into words. Pruning goes in at three places: a `Plan` on the encoder's features or on the visual tokens, and `Stage`s inside the decoder.
 
     model = TinyVLM.pretrained()

@@ -1,0 +1,116 @@
+"""The training scripts run from their first step to a checkpoint that the loader takes."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vtlib import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ("--steps", "20")
+RUNS = {
+    "vit": [("vit.py", *STEPS)],
+    "multiscale": [("multiscale.py", "crossvit", *STEPS)],
+    "tokenformer": [("tokenformer.py", *STEPS)],
+    "crossget": [("crossget.py", *STEPS)],
+    "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
+    "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
+    "uplift": [("uplift.py", *STEPS)],
+    "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
+    "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "ship")],
+}
+WORKS = ("ttvsr.py", "tinyvlm.py")  # what takes --work
+
+
+def train(folder, script, *words):
+    """One script in a process of its own; what it prints."""
+    work = ("--work", str(folder / "work")) if script in WORKS else ()
+    command = [sys.executable, f"train/{script}", *words, "--out", str(folder), *work]
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "train"))
+    yield importlib.import_module("common")
+    sys.modules.pop("common")
+
+
+def test_every_script_has_a_run():
+    scripts = {p.stem for p in (ROOT / "train").glob("*.py")} - {"common"}
+    assert scripts == set(RUNS)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_steps(name, tmp_path):
+    printed = [train(tmp_path, *run) for run in RUNS[name]]
+    assert all("seed 0" in text or "step 20/20" in text for text in printed)
+    written = sorted(tmp_path.glob("*.safetensors"))
+    assert written and {p.stem for p in written} <= set(checkpoints.names())
+    for path in written:
+        shipped, header = checkpoints.info(path.stem), checkpoints.info(path)
+        assert header["config"] == shipped["config"] and header["seed"] == 0 and header["score"]
+        assert (ROOT / header["command"].split()[2]).is_file()
+
+
+def test_two_steps_of_the_fastest(tmp_path):
+    assert "step 2/2: loss" in train(tmp_path, "tokenformer.py", "--steps", "2")
+    path = tmp_path / "tokenformer_chars.safetensors"
+    header, shipped = checkpoints.info(path), checkpoints.info("tokenformer_chars")
+    assert header.keys() >= shipped.keys() and header["config"] == shipped["config"]
+    assert header["command"].endswith("train/tokenformer.py --seed 0 --steps 2")
+    assert 3 < header["score"]["nats a character"] < 4
+
+
+def test_fit_follows_rate_scale_and_clipping(common):
+    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "scale": 0.5}]
+    optimizer = torch.optim.SGD(groups, 1.0)
+
+    def loss(factor):
+        return factor * (weights[0].sum() + weights[1].sum())
+
+    fitted = common.fit(
+        lambda step: 10.0,
+        loss,
+        optimizer,
+        range(3, 5),
+        lambda step: float(step),
+        parts=[weights[:1], weights[1:]],
+    )
+    # each part's gradient is cut to length 1: 0.7071 an entry, at rates 3 and 4
+    expected = -torch.full((2,), 7 * 0.5**0.5)
+    assert torch.allclose(weights[0], expected, atol=1e-5)
+    assert torch.allclose(weights[1], expected / 2, atol=1e-5)
+    assert len(fitted.rows) == 2 and fitted.rows[0]["loss"] == 0
+
+
+def test_cosine_rises_and_falls(common):
+    rate = common.cosine(2.0, 100, warmup=10, floor=0.1)
+    assert rate(0) == pytest.approx(0.2, rel=1e-3) and rate(50) == pytest.approx(1.1)
+    assert max(map(rate, range(100))) < 2 and rate(99) == pytest.approx(0.2, rel=5e-3)
+
+
+def test_ship_scores_what_is_stored(common, tmp_path):
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    given = dict(config=dict(in_features=3, out_features=2), command="mine", steps=4)
+    for seed in (0, 1):
+        common.ship(tmp_path, "mine", model, lambda: model.weight.sum().item(), seed=seed, **given)
+    stored = checkpoints.load(tmp_path / "mine.safetensors", nn.Linear)
+    assert torch.equal(stored.weight, before.half().float())
+    assert checkpoints.info(tmp_path / "mine.safetensors")["score"] == stored.weight.sum().item()
+    table = json.loads((tmp_path / "mine_seeds.json").read_text())
+    assert set(table) == {"1"} and table["1"]["steps"] == 4
+    assert not list(tmp_path.glob("*seed1.safetensors"))
