@@ -12,6 +12,8 @@ from vtlib.teach import flops, latency
 from vtlib.tokens import VisionOutputs
 from vtlib.vlm import TinyVLM, exam
 
+from .before import before, ratio
+
 HEADS = 16
 PRODUCT, READS, FREE = "N x N product", "reads N x N maps", "no N x N product"
 # name: (file, what it needs, selection). A method whose file is not there is left out.
@@ -145,8 +147,55 @@ def prefill(batch=32, keeps=(256, 85, 57, 28)):
         yield f"{keep} ({keep / max(keeps):.1%})", f"{1000 * cost[keep][1]:.1f} ms", f"{fewer:.2f} x", f"{faster:.2f} x", f"{faster / fewer:.2f}"
 
 
+# ------------------------------------------------- FasterVLM and DivPrune as their releases do it
+def released_fastervlm(row, tokens, keep):
+    """The release's lines: mean over heads, topk, then the tokens in raster order."""
+    index = row.mean(dim=1).topk(keep, dim=-1).indices.sort(dim=-1).values
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def released_divprune(tokens, keep):
+    """Image by image; each step a minimum over the rows of all tokens chosen so far."""
+    out = []
+    for image in tokens:
+        x = image / image.norm(dim=1, keepdim=True)
+        d = 1 - x @ x.T
+        chosen = d.topk(2, dim=0, largest=False).values[1].argmax()[None]
+        for _ in range(keep - 1):
+            farthest = d.index_select(0, chosen).amin(dim=0).argmax()
+            chosen = torch.cat([chosen, farthest[None]])
+        out.append(chosen.sort().values)
+    return torch.stack(out)
+
+
+def against_releases():
+    """Processor time over the release's and over that of the earlier commit's, turns A B B A."""
+    old = before().module("pruning.fastervlm")
+    for batch, n, dim, keep in ((1, 576, 1024, 64), (16, 576, 1024, 64), (1, 2880, 4096, 320)):
+        row, tokens = torch.rand(batch, HEADS, n).softmax(-1), torch.randn(batch, n, dim)
+
+        def kept(module, row=row, tokens=tokens, keep=keep):
+            return module.select(module.score(row), keep).apply(tokens)
+
+        def release(row=row, tokens=tokens, keep=keep):
+            return released_fastervlm(row, tokens, keep)
+
+        same = torch.equal(kept(fastervlm), release())
+        now, then = ratio(lambda: kept(fastervlm), release), ratio(lambda: kept(old), release)
+        yield f"FasterVLM {(batch, n, dim)}", same, f"{now:.2f}", f"{then:.2f}"
+    old = before().module("pruning.divprune")
+    tokens = torch.randn(16, 576, 1024)
+    same = torch.equal(divprune.select(tokens, 56).index, released_divprune(tokens, 56))
+    now, then = (ratio(lambda m=module: m.select(tokens, 56),
+                       lambda: released_divprune(tokens, 56), repeats=3)
+                 for module in (divprune, old))
+    yield "DivPrune (16, 576, 1024)", same, f"{now:.2f}", f"{then:.2f}"
+
+
 def tables():
     with torch.no_grad():
+        yield ("Selecting, the kept tokens included, against the releases: processor time",
+               ["method", "same", "now", "earlier commit"], list(against_releases()))
         yield ("TinyVLM, prefill of 32 prompts: what fewer visual tokens save",
                ["visual tokens", "time", "fewer FLOPs", "faster", "of what the FLOPs promise"], list(prefill()))
         yield ("Selecting 64 of 576 tokens, batch 16, D = 1024, 16 heads: time over that of one N x N cosine product",

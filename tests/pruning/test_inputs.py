@@ -210,6 +210,15 @@ def test_global_settings_change_nothing(name):
                            want.apply(vision.selected[:, -want.num_tokens:]))
 
 
+def test_fractions_of_numpy_round_as_floats_do():
+    """The releases' own roundings: down for ZOO-Prune and TransPrune, halves up for AIM."""
+    tokens, scores = seeded(1, 39, DIM), torch.rand(1, 39)
+    for share in (0.25, np.float32(0.25), np.float64(0.25)):
+        assert len(zooprune.select(scores, tokens, share)) == 9     # int(9.75)
+        assert transprune.counts(32, share, 39, (7, 9, 12))[-1] == 9
+        assert aim.merge_counts(share, 39) == [19, 9]
+
+
 def test_rope_bias_under_global_settings():
     def bias():
         generator = torch.Generator("cpu").manual_seed(0)

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep
+from ..tokens.checks import is_fraction
 from ..tokens.precision import full_precision, widen
 from .method import Method
 
@@ -144,7 +145,7 @@ def merge_counts(keep: int | float, num_tokens: int) -> list[int]:
     (`resolve_keep`): as many steps as it takes, each halving what there is, the last one less.
     """
     left = resolve_keep(keep, num_tokens)
-    if isinstance(keep, float):
+    if is_fraction(keep):
         mantissa, exponent = math.frexp(keep)                       # keep = mantissa 2^exponent
         if mantissa == 0.5 and exponent < 1:
             return halvings(num_tokens, 1 - exponent)

@@ -45,6 +45,7 @@ from torch import Tensor
 
 from ..nn.checks import check_finite, check_float
 from ..tokens import Plan, Stage, resolve_keep, take
+from ..tokens.checks import is_fraction
 from ..tokens.precision import widen
 from .method import Method
 
@@ -224,7 +225,7 @@ def counts(
     whole = 0
     if keep != 0:
         whole = resolve_keep(keep, num_visual)
-        if isinstance(keep, float):
+        if is_fraction(keep):
             whole = max(1, int(keep * num_visual))
     steps = len(layers)
     if steps == 3:

@@ -36,7 +36,7 @@ from torch.func import functional_call, jacfwd, vmap
 
 from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
-from ..tokens.checks import check_scores
+from ..tokens.checks import check_scores, is_fraction
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision, widen
 from .method import Method
@@ -202,7 +202,7 @@ def importance(sensitivity: Tensor) -> Tensor:
 def _count(keep: int | float, num_tokens: int) -> int:
     """K = int(ratio N) for a float, at least 1: the release's rule."""
     count = resolve_keep(keep, num_tokens)
-    return max(1, int(keep * num_tokens)) if isinstance(keep, float) else count
+    return max(1, int(keep * num_tokens)) if is_fraction(keep) else count
 
 
 def sads(sensitivity: Tensor, tokens: Tensor, keep: int | float) -> tuple[Tensor, Tensor]:

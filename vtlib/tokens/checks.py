@@ -1,5 +1,8 @@
 """Bad scores end here: a ValueError that names the argument, what it got and what it needs."""
 
+import numbers
+from typing import Any
+
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_float
@@ -22,3 +25,8 @@ def check_scores(
             f"{name} has shape {tuple(scores.shape)} but needs {needs}: one number a token"
         )
     check_finite(scores, name)
+
+
+def is_fraction(keep: Any) -> bool:
+    """Whether a budget is a fraction: a real number, of Python or NumPy, that is no integer."""
+    return isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral)
