@@ -168,7 +168,7 @@ def test_bad_input():
         blur_down(x, 3, where="left")
     with pytest.raises(ValueError, match="mirroring 6 pixels needs more"):
         blur_down(torch.rand(3, 4, 4), where="duf")
-    with pytest.raises(ValueError, match="uint8: needs floats"):
+    with pytest.raises(ValueError, match="uint8 but needs a floating dtype"):
         bicubic(torch.zeros(3, 8, 8, dtype=torch.uint8), 0.25)
     with pytest.raises(ValueError, match="at least one pixel"):
         bicubic(torch.zeros(3, 0, 8), 0.25)

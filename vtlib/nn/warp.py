@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .checks import check_float
+
 MODES, PADDINGS = ("bilinear", "nearest"), ("border", "zeros")
 
 
@@ -29,8 +31,8 @@ def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "border
 
     Pixel centres are integers and corners are pixel centres, `grid_sample`'s align_corners=True;
     pictures one pixel wide work too. Positions are computed in float32 at least, as bfloat16 cannot
-    tell pixel 256 from 257. Raises ValueError for shapes that do not fit and for unknown modes and
-    paddings.
+    tell pixel 256 from 257. Raises ValueError for shapes that do not fit, for unknown modes and
+    paddings, for flow that is no floating tensor, and in "bilinear" for x that is none.
     """
     _check(x, flow, mode, padding)
     height, width = x.shape[2:]
@@ -53,6 +55,9 @@ def _check(x: Tensor, flow: Tensor, mode: str, padding: str) -> None:
         raise ValueError(f"mode={mode!r}: needs one of {', '.join(MODES)}")
     if padding not in PADDINGS:
         raise ValueError(f"padding={padding!r}: needs one of {', '.join(PADDINGS)}")
+    check_float(flow, "flow")
+    if mode == "bilinear" or not isinstance(x, Tensor):           # "nearest" may read labels
+        check_float(x, "x")
     fits = x.dim() == 4 and flow.shape == (x.shape[0], 2, *x.shape[2:])
     if not fits:
         raise ValueError(

@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from ..nn import mirrored
+from ..nn import check_float, mirrored
 
 BLURS = ("centred", "duf")
 
@@ -107,10 +107,10 @@ def _resample(images, rows, columns):
 
 
 def _check(images, multiple):
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: needs floats in [0, 1]")
+    check_float(images, "images")
     if images.dim() < 2 or 0 in images.shape:
         raise ValueError(f"images have shape {tuple(images.shape)}: needs (*, H, W) with at least one pixel")
     h, w = images.shape[-2:]
     if h % multiple or w % multiple:
-        raise ValueError(f"images are {h} x {w}, not a multiple of {multiple}; cut them to {h // multiple * multiple} x {w // multiple * multiple}")
+        fit = f"{h // multiple * multiple} x {w // multiple * multiple}"
+        raise ValueError(f"images are {h} x {w}, not a multiple of {multiple}; cut them to {fit}")

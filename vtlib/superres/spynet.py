@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn import check_images, warp
+from ..nn import check_float, check_images, warp
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                         # ImageNet's
 
@@ -51,8 +51,12 @@ class SPyNetBasicModule(nn.Module):
 def check_pair(reference, supporting):
     """ValueError unless both are images (B, 3, h, w) of one shape."""
     check_images(reference, name="reference")
+    check_float(supporting, "supporting")
     if supporting.shape != reference.shape:
-        raise ValueError(f"supporting has shape {tuple(supporting.shape)} but reference {tuple(reference.shape)}: they need to be equal")
+        raise ValueError(
+            f"supporting has shape {tuple(supporting.shape)} but reference "
+            f"{tuple(reference.shape)}: they need to be equal"
+        )
 
 
 class SPyNet(nn.Module):
