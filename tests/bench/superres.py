@@ -1,6 +1,8 @@
 """Super-resolution: attention along trajectories against all of space and time, content groups against all tokens, the local attender against
 cross-attention, each as its axis grows."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -19,6 +21,8 @@ from vtlib.superres.ttvsr import (
 )
 from vtlib.superres.uplift import LocalAttender, UPLiFT, shifted
 from vtlib.teach import flops, latency
+
+from .before import before, ratio
 
 C, STRIDE = 16, 4                                                                # channels of the demo nets, pixels a token side
 
@@ -162,6 +166,42 @@ def groups_against_all(sides=(32, 64, 128)):
     return ["cost relative to the first N", *header], rows
 
 
+# ------------------------------------------------------------------------------- old against new
+def catanet_before(sides=(64, 96), repeats=3, **config):
+    """The release's x2 net against this code at the first commit: time, training step, difference."""
+    old = before().module("superres.catanet").CATANet(2, **config)
+    new = catanet.CATANet(2, **config)
+    new.load_state_dict(old.state_dict())
+
+    def step(net, images):
+        with torch.enable_grad():
+            net(images).square().mean().backward()
+
+    for side in sides:
+        images = torch.rand(1, 3, side, side)
+        old.eval(), new.eval()
+        difference = (new(images) - old(images)).abs().max()
+        forward = ratio(partial(new, images), partial(old, images), repeats)
+        old.train(), new.train()
+        training = ratio(partial(step, new, images), partial(step, old, images), repeats)
+        yield f"{side} px", f"{forward:.2f}", f"{training:.2f}", f"{difference:.0e}"
+
+
+def trajectories_before(frames=(1, 4, 16), side=16, channels=64, repeats=5):
+    """LTAM with more and more key frames, against this code at the first commit."""
+    old = before().module("superres.ttvsr").LTAM(channels, STRIDE)
+    new = LTAM(channels, STRIDE)
+    new.load_state_dict(old.state_dict())
+    for count in frames:
+        query, keys, anchor, values, location = memory(count, side, channels)
+        rows = [t.contiguous(memory_format=torch.channels_last_3d) for t in (keys, *values)]
+        given_new = (query, rows[0], anchor, rows[1:], location)                 # as `push` keeps them
+        given_old = (query, keys, anchor, values, location)
+        difference = (new(*given_new) - old(*given_old)).abs().max()
+        share = ratio(partial(new, *given_new), partial(old, *given_old), repeats)
+        yield count, f"{share:.2f}", f"{difference:.0e}"
+
+
 # ----------------------------------------------------------------------------------------------------------------------- UPLiFT
 def pixel_by_pixel(attender, guide, value):
     """The Local Attender as loops over fine pixels and neighbours, edges replicated by hand."""
@@ -214,6 +254,10 @@ def tables():
                list(length()))
         yield ("CATANet, subgroups of 64 tokens, 64 centres, 40 channels: how many times faster vtlib is than naive forms",
                ["reference", "N", "difference", "faster"], list(groups_against_naive()))
+        yield ("CATANet x2 as released, against the first commit's code: 1 is as it was",
+               ["images", "forward", "training step", "difference"], list(catanet_before()))
+        yield ("TTVSR, one attention along trajectories, 64 channels, against the first commit's code",
+               ["key frames", "time", "difference"], list(trajectories_before()))
         header, rows = groups_against_all()
         yield "CATANet against N: linear is 4 and 16, quadratic is 16 and 256", header, rows
         yield ("UPLiFT's Local Attender, 16 x 16 to 32 x 32, 64 channels, 17 neighbours: how many times faster vtlib is",

@@ -7,6 +7,7 @@ from vtlib.superres.ttvsr import LTAM
 from .superres import (
     aggregate,
     attender_against_loops,
+    catanet_before,
     groups_against_naive,
     length,
     make_tab,
@@ -15,6 +16,7 @@ from .superres import (
     space_time_attention,
     subgroup_by_subgroup,
     trajectories_against_all,
+    trajectories_before,
     upsampling,
 )
 
@@ -49,3 +51,11 @@ def test_counted_cost():
     assert per_frame[1] < 1.1 * per_frame[0]                                     # linear in the frames
     rows = {row[0]: row[1:] for row in upsampling((16, 32), channels=8)[1]}
     assert float(rows["UPLiFT, two doublings"][2]) < 4.2 and float(rows["cross-attention alone"][2]) == 16
+
+
+@torch.no_grad()
+def test_what_got_faster_says_the_same_as_before():
+    sizes = dict(embed_dim=12, num_layers=1, qk_dim=8, mlp_dim=16, num_heads=2, patch_sizes=8)
+    rows = [*catanet_before((20,), 1, **sizes, num_centres=4, group_sizes=32)]
+    rows += trajectories_before((3,), side=4, channels=4, repeats=1)
+    assert len(rows) == 2 and all(float(row[-1]) <= 2e-6 for row in rows)
