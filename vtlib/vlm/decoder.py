@@ -1,10 +1,15 @@
-"""A Llama-shaped decoder that can lose visual tokens on the way: sequence, positions, masks, caches shrink, and decoding goes on.
+"""A Llama-shaped decoder that can lose visual tokens on the way: sequence, positions, masks, caches
+shrink, and decoding goes on.
 
-    hidden state   x = x + o(attention(rope(q(n(x))), rope(k(n(x))), v(n(x)))),   x = x + down(silu(gate(n'(x))) * up(n'(x)))
-    n = RMSNorm    (Touvron et al. 2023, arXiv 2302.13971);  grouped keys and values and biases on q, k, v as in Qwen2
+    hidden state   x = x + o(attention(rope(q(n(x))), rope(k(n(x))), v(n(x))))
+                   x = x + down(silu(gate(n'(x))) * up(n'(x)))
+    n = RMSNorm    (Touvron et al. 2023, arXiv 2302.13971)
 
-State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_attn.q_proj.weight`, ...), so official weights load
-as they are. What a cut inside the decoder may look at is a `State`; when to cut is a list of `vtlib.tokens.Stage`.
+with grouped keys and values and biases on q, k, v as in Qwen2.
+
+State-dict names are those of Llama and Qwen2 in transformers (`layers.0.self_attn.q_proj.weight`,
+...), so official weights load as they are. What a cut inside the decoder may look at is a `State`;
+when to cut is a list of `vtlib.tokens.Stage`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +27,7 @@ from ..tokens.precision import full_precision, widen
 POSITIONS, MODES = ("renumber", "keep"), ("drop", "mask")
 
 
-# ------------------------------------------------------------------------------------------------------------------ layers
+# ------------------------------------------------------------------------------------------- layers
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32 at least."""
 
@@ -33,7 +38,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         y = widen(x)
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight
 
 
 class SelfAttention(nn.Module):
@@ -47,8 +53,10 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * self.head_dim, embed_dim, bias=False)
 
     def repeat(self, x):
-        """(B, kv heads, N, P) -> (B, heads, N, P): each key and value head serves several query heads."""
-        return x if self.num_heads == self.num_kv_heads else x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+        """(B, kv heads, N, P) -> (B, heads, N, P): a key and value head serves several queries'."""
+        if self.num_heads == self.num_kv_heads:
+            return x
+        return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
 
 
 class Mlp(nn.Module):
@@ -71,7 +79,8 @@ class Layer(nn.Module):
         self.mlp = Mlp(embed_dim, hidden_dim)
 
     def qk(self, x, rope):
-        """Rotated queries (B, heads, S, P) and keys (B, kv heads, S, P) of this layer for its input x."""
+        """Rotated queries (B, heads, S, P) and keys (B, kv heads, S, P) of this layer for its
+        input x."""
         y = self.input_layernorm(x)
         split = dict(p=self.self_attn.head_dim)
         q = rearrange(self.self_attn.q_proj(y), "b s (h p) -> b h s p", **split)
@@ -81,23 +90,32 @@ class Layer(nn.Module):
     def forward(self, x, rope, mask=None, past=None, watch=False, attention=None):
         """x (B, S, D) -> (x, (k, v), transition).
 
-        rope: tables (B or 1, S, P). mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal.
-        past: (k, v) of earlier tokens. attention: a function (q, k, v) -> (B, heads, S, P) to use instead of the masked one.
+        Args:
+            rope: tables (B or 1, S, P).
+            mask: boolean, True = attend, broadcastable to (B, heads, S, keys); None is causal.
+            past: (k, v) of earlier tokens.
+            watch: whether the transition is wanted.
+            attention: a function (q, k, v) -> (B, heads, S, P) to use instead of the masked one.
+
         (k, v): rotated keys and values of past and new tokens, (B, kv heads, keys, P).
-        transition: None, or with watch {"attention": (magnitude, direction), "mlp": ...}, each (B, S): |out| / |in| and
-        cos(in, out) of the module between its norm and the sum.
+        transition: None, or with watch {"attention": (magnitude, direction), "mlp": ...}, each
+        (B, S): |out| / |in| and cos(in, out) of the module between its norm and the sum.
         """
         y = self.input_layernorm(x)
         attn = self.self_attn
         projections = attn.q_proj, attn.k_proj, attn.v_proj
-        q, k, v = (rearrange(proj(y), "b s (h p) -> b h s p", p=attn.head_dim) for proj in projections)
+        q, k, v = (
+            rearrange(proj(y), "b s (h p) -> b h s p", p=attn.head_dim) for proj in projections
+        )
         q, k = rotate(q, *rope), rotate(k, *rope)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         if attention is not None:
             out = attention(q, attn.repeat(k), attn.repeat(v))
         elif mask is None:
-            out = F.scaled_dot_product_attention(q, attn.repeat(k), attn.repeat(v), is_causal=q.shape[2] > 1)
+            out = F.scaled_dot_product_attention(
+                q, attn.repeat(k), attn.repeat(v), is_causal=q.shape[2] > 1
+            )
         else:
             out = attend(q, attn.repeat(k), attn.repeat(v), mask)
         out = attn.o_proj(rearrange(out, "b h s p -> b s (h p)"))
@@ -109,9 +127,11 @@ class Layer(nn.Module):
 
 
 def transition(before, after):
-    """How a module changes tokens (B, S, D): magnitude |after| / |before| and direction cos(before, after), each (B, S)."""
+    """How a module changes tokens (B, S, D): magnitude |after| / |before| and direction
+    cos(before, after), each (B, S)."""
     before, after = widen(before), widen(after)
-    return after.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12), F.cosine_similarity(before, after, dim=-1)
+    magnitude = after.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
+    return magnitude, F.cosine_similarity(before, after, dim=-1)
 
 
 def rotate(x, cos, sin):
@@ -119,10 +139,11 @@ def rotate(x, cos, sin):
     return apply_rope(x, cos[:, None], sin[:, None])
 
 
-# ------------------------------------------------------------------------------------------------------ what a cut may look at
+# --------------------------------------------------------------------------- what a cut may look at
 @dataclass
 class Transition:
-    """What a watched layer did to every token that was there, S_l of them: attention and mlp as (magnitude, direction), (B, S_l).
+    """What a watched layer did to every token that was there, S_l of them: attention and mlp as
+    (magnitude, direction), (B, S_l).
 
     valid (B, S_l): no padding. visual: where the image's tokens were.
     now (B, n): for each visual token that is alive now its place among them.
@@ -137,14 +158,19 @@ class Transition:
 
 @dataclass
 class State:
-    """The running decoder at a cut: `after` layers have run on a sequence text | n visual tokens | text.
+    """The running decoder at a cut: `after` layers have run on text | n visual tokens | text.
 
-    hidden (B, S, D): the residual stream. entered: what the last layer was given (None before the first layer), same shape.
+    hidden (B, S, D): the residual stream.
+    entered: what the last layer was given (None before the first layer), same shape.
     positions (B, S).
-    valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for tokens dropped earlier.
-    visual: slice of the sequence. num_visual: how many visual tokens there were at the start. plan: what happened to them so far.
+    valid (B, S) bool: what later layers may attend to; False for padding, and in mode "mask" for
+        tokens dropped earlier.
+    visual: slice of the sequence.
+    num_visual: how many visual tokens there were at the start.
+    plan: what happened to them so far.
     transitions {layer: Transition}, 1-based, of the layers that stages watch.
-    running (B, S) bool: all but padding; the tokens that mode "mask" has hidden still run, as queries whose output nobody reads.
+    running (B, S) bool: all but padding; the tokens that mode "mask" has hidden still run, as
+        queries whose output nobody reads.
     """
 
     decoder: "Decoder"
@@ -176,20 +202,26 @@ class State:
         return self.valid & behind
 
     def qk(self, layer="next") -> tuple[Tensor, Tensor]:
-        """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come ("next", from the residual
-        stream as it is) or of the one that has just run ("last"). ValueError when there is no such layer."""
+        """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come
+        ("next", from the residual stream as it is) or of the one that has just run ("last").
+        ValueError when there is no such layer."""
         number = self.after if layer == "next" else self.after - 1
         if not 0 <= number < len(self.decoder.layers):
-            raise ValueError(f"after={self.after}: there is no {layer} layer in a decoder with {len(self.decoder.layers)}")
+            raise ValueError(
+                f"after={self.after}: there is no {layer} layer in a decoder with "
+                f"{len(self.decoder.layers)}"
+            )
         block = self.decoder.layers[number]
-        q, k = block.qk(self.hidden if layer == "next" else self.entered, self.decoder.rope(self.positions))
+        x = self.hidden if layer == "next" else self.entered
+        q, k = block.qk(x, self.decoder.rope(self.positions))
         return q, block.self_attn.repeat(k)
 
     def logits(self, rows=slice(None), layer="next", qk=None) -> Tensor:
-        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), in float32 at least: (B, heads, rows, S).
+        """Causal attention logits q k^T / sqrt(P) of the rows (a slice), in float32 at least:
+        (B, heads, rows, S).
 
-        -inf where a key is later or not valid. Rows of padding and of tokens that mode "mask" has hidden are there too, with
-        what they see. qk: what `qk(layer)` gave, for those who have it already.
+        -inf where a key is later or not valid. Rows of padding and of tokens that mode "mask" has
+        hidden are there too, with what they see. qk: what `qk(layer)` gave, for those who have it.
         """
         q, k = self.qk(layer) if qk is None else qk
         with full_precision(q.device):
@@ -201,18 +233,24 @@ class State:
         return self.logits(rows, layer, qk).softmax(dim=-1)
 
     def top(self, score, keep) -> Plan:
-        """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are never chosen. keep may be 0."""
+        """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are
+        never chosen. keep may be 0."""
         score = score.masked_fill(~self.alive, float("-inf"))
-        index = top_tokens(score, keep) if keep else torch.zeros(len(score), 0, dtype=torch.long, device=score.device)
+        if keep:
+            index = top_tokens(score, keep)
+        else:
+            index = torch.zeros(score.shape[0], 0, dtype=torch.long, device=score.device)
         return Plan(index, score.shape[1])
 
 
-# ---------------------------------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 @dataclass
 class Cache:
-    """Keys and values of each layer, (B, kv heads, n_l, P) with its own n_l, and what decoding needs to go on.
+    """Keys and values of each layer, (B, kv heads, n_l, P) with its own n_l, and what decoding
+    needs to go on.
 
-    valid: per layer (B, n_l) bool. shift: per layer, by how much positions are lower than in layer 0 (0 when they are kept).
+    valid: per layer (B, n_l) bool.
+    shift: per layer, by how much positions are lower than in layer 0 (0 when they are kept).
     next (B,): position of the next token in layer 0.
     """
 
@@ -237,8 +275,9 @@ class Cache:
 class Prefill:
     """hidden (B, S', D) after the last norm; valid (B, S'); visual: slice of S'; cache.
 
-    plan: from the first visual tokens to the last ones; states: one `State` a stage, as its plan saw it; plans: one `Plan` a
-    stage, over the tokens that were alive (all, in mode "mask").
+    plan: from the first visual tokens to the last ones.
+    states: one `State` a stage, as its plan saw it.
+    plans: one `Plan` a stage, over the tokens that were alive (all, in mode "mask").
     """
 
     hidden: Tensor
@@ -250,36 +289,59 @@ class Prefill:
     plans: list[Plan]
 
 
-# -------------------------------------------------------------------------------------------------------------- the decoder
+# -------------------------------------------------------------------------------------- the decoder
 class Decoder(nn.Module):
     """Layers and last norm; embeddings and the output matrix belong to the model around it.
 
-    Args: embed_dim D, num_layers, num_heads, num_kv_heads (default: num_heads), hidden_dim of the gated MLP, qkv_bias,
-    rope_base, eps.
+    Args:
+        embed_dim: D.
+        num_layers: how many layers.
+        num_heads: query heads.
+        num_kv_heads: heads of keys and values; None: num_heads.
+        hidden_dim: of the gated MLP.
+        qkv_bias: whether q, k, v have biases.
+        rope_base: of the rotary angles.
+        eps: of the norms.
     """
 
-    def __init__(self, embed_dim=128, num_layers=6, num_heads=4, num_kv_heads=None, hidden_dim=256, qkv_bias=False,
-                 rope_base=10000.0, eps=1e-5):
+    def __init__(
+        self,
+        embed_dim=128,
+        num_layers=6,
+        num_heads=4,
+        num_kv_heads=None,
+        hidden_dim=256,
+        qkv_bias=False,
+        rope_base=10000.0,
+        eps=1e-5,
+    ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
         if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+            raise ValueError(
+                f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}"
+            )
         head_dim = check_heads(embed_dim, num_heads)
         if head_dim % 2:
-            raise ValueError(f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a head; "
-                             "rotary positions need an even number")
+            raise ValueError(
+                f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a "
+                f"head; rotary positions need an even number"
+            )
         self.embed_dim, self.head_dim, self.rope_base = embed_dim, head_dim, rope_base
-        self.layers = nn.ModuleList(Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps)
-                                    for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps)
+            for _ in range(num_layers)
+        )
         self.norm = RMSNorm(embed_dim, eps)
 
     def rope(self, positions):
-        """Tables (cos, sin), each (B, S, P), for integer positions (B, S): angle = position * base^(-2i/P)."""
+        """Tables (cos, sin), each (B, S, P), for integer positions (B, S):
+        angle = position * base^(-2i/P)."""
         return rope_at(positions, self.head_dim, self.rope_base)
 
     def forward(self, x, positions=None, mask=None):
-        """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1; mask as in `Layer.forward`,
-        default causal."""
+        """x (B, S, D) -> (B, S, D) after the last norm. positions (B or 1, S), default 0 ... S - 1;
+        mask as in `Layer.forward`, default causal."""
         check_tokens(x, self.embed_dim, "x")
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
@@ -336,18 +398,25 @@ class Decoder(nn.Module):
         )
 
     def step(self, x, cache: Cache):
-        """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in place by one entry a layer.
-        ValueError unless x has one token for each of the cache's samples and the cache an entry for each layer."""
+        """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in
+        place by one entry a layer. ValueError unless x has one token for each of the cache's
+        samples and the cache an entry for each layer."""
         check_tokens(x, self.embed_dim, "x")
         if x.shape[:2] != (len(cache.next), 1) or len(cache.keys) != len(self.layers):
-            raise ValueError(f"x has shape {tuple(x.shape)}, the cache {len(cache.next)} samples and {len(cache.keys)} layers: "
-                             f"needs ({len(cache.next)}, 1, {self.embed_dim}) and {len(self.layers)} layers")
+            samples = len(cache.next)
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, the cache {samples} samples and "
+                f"{len(cache.keys)} layers: "
+                f"needs ({samples}, 1, {self.embed_dim}) and {len(self.layers)} layers"
+            )
         tables = {shift: self.rope(cache.next[:, None] - shift) for shift in set(cache.shift)}
         one = torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)
         for i, layer in enumerate(self.layers):
             cache.valid[i] = torch.cat([cache.valid[i], one], dim=1)
-            x, (cache.keys[i], cache.values[i]), _ = layer(x, tables[cache.shift[i]], cache.valid[i][:, None, None, :],
-                                                          (cache.keys[i], cache.values[i]))
+            mask = cache.valid[i][:, None, None, :]
+            past = (cache.keys[i], cache.values[i])
+            x, past, _ = layer(x, tables[cache.shift[i]], mask, past)
+            cache.keys[i], cache.values[i] = past
         cache.next = cache.next + 1
         return self.norm(x)
 
@@ -355,8 +424,8 @@ class Decoder(nn.Module):
 # ----------------------------------------------------------------------------- a prefill on its way
 @dataclass
 class Run:
-    """What `Decoder.prefill` carries from layer to layer: the sequence x (B, S, D) as it is now, and
-    what belongs to it.
+    """What `Decoder.prefill` carries from layer to layer: the sequence x (B, S, D) as it is now,
+    and what belongs to it.
 
     entered: what the last layer was given. where (B, S): positions. valid, running, visual, plan,
     seen (there: transitions), num_visual: as in `State`. padded: whether valid was given. shift: as
@@ -423,7 +492,7 @@ class Run:
         return self.visual.stop - self.visual.start
 
     def cut(self, stage: Stage, after: int) -> None:
-        """Let the stage choose among the visual tokens that are there, and drop or hide the rest."""
+        """Let the stage choose among the visual tokens that are there; drop or hide the rest."""
         state = State(
             self.decoder,
             after,
@@ -454,7 +523,7 @@ class Run:
         """Mode "mask": tokens that are not kept stay, and nobody attends to them any more."""
         if plan.merges:
             raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
-        if len(plan) == self.num_visual:                        # nothing is hidden, the fast path stays
+        if len(plan) == self.num_visual:                    # nothing is hidden, the fast path stays
             return
         kept = plan.kept()
         self.valid = splice(self.valid, self.visual, lambda t: t & kept)
@@ -551,15 +620,17 @@ def places(valid: Tensor, padded: bool) -> Tensor:
 
 
 def causal(valid, rows=slice(None)):
-    """(B, 1, rows, S) bool, True = attend: earlier or same place, and a valid key. A row without any such key sees itself."""
+    """(B, 1, rows, S) bool, True = attend: earlier or same place, and a valid key. A row without
+    any such key sees itself."""
     order = torch.arange(valid.shape[1], device=valid.device)
-    alone = (valid.long().cumsum(dim=1) == 0)[:, None, rows, None]                                   # b 1 rows 1
+    alone = (valid.long().cumsum(dim=1) == 0)[:, None, rows, None]      # b 1 rows 1
     row = order[rows, None]
     return ((row >= order) & valid[:, None, None, :]) | (alone & (row == order))
 
 
 def count(valid):
-    """(B, S) bool -> (B, S) long: positions 0, 1, ... of the valid tokens; padding takes the one before it (0 in front)."""
+    """(B, S) bool -> (B, S) long: positions 0, 1, ... of the valid tokens; padding takes the one
+    before it (0 in front)."""
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
