@@ -1,57 +1,177 @@
-"""The images of a prompt of transformers' LLaVA and Qwen2.5-VL: what was read of them, and where their tokens stand."""
+"""The images of a prompt of transformers' LLaVA and Qwen2.5-VL: what was read of them, where their
+tokens stand, and the prompt without those that a plan leaves out."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..tokens import Plan, VisionOutputs, take
+from .cuts import Images, take_positions
 
 
 class Seen:
-    """What was read of some images: found, as `encoders` gives it; inputs: the arguments it was read from."""
+    """What was read of some images: found, as `encoders` gives it; inputs: the arguments it was
+    read from."""
 
-    def __init__(self, found, inputs):
-        self.found, self.inputs, self.kept = found, inputs, {}
+    def __init__(self, found: list[tuple[list[int], VisionOutputs]], inputs: dict[str, Any]):
+        self.found, self.inputs = found, inputs
 
-    def tokens(self):
-        """One (N, D) an image, projected and unpruned; `order` knows them again."""
-        self.kept = {image: tokens for images, vision in self.found for image, tokens in zip(images, vision.tokens)}
-        return [self.kept[image] for image in sorted(self.kept)]
+    @property
+    def count(self) -> int:
+        return sum(len(images) for images, _ in self.found)
 
-    def order(self, tokens):
-        """The images that a list of `tokens` is of; `generate` repeats entries for beams."""
-        known = {id(t): image for image, t in self.kept.items()}
-        if any(id(t) not in known for t in tokens):
-            raise ValueError("mm_encoder_outputs was changed since get_image_features made it: pass pixel_values")
-        return [known[id(t)] for t in tokens]
+    def tokens(self) -> list[Tensor]:
+        """One (N, D) an image, projected and unpruned."""
+        pairs = [
+            pair
+            for images, vision in self.found
+            for pair in zip(images, vision.tokens, strict=True)
+        ]
+        return [tokens for _, tokens in sorted(pairs, key=lambda pair: pair[0])]
+
+    def order(self, tokens: list[Tensor]) -> list[int]:
+        """The images that a list of `tokens` is of, known by their numbers: `generate` repeats
+        them for beams, and others copy them, move them or put them into one piece."""
+        known = self.tokens()
+        flat = torch.cat([t.reshape(-1, t.shape[-1]) for t in tokens])
+        order: list[int] = []
+        start = 0
+        while start < len(flat):
+            first = order[-1] + 1 if order else 0
+            turns = ((first + step) % len(known) for step in range(len(known)))
+            image = next((i for i in turns if _same(flat[start:], known[i])), None)
+            if image is None:
+                raise ValueError(
+                    "mm_encoder_outputs is not what get_image_features gave last in this thread: "
+                    "it was made outside of this block, changed, or split (prefill_chunk_size): "
+                    "pass pixel_values, and the whole prompt at once"
+                )
+            order.append(image)
+            start += len(known[image])
+        return order
 
 
-def places(placeholder, found, order):
-    """Where images stand: placeholder (B, S) bool, found as `encoders` gives it, order: the image behind each block of
-    placeholders.
+def _same(flat: Tensor, tokens: Tensor) -> bool:
+    first = flat[: len(tokens)].to(tokens)
+    return first.shape == tokens.shape and torch.allclose(
+        first, tokens, rtol=0.0, atol=0.0, equal_nan=True
+    )
 
-    For each entry of `found`: (numbers of the images in the prompts, vision, which of vision's images (M,), row (M,),
-    places (M, N)). ValueError for too many or too few placeholders, and for an image's that are spread over two prompts.
+
+@dataclass
+class Group:
+    """Images of one size in a prompt. images: numbers in the order of the prompts; vision; which
+    (M,): the row of vision each is; row (M,): its prompt; places (M, N): its placeholders."""
+
+    images: list[int]
+    vision: VisionOutputs
+    which: Tensor
+    row: Tensor
+    places: Tensor
+
+
+def groups(placeholder: Tensor, seen: Seen, order: list[int]) -> Iterator[Group]:
+    """Where images stand.
+
+    Args:
+        placeholder: (B, S) bool.
+        seen: what was read of the images.
+        order: the image behind each block of placeholders.
+
+    ValueError for too many or too few placeholders, and for an image's that are spread over two
+    prompts.
     """
+    device, width = placeholder.device, placeholder.shape[1]
     flat = placeholder.flatten().nonzero()[:, 0]
-    sizes = {image: vision.features.shape[1] for images, vision in found for image in images}
-    ends = torch.tensor([0, *(sizes[image] for image in order)]).cumsum(0).tolist()
+    sizes = {image: vision.features.shape[1] for images, vision in seen.found for image in images}
+    ends = [0, *itertools.accumulate(sizes[image] for image in order)]
     if len(flat) != ends[-1]:
-        raise ValueError(f"input_ids has {len(flat)} placeholders of images, but the {len(order)} images in pixel_values "
-                         f"have {ends[-1]} tokens")
-    for images, vision in found:
-        here = [(start, image) for start, image in zip(ends, order) if image in images]
-        start = torch.tensor([s for s, _ in here], device=flat.device)[:, None]
-        at = flat[start + torch.arange(sizes[images[0]], device=flat.device)]                   # m n
-        row, place = at // placeholder.shape[1], at % placeholder.shape[1]
+        raise ValueError(
+            f"input_ids has {len(flat)} placeholders of images, but the {len(order)} images in "
+            f"pixel_values have {ends[-1]} tokens"
+        )
+    starts = list(zip(ends[:-1], order, strict=True))
+    for images, vision in seen.found:
+        here = [(start, image) for start, image in starts if image in images]
+        if not here:
+            continue
+        start = torch.tensor([s for s, _ in here], device=device)[:, None]
+        at = flat[start + torch.arange(sizes[images[0]], device=device)]  # m n
+        row, place = at // width, at % width
         if (row != row[:, :1]).any():
-            raise ValueError("input_ids: the placeholders of an image are spread over two prompts of the batch")
-        which = torch.tensor([images.index(image) for _, image in here], device=flat.device)
-        yield [image for _, image in here], vision, which, row[:, 0], place
+            raise ValueError(
+                "input_ids: the placeholders of an image are spread over two prompts of the batch"
+            )
+        which = torch.tensor([images.index(image) for _, image in here], device=device)
+        yield Group([image for _, image in here], vision, which, row[:, 0], place)
 
 
-def check_even(images, stay):
-    """ValueError unless all prompts keep equally many tokens and images their blocks: images (`cuts.Images`), stay (B, S)."""
+@dataclass
+class Sheet:
+    """A prompt while its images' tokens are put in.
+
+    x (B, S, D): embeddings. positions, moved (..., B, S): as the model numbers it, and as
+    survivors carry them along. columns (B, S): where each token comes from. stay (B, S) bool.
+    """
+
+    x: Tensor
+    positions: Tensor
+    moved: Tensor
+    columns: Tensor
+    stay: Tensor
+
+    def put(self, group: Group, plan: Plan, tokens: Tensor, behind: int) -> Tensor:
+        """What is left of a group's images goes to its first places; -> these (M, T), -1 where
+        there is none. behind: how many other tokens the plan counts before the patches."""
+        count, here, at = len(plan), group.places, group.row[:, None]
+        if count > here.shape[1]:
+            raise ValueError(
+                f"the plan leaves {count} tokens but an image has {here.shape[1]} places in the "
+                "prompt"
+            )
+        slots = here[:, :count]
+        self.x = self.x.index_put((at, slots), tokens.to(self.x.dtype))
+        self.stay[at, here] = False
+        self.stay[at, slots] = plan.index >= 0
+        seed = take(here, (plan.index - behind).clamp(min=0))
+        self.moved[..., at, slots] = self.positions[..., at, seed]
+        self.columns[at, slots] = seed
+        return slots.masked_fill(plan.index < 0, -1)
+
+    def rectangle(self, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """index (B, S') of what stays, and valid (B, S'). Rows that are shorter than others are
+        filled with padding, first their own, then tokens that were dropped."""
+        size = self.stay.shape[1]
+        real = self.stay if mask is None else self.stay & mask.bool()
+        length = size if self.stay.all() else int(real.sum(dim=1).amax())
+        rank = torch.where(real, 2, self.stay.long())
+        best = rank.argsort(dim=1, stable=True)[:, size - length :]
+        index = best.sort(dim=1).values  # b s'
+        return index, take(real, index)
+
+    @property
+    def gone(self) -> Tensor:
+        """(B, S): how many tokens are dropped up to each."""
+        return (~self.stay).long().cumsum(dim=1)
+
+    def numbers(self, renumber: bool, index: Tensor) -> Tensor:
+        """The positions of the tokens `index` (B, S')."""
+        return take_positions(self.positions - self.gone if renumber else self.moved, index)
+
+
+def check_even(images: list[Images], stay: Tensor) -> None:
+    """ValueError unless all prompts keep equally many tokens and images their blocks: stay
+    (B, S)."""
     left = stay.sum(dim=1)
     if (left != left[0]).any() or any((group.places < 0).any() for group in images):
-        raise ValueError(f"prompts of {left.tolist()} tokens in a batch: cuts inside the decoder need equally many images "
-                         "in each, and no empty slots")
+        raise ValueError(
+            f"prompts of {left.tolist()} tokens in a batch: cuts inside the decoder need equally "
+            "many images in each, and no empty slots"
+        )
     for group in images:
         if (group.places.diff(dim=1) != 1).any():
             raise ValueError("input_ids: the placeholders of an image must be neighbours")

@@ -1,0 +1,92 @@
+"""Arguments of a model's head that count places of the prompt: `labels` and `logits_to_keep`.
+
+The prompt gets shorter behind the head's back, so both wait until it is known what is left.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tokens import take
+from .cuts import Level, Run
+
+IGNORED = -100  # the label that transformers' losses leave out
+
+
+@dataclass
+class Wishes:
+    """What a forward of the head asks for beside the prompt. mask: its attention_mask; more: what
+    the loss gets beside logits and labels."""
+
+    labels: Tensor | None
+    logits_to_keep: int | Tensor
+    mask: Tensor | None
+    more: dict[str, Any]
+
+
+def wishes(kwargs: dict[str, Any], known: set[str]) -> Wishes:
+    """Take `labels` and `logits_to_keep` out of a forward's arguments. known: those that the
+    forward names; others go to the loss. ValueError for what cannot follow the pruned prompt."""
+    ids, labels = kwargs.get("input_ids"), kwargs.pop("labels", None)
+    keep = kwargs.pop("logits_to_keep", 0)
+    keep = keep if isinstance(keep, Tensor) else int(keep)
+    if kwargs.get("shift_labels") is not None:
+        raise ValueError("shift_labels is not supported while pruning: pass labels")
+    if labels is not None:
+        if ids is not None and labels.shape != ids.shape:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)} but input_ids {tuple(ids.shape)}: one "
+                "label a token, as without pruning"
+            )
+        if isinstance(keep, Tensor) or keep:
+            raise ValueError("labels and logits_to_keep together: a loss needs all logits")
+    more = {name: value for name, value in kwargs.items() if name not in known}
+    return Wishes(labels, keep, kwargs.get("attention_mask"), more)
+
+
+def places(level: Level, wish: Wishes, full: int) -> Tensor:
+    """(B, k): where the columns of `logits_to_keep` are in the last level. ValueError for one that
+    was pruned away."""
+    device, keep = level.columns.device, wish.logits_to_keep
+    if isinstance(keep, int):
+        columns = torch.arange(max(full - keep, 0), full, device=device)
+    else:
+        columns = torch.arange(full, device=device)[keep.to(device)]
+    here = level.valid
+    if wish.mask is not None:  # the padding of the prompt itself may be asked for as well
+        here = here | (wish.mask.gather(1, level.columns) == 0)
+    found = (level.columns[:, :, None] == columns) & here[:, :, None]  # b s' k
+    if not found.any(dim=1).all():
+        lost = columns[~found.any(dim=1).all(dim=0)].tolist()
+        raise ValueError(
+            f"logits_to_keep={keep} asks for columns {lost[:5]} of input_ids, which are pruned "
+            "away: ask for words behind the images, or for all (0) and see `columns`"
+        )
+    return found.long().argmax(dim=1)
+
+
+def chosen(out: Any, run: Run, wish: Wishes) -> Any:
+    """The model's output with those hidden states alone that `logits_to_keep` asks for."""
+    if not isinstance(wish.logits_to_keep, Tensor) and wish.logits_to_keep == 0:
+        return out
+    here = places(run.levels[-1], wish, run.full)
+    if isinstance(out, tuple):
+        return take(out[0], here), *out[1:]
+    out.last_hidden_state = take(out.last_hidden_state, here)
+    return out
+
+
+def add_loss(model: Any, out: Any, wish: Wishes, run: Run) -> Any:
+    """The head's output with the loss of its labels, of which those of pruned tokens are gone:
+    `labels.gather(1, columns)`, and none for padding."""
+    level = run.levels[-1]
+    labels = wish.labels.to(level.columns.device).gather(1, level.columns)
+    labels = labels.masked_fill(~level.valid, IGNORED)
+    logits = out[0] if isinstance(out, tuple) else out.logits
+    size = model.config.text_config.vocab_size
+    loss = model.loss_function(logits=logits, labels=labels, vocab_size=size, **wish.more)
+    if isinstance(out, tuple):
+        return loss, *out
+    return type(out)(**{**out, "loss": loss})
