@@ -1,9 +1,24 @@
-"""What each model must bear: meta device, bf16 autocast, compile, backward, odd sizes, batch of 1, save and load, eval mode determinism."""
+"""What each model must bear: meta device, bf16 autocast, compile, export with a free batch,
+backward, gradient checkpointing, odd sizes, batch of 1, save and load, other defaults of torch, the
+fused attention kernel."""
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from .registry import MODELS
+
+# Why a model's attention is not fused in training. In eval mode all of them are.
+WRITTEN_DOWN = {
+    "crossformer": "its bias is learned, and the CPU's fused kernel gives a mask no gradient",
+    "crossformer_pp": "the same",
+}
+NO_ATTENTION = (
+    "spynet", "ttvsr", "ttvsr_recurrent", "uplift", "uplift_patch_6", "uplift_generative",
+)
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+MATH = "aten::_scaled_dot_product_attention_math"
 
 
 @pytest.fixture(params=MODELS, ids=list(MODELS))
@@ -70,7 +85,8 @@ def test_double_precision(model):
 
 def test_compile_without_graph_breaks(model):
     torch._dynamo.reset()
-    compiled = torch.compile(model.module, backend="eager", fullgraph=True, dynamic=False)      # traced in one piece: no graph break
+    # traced in one piece: no graph break
+    compiled = torch.compile(model.module, backend="eager", fullgraph=True, dynamic=False)
     x = model.inputs(2, True)
     torch.testing.assert_close(compiled(x), model.module(x), atol=1e-5, rtol=1e-4)
 
@@ -85,3 +101,61 @@ def test_state_dict_round_trip(model):
 def test_empty_batch_is_refused(model):
     with pytest.raises(ValueError, match=r"empty|at least one"):
         model.module(model.inputs(2)[:0])
+
+
+def test_export_with_a_free_batch(model):
+    free = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    program = torch.export.export(model.module, (model.inputs(2),), dynamic_shapes=free)
+    for batch in (3, 5):
+        x = model.inputs(batch)
+        torch.testing.assert_close(program.module()(x), model.module(x), atol=1e-5, rtol=1e-4)
+
+
+def gradients(model, run):
+    """Gradients of a freshly built model in training mode, the same random numbers each time."""
+    torch.manual_seed(0)
+    module = model.build().train()
+    torch.manual_seed(1)
+    run(module).square().mean().backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def test_gradient_checkpointing(model):
+    x = model.inputs(2)
+    want = gradients(model, lambda module: module(x))
+    got = gradients(model, lambda module: checkpoint(module, x, use_reentrant=False))
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+
+
+def test_torchs_defaults_change_nothing(model):
+    x = model.inputs(2)
+    want = model.module(x)
+    with torch.device("meta"):                          # a tensor made there would fail loudly
+        assert torch.equal(model.module(x), want)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = model.module(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == want.dtype and torch.equal(got, want)
+
+
+def attention_kernels(run):
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    return {FUSED, MATH} & {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in NO_ATTENTION])
+def test_attention_takes_the_fused_kernel(name):
+    module, x = MODELS[name].build(), MODELS[name].inputs(2)
+    with torch.no_grad():
+        assert attention_kernels(lambda: module.eval()(x)) == {FUSED}
+    want = {MATH} if name in WRITTEN_DOWN else {FUSED}
+    assert attention_kernels(lambda: module.train()(x)) == want
+
+
+@pytest.mark.parametrize("name", NO_ATTENTION)
+def test_models_without_attention(name):
+    module, x = MODELS[name].build().eval(), MODELS[name].inputs(2)
+    assert attention_kernels(lambda: module(x)) == set()

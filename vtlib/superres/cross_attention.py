@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import check_images, places_2d
+from ..nn import attend, check_images, places_2d
 from .uplift import Encoder
 
 
@@ -40,11 +40,8 @@ class CrossAttentionUpsampler(nn.Module):
         q = self.query(torch.cat([q, at_q.to(q.dtype)], 1))
         k = self.key(torch.cat([k, at_k.to(k.dtype), features.to(k.dtype)], 1))
         q, k, v = (rearrange(t, "b c h w -> b 1 (h w) c") for t in (q, k, features))
-        if return_attn:
-            attn = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-            out = attn.to(v.dtype) @ v
-        else:
-            attn, out = None, F.scaled_dot_product_attention(q, k, v.to(q.dtype))
+        out = attend(q, k, v.to(q.dtype), return_attn=return_attn)
+        out, attn = out if return_attn else (out, None)
         out = rearrange(out, "b 1 (h w) c -> b c h w", h=size[0])
         return (out, attn) if return_attn else out
 
@@ -52,4 +49,4 @@ class CrossAttentionUpsampler(nn.Module):
 def _places(size, like):
     """(B, 16, h, w) for B features `like`: where each pixel is, at wavelengths 2, 1, 1/2, 1/4."""
     places = places_2d(size, 16, math.pi, like.device).to(like.dtype)
-    return rearrange(places, "(h w) c -> c h w", h=size[0]).expand(len(like), -1, -1, -1)
+    return rearrange(places, "(h w) c -> c h w", h=size[0]).expand(like.shape[0], -1, -1, -1)

@@ -267,10 +267,10 @@ class UPLiFT(nn.Module):
         check_images(features, self.in_channels, "features")
         iterations = self.pixel_steps if iterations is None else iterations
         iterations = check_int(iterations, "iterations", 1)
-        if len(features) != len(images):
+        count, batch = features.shape[0], images.shape[0]
+        if count != batch:
             raise ValueError(
-                f"features of {len(features)} images for {len(images)} images: "
-                f"needs features of each image"
+                f"features of {count} images for {batch} images: needs features of each image"
             )
         if return_attn and self.attender is None:
             raise ValueError("return_attn=True needs an attender; this model has num_neighbours=None")
