@@ -186,7 +186,8 @@ def combine(x, encoded, noise_channels=0, noise_scale=1.0, generator=None):
     parts = [x, resize_nearest(encoded, x.shape[-2:]).to(x.dtype)]
     if noise_channels:
         shape = (x.shape[0], noise_channels, *x.shape[-2:])
-        parts.append(noise_scale * torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
+        # torch.randn with a generator takes no free size in torch.export; the numbers are its own
+        parts.append(noise_scale * x.new_empty(shape).normal_(generator=generator))
     return torch.cat(parts, dim=1)
 
 
