@@ -15,7 +15,7 @@ def merging(case):
     for i, r in enumerate(c["r_per_step"]):
         x = merge_step(x, r).apply(x)
         out[f"step{i}"] = x
-        together = merge(tokens, c["r_per_step"][: i + 1]).apply(tokens)         # one plan for all steps
+        together = merge(tokens, c["r_per_step"][: i + 1]).apply(tokens)  # one plan for all steps
         torch.testing.assert_close(together, x, atol=1e-6, rtol=1e-5)
     return out
 
@@ -43,11 +43,11 @@ def llm_pruning(case):
     if layers == 28 and [cut.keep for cut in cuts] != [cut.keep for cut in aim.stages(28, None, num_visual)]:
         raise ValueError(f"retain_rate={c['retain_rate']} is not the schedule for 28 layers")
     asked = {int(name.removeprefix("importance_layer")) + 1 for name in case.tensors if name.startswith("importance_layer")}
-    for after in asked - {cut.after for cut in cuts}:                            # look, and hide nothing more
+    for after in asked - {cut.after for cut in cuts}:               # look, and hide nothing more
         left = min((cut.keep for cut in cuts if cut.after < after), default=num_visual)
         cuts.append(Stage(after, left, lambda state, keep: state.top(state.alive.float(), keep)))
     run = llama(case).prefill(x, slice(start, stop), cuts, positions=aim.METHOD.positions, mode="mask")
-    mask = torch.stack([*run.cache.valid[1:], run.valid])                        # what the layer after each sees
+    mask = torch.stack([*run.cache.valid[1:], run.valid])           # what the layer after each sees
     out = {"last_hidden_state": run.hidden, "mask_after_layer": mask}
     for state in run.states:
         out[f"importance_layer{state.after - 1}"] = aim.page_rank(state.logits(layer="last"), running=state.running)

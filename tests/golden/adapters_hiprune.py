@@ -19,7 +19,8 @@ def llava(case):
     wanted = attention_layers(layers, c["HIPRUNE_OBJECT_LAYER"], layers + 1 + c["mm_vision_select_layer"])
     attention = {i: (t["q"][i] @ t["k"][i].transpose(-2, -1) * t["q"].shape[-1] ** -0.5).softmax(-1) for i in wanted}
     features = t["image_features"]
-    with_cls = torch.cat([features[:, :1], features], dim=1)                     # [CLS] itself is not in the case, nor read
+    # [CLS] itself is not in the case, nor read
+    with_cls = torch.cat([features[:, :1], features], dim=1)
     vision = VisionOutputs(with_cls, tuple(c["grid"]), torch.nn.Identity(), attention=attention)
     options = {"object_layer": wanted[0] + 1, "deep_layer": wanted[1] + 1}
     middle, deep = score(vision, **options)

@@ -1,4 +1,5 @@
-"""Recoverable Compression: the local outlier factor, and the whole selection with the released quirks on."""
+"""Recoverable Compression: the local outlier factor, and the whole selection with the released
+quirks on."""
 
 import torch
 

@@ -27,7 +27,8 @@ def transition_weight(case):
     from vtlib.pruning.transprune import transition, ttv
 
     magnitude, cosine = transition(case.tensors["token_in"], case.tensors["token_out"])
-    together = [rearrange(x, "b n -> 1 (b n)") for x in (magnitude, cosine)]     # the release sums over the batch too
+    # the release sums over the batch too
+    together = [rearrange(x, "b n -> 1 (b n)") for x in (magnitude, cosine)]
     weight = ttv(*together).reshape(magnitude.shape)
     return dict(magnitude=magnitude, cosine=cosine, weight=weight, weight_paper_formula=ttv(magnitude, cosine, direction="abs"))
 
@@ -42,7 +43,7 @@ def model(case):
                              c["accumulating_layers"])
     run = llama(case).prefill(case.tensors["inputs_embeds"], visual, cuts, positions=transprune.METHOD.positions)
     out = {"last_hidden_state": run.hidden}
-    for i, (state, plan) in enumerate(zip(run.states, run.plans)):
+    for i, (state, plan) in enumerate(zip(run.states, run.plans, strict=True)):
         rows = transprune.layer_ttv([state.transitions[n] for n in c["accumulating_layers"] if n <= state.after])
         behind = slice(state.visual.stop, None)
         total, attends = rows.sum(dim=1), transprune.iga(state.attention(behind), state.visual, state.asking[:, behind])

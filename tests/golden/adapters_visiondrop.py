@@ -1,4 +1,5 @@
-"""VisionDrop: the encoder stage behind a small CLIP tower, written out here, and the stages inside a small Llama."""
+"""VisionDrop: the encoder stage behind a small CLIP tower, written out here, and the stages inside
+a small Llama."""
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,8 @@ def encoder_stage(case):
     vision = VisionOutputs(hidden, (side, side), torch.nn.Identity(), cls_row=attention[:, :, 0, 1:], keys=keys.mean(dim=1))
     s, d = score(vision), c["dominant"]
     plan = prune(vision, d + c["contextual"], c["contextual"])
-    falling = 1 + s.argsort(dim=1, descending=True, stable=True)[:, : d - 1]     # the release's list; the plan has raster order
+    # the release's list; the plan has raster order
+    falling = 1 + s.argsort(dim=1, descending=True, stable=True)[:, : d - 1]
     falling = torch.cat([torch.zeros_like(falling[:, :1]), falling], dim=1)
     if not torch.equal(falling.sort(dim=1).values, plan.index[:, :d]):
         raise ValueError("the plan's dominant tokens are not the top of the score")
@@ -78,7 +80,7 @@ def llm_stages(case):
     run = model.prefill(case.tensors["inputs_embeds"], slice(start, start + c["visual_tokens_in"]),
                         stages(budgets, len(model.layers), c["layer_list"]))
     out = dict(last_hidden_state=run.hidden)
-    for i, (state, plan, (d, _)) in enumerate(zip(run.states, run.plans, budgets)):
+    for i, (state, plan, (d, _)) in enumerate(zip(run.states, run.plans, budgets, strict=True)):
         out |= {f"stage{i}.hidden_in": state.hidden, f"stage{i}.importance": visual_score(state),
                 f"stage{i}.dominant_indices": plan.index[:, :d],
                 f"stage{i}.hidden_out": splice(state.hidden, state.visual, plan.apply)}

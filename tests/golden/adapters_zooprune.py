@@ -21,7 +21,7 @@ def sensitivity(case):
                sensitivity_lowrank=sensitivity(x, short, step=c["h"], directions=u), lowrank_projection=short(x))
     exact = sensitivity(x.double(), project, step=c["h"], directions=u)
     error = (exact - t["sensitivity_float64"]).abs().max()
-    if error > 1e-6:                                                        # far below the case's tolerance, which is for float32
+    if error > 1e-6:                          # far below the case's tolerance, which is for float32
         raise ValueError(f"float64 sensitivity is off by {error}")
     return out | dict(sensitivity_float64=exact)
 

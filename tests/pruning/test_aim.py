@@ -1,5 +1,7 @@
-"""AIM: merging and page rank against plain loops, the card's numbers, and the schedule to zero in the decoder."""
+"""AIM: merging and page rank against plain loops, the card's numbers, and the schedule to zero in
+the decoder."""
 
+import itertools
 import math
 
 import pytest
@@ -46,7 +48,8 @@ def build(num_layers=6, kv=2, dtype=torch.float64):
     return model.to(dtype).eval().requires_grad_(False)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- merging
+# ------------------------------------------------------------------------------------------------
+# ---------------------- merging
 def loop_step(x, r):
     """One image, a list of token vectors -> (list of vectors, list of lists: which went in)."""
     size, r = len(x), min(r, len(x) // 2)
@@ -70,7 +73,8 @@ def test_one_step_in_loops(size, r, seed):
     assert len(plan) == size - min(r, size // 2)
     for b in range(2):
         want, groups = loop_step(x[b], r)
-        torch.testing.assert_close(out[b], torch.stack(want), atol=1e-6, rtol=1e-6)              # weights are float32
+        # weights are float32
+        torch.testing.assert_close(out[b], torch.stack(want), atol=1e-6, rtol=1e-6)
         assert plan.index[b].tolist() == [g[0] for g in groups]
         source = plan.source()[b].tolist()
         assert all(source[i] == s for s, g in enumerate(groups) for i in g)
@@ -88,7 +92,8 @@ def test_several_steps_as_one_plan(size, steps, seed):
             members = [[m for i in g for m in members[i]] for g in groups]
         torch.testing.assert_close(plan.apply(x)[b], torch.stack(vectors), atol=1e-5, rtol=1e-5)
         source = plan.source()[b].tolist()
-        assert sorted(m for g in members for m in g) == list(range(size))        # every token exactly once
+        # every token exactly once
+        assert sorted(m for g in members for m in g) == list(range(size))
         assert all(source[i] == s for s, g in enumerate(members) for i in g)
         if plan.merges:
             assert [int(v) for v in plan.role[b]] == [int(len(g) > 1) for g in members]
@@ -121,8 +126,8 @@ def test_any_number_can_be_reached(size, data):
     for step in r:
         assert 1 <= step <= n // 2
         n -= step
-    assert keep == n and all(a >= b for a, b in zip(r, r[1:]))
-    if keep < size and keep <= size - size // 2:                                 # on its way it passes the paper's first count
+    assert keep == n and all(a >= b for a, b in itertools.pairwise(r))
+    if keep < size and keep <= size - size // 2:      # on its way it passes the paper's first count
         assert r[0] == size // 2
 
 
@@ -139,10 +144,11 @@ def test_keep_all_is_the_identity():
 
 def test_raster_order_is_lost_and_alike_go_first():
     x = tokens(1, 8, 4)
-    x[0, 2] = 2 * x[0, 5]                                                        # exactly the same direction, twice the length
+    x[0, 2] = 2 * x[0, 5]                             # exactly the same direction, twice the length
     plan = merge_step(x, 1)
     assert plan.source()[0, 2] == plan.source()[0, 5]
-    torch.testing.assert_close(plan.apply(x)[0, 3 + 2], 1.5 * x[0, 5])           # three unmerged, then 1, 3, 5, 7
+    # three unmerged, then 1, 3, 5, 7
+    torch.testing.assert_close(plan.apply(x)[0, 3 + 2], 1.5 * x[0, 5])
     assert plan.index[0, 3:].tolist() == [1, 3, 5, 7] and sorted(plan.index[0, :3].tolist()) == [0, 4, 6]
     similarity, _ = aim.match(x)
     falling = [float(similarity[0, i // 2]) for i in plan.index[0, :3].tolist()]
@@ -152,9 +158,10 @@ def test_raster_order_is_lost_and_alike_go_first():
 def test_ties_go_to_the_lower_index():
     x = torch.ones(2, 9, 4)
     plan = merge_step(x, 2)
-    assert plan.index.tolist() == [[4, 6, 8, 1, 3, 5, 7]] * 2                    # 0 and 2 go, both into 1
+    assert plan.index.tolist() == [[4, 6, 8, 1, 3, 5, 7]] * 2       # 0 and 2 go, both into 1
     assert plan.source().tolist() == [[3, 3, 3, 4, 0, 5, 1, 6, 2]] * 2
-    torch.testing.assert_close(merge(x, [4, 2]).apply(x), torch.ones(2, 3, 4))   # tokens that are all alike leave that token
+    # tokens that are all alike leave that token
+    torch.testing.assert_close(merge(x, [4, 2]).apply(x), torch.ones(2, 3, 4))
     assert merge_step(torch.zeros(1, 4, 3), 2).apply(torch.zeros(1, 4, 3)).isfinite().all()
 
 
@@ -187,7 +194,7 @@ def test_scale_does_not_matter_but_order_does():
     assert torch.equal(merge(3 * x, [7, 3]).slot, merge(x, [7, 3]).slot)
     order = torch.arange(14).roll(1)
     here, moved = (merge(t, [7, 3]).apply(t).sort(dim=1).values for t in (x, x[:, order]))
-    assert not torch.allclose(moved, here)                                       # even and odd changed places
+    assert not torch.allclose(moved, here)                          # even and odd changed places
 
 
 def test_merging_meta_bf16_gradient():
@@ -196,7 +203,8 @@ def test_merging_meta_bf16_gradient():
     out = merge(x, [7, 3]).apply(x)
     assert out.dtype == torch.bfloat16 and out.shape == (2, 4, 6) and out.isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(merge(x.float(), [7]).slot, merge(x, [7]).slot)       # similarities are not left to eight bits
+        # similarities are not left to eight bits
+        assert torch.equal(merge(x.float(), [7]).slot, merge(x, [7]).slot)
     x = tokens().requires_grad_()
     merge(x, [7, 3]).apply(x).sum().backward()
     assert x.grad.isfinite().all() and (x.grad != 0).all()
@@ -212,7 +220,8 @@ def test_merging_refuses(call, words):
     assert words in str(error.value)
 
 
-# -------------------------------------------------------------------------------------------------------------------- page rank
+# ------------------------------------------------------------------------------------------------
+# -------------------- page rank
 def causal_logits(batch=2, heads=3, size=12, seed=0):
     x = torch.randn(batch, heads, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x.masked_fill(torch.ones(size, size, dtype=torch.bool).triu(1), -torch.inf)
@@ -233,18 +242,20 @@ def test_page_rank_in_loops(tau, iterations, damping):
                     for j, w in enumerate(weights):
                         new[j] += (1 - damping) * s[i] * w / sum(weights)
                 s = new
-            total = [t + v**2 / 3 for t, v in zip(total, s)]
+            total = [t + v**2 / 3 for t, v in zip(total, s, strict=True)]
         torch.testing.assert_close(got[b], torch.tensor(total, dtype=torch.float64).sqrt())
 
 
 def test_page_rank_limits():
     one_head = causal_logits(heads=1)
-    torch.testing.assert_close(page_rank(one_head).sum(1), torch.ones(2, dtype=torch.float64))       # each head's mass sums to 1
+    # each head's mass sums to 1
+    torch.testing.assert_close(page_rank(one_head).sum(1), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(page_rank(one_head, damping=1.0), torch.full((2, 12), 1 / 12, dtype=torch.float64))
     far = page_rank(causal_logits(), tau=1.0, iterations=2000)
-    torch.testing.assert_close(far[:, 0], torch.ones(2, dtype=torch.float64))    # token 0 attends to itself alone: it absorbs all
+    # token 0 attends to itself alone: it absorbs all
+    torch.testing.assert_close(far[:, 0], torch.ones(2, dtype=torch.float64))
     assert far[:, 1:].max() < 1e-6
-    plain = causal_logits().softmax(-1).mean(2)                                  # one iteration, tau 1: column means
+    plain = causal_logits().softmax(-1).mean(2)                 # one iteration, tau 1: column means
     torch.testing.assert_close(page_rank(causal_logits(), 1.0, 1), plain.square().mean(1).sqrt())
 
 
@@ -277,13 +288,15 @@ def test_page_rank_refuses(more):
         page_rank(causal_logits(), **more)
 
 
-# --------------------------------------------------------------------------------------------------------------------- schedule
+# ------------------------------------------------------------------------------------------------
+# --------------------- schedule
 def test_the_papers_schedule():
-    release = [1.0] * 14 + [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125] + [0.0] * 7                 # 0-based, 28 layers
+    # 0-based, 28 layers
+    release = [1.0] * 14 + [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125] + [0.0] * 7
     assert [rate(layer + 1, 14, 22) for layer in range(28)] == release
     assert [rate(layer + 1, 14, 22) for layer in range(28)] == [min(1, max(0, 1 - (layer - 13) / 8)) for layer in range(28)]
     cuts = stages(28, None, 1568)
-    left = {c.after - 1: c.keep for c in cuts}                                   # after 0-based layer
+    left = {c.after - 1: c.keep for c in cuts}                      # after 0-based layer
     assert left[14] == 1372 and left[20] == 196 and left[21] == 0 and min(left) == 14 and max(left) == 21
     assert [c.keep for c in cuts] == [c.keep for c in stages(28, None, 1568, rates=release)]
     assert [c.after for c in stages(32, None, 576, "image")] == list(range(14, 22))
@@ -320,7 +333,7 @@ def test_both_knobs(num_layers, num_visual, schedule, data):
 
 
 def test_both_knobs_in_numbers():
-    merged, cuts = split_budget(28, 259, 1568)                                   # the schedule's mean is 18.5/28, 259 of 392
+    merged, cuts = split_budget(28, 259, 1568)          # the schedule's mean is 18.5/28, 259 of 392
     assert merged == 392 and cuts[-1].keep == 0 and cuts[0].after == 15
     model, x = build(), sequence(2, 3 + 64 + 5)
     merged, cuts = split_budget(6, 8, 64)
@@ -333,7 +346,7 @@ def test_both_knobs_in_numbers():
 
 
 def test_ramp_for():
-    l1, l2 = ramp_for(28, (14 + 3.5 + 1) / 28, 8)                                # the video schedule: 15 see all, 7/8 ... 1/8
+    l1, l2 = ramp_for(28, (14 + 3.5 + 1) / 28, 8)      # the video schedule: 15 see all, 7/8 ... 1/8
     assert math.isclose(l1, 14, abs_tol=1e-6) and math.isclose(l2, 22, abs_tol=1e-6)
     assert [c.keep for c in stages(28, 1036, 1568)] == [c.keep for c in stages(28, None, 1568)]
     # `keep` halves the tokens that a layer sees on average
@@ -348,10 +361,11 @@ def test_flops_of_the_schedule_and_of_the_release():
     model, x = build(28), torch.randn(1, SIZE, DIM, dtype=torch.float64)
     drop, mask = (model.prefill(x, VISUAL, stages(28, None, NUM_VISUAL), positions="keep", mode=m) for m in ("drop", "mask"))
     assert drop.cache.lengths == tokens_per_layer(28, NUM_VISUAL, 8, stages(28, None, NUM_VISUAL))
-    assert mask.cache.lengths == [SIZE] * 28                                     # what the masked release computes: no saving
+    assert mask.cache.lengths == [SIZE] * 28           # what the masked release computes: no saving
 
 
-# ------------------------------------------------------------------------------------------------------------- in the decoder
+# ------------------------------------------------------------------------------------------------
+# ------------- in the decoder
 def sequence(batch=2, size=SIZE, dtype=torch.float64, seed=1):
     return torch.randn(batch, size, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -361,7 +375,7 @@ def test_one_cut_in_the_decoder_by_hand():
     run = model.prefill(x, VISUAL, stages(6, None, NUM_VISUAL, rates=(1, 0.3, 0.3, 0.3, 0.3, 0.3)), positions="keep")
     y, rope = x, model.rope(torch.arange(SIZE)[None])
     y, _, _ = model.layers[0](y, rope)
-    z = model.layers[1].input_layernorm(y)                                       # the layer that has just run, not the next
+    z = model.layers[1].input_layernorm(y)               # the layer that has just run, not the next
     attn = model.layers[1].self_attn
     q, k = (rotate(p(z).unflatten(-1, (-1, 4)).transpose(1, 2), *rope) for p in (attn.q_proj, attn.k_proj))
     logits = (q @ k.repeat_interleave(2, 1).mT / 2).masked_fill(torch.ones(SIZE, SIZE, dtype=torch.bool).triu(1), -torch.inf)
@@ -374,7 +388,7 @@ def test_one_cut_in_the_decoder_by_hand():
 def test_dropping_equals_masking_with_one_cut():
     """Same scores at the first cut, so the same tokens, so the same numbers for those that stay."""
     model, x = build(), sequence()
-    cuts = stages(6, None, NUM_VISUAL, l1=2, l2=3)                               # 16, 16, 16, then none
+    cuts = stages(6, None, NUM_VISUAL, l1=2, l2=3)                  # 16, 16, 16, then none
     assert [(c.after, c.keep) for c in cuts] == [(3, 0)]
     cuts = stages(6, None, NUM_VISUAL, rates=(1, 1, 0.4, 0.4, 0.4, 0.4))
     drop, mask = (model.prefill(x, VISUAL, cuts, positions="keep", mode=m) for m in ("drop", "mask"))
@@ -384,7 +398,8 @@ def test_dropping_equals_masking_with_one_cut():
 
 
 def test_masked_rows_send_mass_and_dropped_rows_do_not():
-    """With several cuts the two modes score differently: in the release's, tokens that are gone still vote."""
+    """With several cuts the two modes score differently: in the release's, tokens that are gone
+    still vote."""
     model, x = build(), sequence()
     cuts = stages(6, None, NUM_VISUAL, rates=(0.75, 0.5, 0.25, 0.125, 0, 0))
     drop, mask = (model.prefill(x, VISUAL, cuts, positions="keep", mode=m) for m in ("drop", "mask"))
@@ -392,9 +407,10 @@ def test_masked_rows_send_mass_and_dropped_rows_do_not():
     state = mask.states[1]
     assert torch.equal(state.alive, first) and state.running.all()
     rank = page_rank(state.logits(layer="last"), running=state.running)
-    assert (rank[:, VISUAL][~first] == 0).all()                                  # nobody looks at them
+    assert (rank[:, VISUAL][~first] == 0).all()                     # nobody looks at them
     votes = state.attention(layer="last")[:, :, VISUAL][~first[:, None].expand(-1, 4, -1)]
-    torch.testing.assert_close(votes.sum(-1), torch.ones(len(votes), dtype=torch.float64))           # but they look
+    # but they look
+    torch.testing.assert_close(votes.sum(-1), torch.ones(len(votes), dtype=torch.float64))
     dropped = page_rank(drop.states[1].logits(layer="last"), running=drop.states[1].running)
     assert dropped.shape[1] == SIZE - 4
     assert (dropped[:, 3:15] - rank[:, VISUAL].gather(1, drop.plans[0].index)).abs().max() > 1e-4
@@ -408,12 +424,12 @@ def test_text_stays_and_masks_are_nested(mode):
     index = torch.arange(NUM_VISUAL).expand(2, -1)
     for plan in run.plans:
         after = plan.index if mode == "mask" else index.gather(1, plan.index)
-        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index))
+        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index, strict=True))
         index = after
     assert run.plan.index.shape == (2, 0) and run.valid.sum(1).tolist() == [8, 6]
-    for b, size in enumerate((SIZE, SIZE - 2)):                                  # the release takes the first one's length
+    for b, size in enumerate((SIZE, SIZE - 2)):           # the release takes the first one's length
         one = model.prefill(x[b:b + 1, :size], VISUAL, stages(6, 0.4, NUM_VISUAL), None, "keep", mode)
-        assert all(torch.equal(a.index[b:b + 1], c.index) for a, c in zip(run.plans, one.plans))
+        assert all(torch.equal(a.index[b:b + 1], c.index) for a, c in zip(run.plans, one.plans, strict=True))
         new = torch.zeros(1, 1, DIM, dtype=torch.float64)
         torch.testing.assert_close(one.hidden[0, one.valid[0]][-5:], run.hidden[b, run.valid[b]][-5:], atol=1e-9, rtol=1e-6)
         assert model.step(new, one.cache).isfinite().all()
@@ -431,13 +447,13 @@ def test_padding_does_not_vote(mode, monkeypatch):
     longer, valid = torch.cat([x, 5 * sequence(1, 40, seed=8)], dim=1), torch.arange(SIZE + 40)[None] < SIZE
     cuts = stages(6, 0.5, NUM_VISUAL)
     alone, padded = (model.prefill(t, VISUAL, cuts, v, "keep", mode) for t, v in ((x, None), (longer, valid)))
-    scored = [s for run in (alone, padded) for s, cut in zip(run.states, cuts) if cut.keep]
-    assert len(votes) == len(scored) and all(torch.equal(v, s.running) for v, s in zip(votes, scored))
-    for a, b in zip(alone.states, padded.states):
+    scored = [s for run in (alone, padded) for s, cut in zip(run.states, cuts, strict=True) if cut.keep]
+    assert len(votes) == len(scored) and all(torch.equal(v, s.running) for v, s in zip(votes, scored, strict=True))
+    for a, b in zip(alone.states, padded.states, strict=True):
         want, got = (page_rank(s.logits(layer="last"), running=s.running) for s in (a, b))
         torch.testing.assert_close(got[:, : want.shape[1]], want)
         assert (got[:, want.shape[1]:] == 0).all() and not b.running[:, want.shape[1]:].any()
-    assert all(torch.equal(a.index, b.index) for a, b in zip(alone.plans, padded.plans))
+    assert all(torch.equal(a.index, b.index) for a, b in zip(alone.plans, padded.plans, strict=True))
 
 
 def test_compile_without_graph_breaks():

@@ -1,4 +1,5 @@
-"""HiPrune: scores, the three kinds of patches, borders, the budget, the layer analysis; against loops and the card's checks."""
+"""HiPrune: scores, the three kinds of patches, borders, the budget, the layer analysis; against
+loops and the card's checks."""
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ def make(batch=2, grid=(4, 6), layers=(1, 4), heads=2, num_prefix=1, seed=0):
 
 
 def naive(middle, deep, keep, grid, alpha, wrap):
-    """One image with lists and sets; `middle`, `deep` lists of numbers. The budget is large enough for all crosses."""
+    """One image with lists and sets; `middle`, `deep` lists of numbers. The budget is large enough
+    for all crosses."""
     h, w = grid
     n = h * w
     anchors = sorted(range(n), key=lambda i: (-middle[i], i))[: round(keep * alpha / 5)]
@@ -40,7 +42,7 @@ def naive(middle, deep, keep, grid, alpha, wrap):
 
 
 def parts(plan, b):
-    return tuple({i for i, role in zip(plan.index[b].tolist(), plan.role[b].tolist()) if role == kind} for kind in range(3))
+    return tuple({i for i, role in zip(plan.index[b].tolist(), plan.role[b].tolist(), strict=True) if role == kind} for kind in range(3))
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]), st.booleans(), st.integers(0, 10**6),
@@ -50,7 +52,8 @@ def test_equals_loops(h, w, alpha, wrap, seed, data):
     keep = data.draw(st.integers(1, h * w))
     middle, deep = (torch.randint(0, 9, (2, h * w), generator=torch.Generator().manual_seed(seed + i)) / 9 for i in (0, 1))
     plan = hp.select(middle, deep, keep, (h, w), alpha, wrap)
-    assert len(plan) == keep and plan.kept().sum(dim=1).tolist() == [keep] * 2   # the budget is met exactly, always
+    # the budget is met exactly, always
+    assert len(plan) == keep and plan.kept().sum(dim=1).tolist() == [keep] * 2
     assert (plan.index[:, 1:] > plan.index[:, :-1]).all()
     for b in range(2):
         anchors, buffers, registers = parts(plan, b)
@@ -58,16 +61,17 @@ def test_equals_loops(h, w, alpha, wrap, seed, data):
         assert anchors == want[0]
         if len(want[0] | want[1]) <= keep:
             assert (buffers, registers) == want[1:]
-        else:                                                                    # crosses do not fit: the best buffers
+        else:                                                 # crosses do not fit: the best buffers
             best = sorted(want[1], key=lambda i: (-middle[b, i].item(), i))[: keep - len(anchors)]
             assert buffers == set(best) and not registers
-        if not wrap:                                                             # no buffer farther than one step from an anchor
+        if not wrap:                                # no buffer farther than one step from an anchor
             assert all(any(abs(i // w - a // w) + abs(i % w - a % w) == 1 for a in anchors) for i in buffers)
 
 
 def test_whole_path_against_loops():
     vision = make()
-    plan = hp.prune(vision, 15, object_layer=2, alpha=0.7)                        # 2 anchors; the deepest layer there is 5
+    # 2 anchors; the deepest layer there is 5
+    plan = hp.prune(vision, 15, object_layer=2, alpha=0.7)
     for b in range(2):
         scores = []
         for layer in (1, 4):
@@ -83,9 +87,11 @@ def test_two_layers_and_all_queries():
     assert not torch.allclose(middle, deep)
     with_cls = vision.attention[1].mean(dim=1).mean(dim=1)[:, 1:]
     torch.testing.assert_close(middle, with_cls)
-    assert not torch.allclose(middle, vision.attention[1].mean(dim=1)[:, 0, 1:])                   # not the row of [CLS]
-    assert not torch.allclose(middle, vision.attention[1].mean(dim=1)[:, 1:, 1:].mean(dim=1))      # [CLS] asks too
-    assert hp.attention_layers(24) == (8, 22)                                    # CLIP in LLaVA: attentions[8], attentions[-2]
+    # not the row of [CLS]
+    assert not torch.allclose(middle, vision.attention[1].mean(dim=1)[:, 0, 1:])
+    # [CLS] asks too
+    assert not torch.allclose(middle, vision.attention[1].mean(dim=1)[:, 1:, 1:].mean(dim=1))
+    assert hp.attention_layers(24) == (8, 22)         # CLIP in LLaVA: attentions[8], attentions[-2]
     assert hp.attention_layers(32, 16, 32) == (15, 31)                           # Qwen2.5-VL
     with pytest.raises(ValueError, match="object_layer=0 counts from 1"):
         hp.attention_layers(24, 0)
@@ -119,7 +125,8 @@ def test_budget_arithmetic():
 
 
 def test_crosses_that_do_not_fit():
-    """Two anchors far apart cost ten tokens, the budget is eight: both anchors stay, the two least attended buffers go."""
+    """Two anchors far apart cost ten tokens, the budget is eight: both anchors stay, the two least
+    attended buffers go."""
     middle = torch.zeros(1, 50)
     middle[0, [11, 38]] = torch.tensor([9.0, 8.0])                                # on a 5 x 10 grid
     middle[0, [1, 10, 12, 21, 28, 37, 39, 48]] = torch.tensor([0.1, 2.0, 3.0, 4.0, 0.2, 5.0, 6.0, 7.0])
@@ -135,8 +142,9 @@ def test_alpha_zero_is_the_deep_score():
 
 
 def test_borders():
-    """A corner has two neighbours; the release's flat index gives it the next row's start, and limits what falls outside."""
-    corner = torch.tensor([[5]])                                                  # top right of 4 x 6
+    """A corner has two neighbours; the release's flat index gives it the next row's start, and
+    limits what falls outside."""
+    corner = torch.tensor([[5]])                                    # top right of 4 x 6
     assert hp.neighbourhood(corner, (4, 6))[0].nonzero()[:, 0].tolist() == [4, 5, 11]
     assert hp.neighbourhood(corner, (4, 6), wrap=True)[0].nonzero()[:, 0].tolist() == [0, 4, 5, 6, 11]
     assert hp.neighbourhood(torch.tensor([[20]]), (4, 6), wrap=True)[0].nonzero()[:, 0].tolist() == [14, 19, 20, 21, 23]
@@ -165,14 +173,15 @@ def test_identity_and_fractions():
 
 
 def test_scores_above_one():
-    """The release takes 1 off the deep score of chosen patches. Qwen's are sums and exceed 1: one may win a second place."""
+    """The release takes 1 off the deep score of chosen patches. Qwen's are sums and exceed 1: one
+    may win a second place."""
     middle, deep = seeded(1, 24), seeded(1, 24, seed=1)
     middle[0, 8], deep[0, 8] = 5.0, 5.0
     release = hp.select(middle, deep, 10, (4, 6), alpha=0.5, exact=False)
     assert (release.index == -1).sum() == 1 and release.kept().sum() == 9 and release.index[0, -1] == -1
     assert hp.select(middle, deep, 10, (4, 6), alpha=0.5).kept().sum() == 10
     small = [hp.select(middle / 9, deep / 9, 10, (4, 6), alpha=0.5, exact=exact).index for exact in (True, False)]
-    assert torch.equal(*small)                                                   # below 1 the two are the same
+    assert torch.equal(*small)                                      # below 1 the two are the same
 
 
 def test_batch_is_each_image_alone():
@@ -186,15 +195,16 @@ def test_batch_is_each_image_alone():
 
 def test_views():
     vision = make(batch=6, grid=(2, 3))
-    per_view = hp.prune(vision, 4, 2, alpha=0.8)                                  # one anchor each, and two or three buffers
-    plan = hp.prune_views(vision, 14, (1, 2), 2, alpha=0.8)                       # int(14 / 3) = 4 from each of three views
+    per_view = hp.prune(vision, 4, 2, alpha=0.8)         # one anchor each, and two or three buffers
+    # int(14 / 3) = 4 from each of three views
+    plan = hp.prune_views(vision, 14, (1, 2), 2, alpha=0.8)
     assert set(per_view.role.flatten().tolist()) >= {ANCHOR, BUFFER}
     assert plan.index.shape == (2, 12)
     mask = rearrange(per_view.kept(), "(b v) n -> b (v n)", v=3)
     assert torch.equal(plan.kept(), mask)
     order = view_order((1, 2), (2, 3))
     place = order.argsort()
-    assert (place[plan.index].diff(dim=1) > 0).all()                             # in the order of the big picture
+    assert (place[plan.index].diff(dim=1) > 0).all()               # in the order of the big picture
     role = torch.full((6, 6), -1).scatter(1, per_view.index, per_view.role)
     assert torch.equal(plan.role, take(rearrange(role, "(b v) n -> b (v n)", v=3), plan.index))
     with pytest.raises(ValueError, match="total=2 tokens for 3 views"):

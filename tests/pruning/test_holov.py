@@ -68,17 +68,17 @@ def loop_quota(weight, sizes, keep, allocate):
         q[c] += 1
     if allocate == "release":
         return q
-    q = [min(a, b) for a, b in zip(q, sizes)]
+    q = [min(a, b) for a, b in zip(q, sizes, strict=True)]
     while sum(q) < keep:
         left = keep - sum(q)
-        pull = [w * (m - k) for w, m, k in zip(weight, sizes, q)]
+        pull = [w * (m - k) for w, m, k in zip(weight, sizes, q, strict=True)]
         share = [p / sum(pull) if sum(pull) else 0.0 for p in pull]
-        add = [min(int(left * s), m - k) for s, m, k in zip(share, sizes, q)]
+        add = [min(int(left * s), m - k) for s, m, k in zip(share, sizes, q, strict=True)]
         if not any(add):
             free = sorted((c for c in range(count) if q[c] < sizes[c]), key=lambda c: (-share[c], c))
             for c in free[:left]:
                 add[c] = 1
-        q = [k + n for k, n in zip(q, add)]
+        q = [k + n for k, n in zip(q, add, strict=True)]
     return q
 
 
@@ -89,7 +89,7 @@ def loop_holov(x, a, crops, keep, allocate="paper", rank_by="attention", varianc
     s = [(v / top) ** tau for v in s]
     weight = [v / (sum(s) + 1e-6) for v in s]
     out = []
-    for members, q in zip(crops, loop_quota(weight, [len(m) for m in crops], keep, allocate)):
+    for members, q in zip(crops, loop_quota(weight, [len(m) for m in crops], keep, allocate), strict=True):
         value = a if rank_by == "attention" else h
         best = members if q >= len(members) else sorted(members, key=lambda i: (-float(value[i]), i))[:q]
         out += best
@@ -160,7 +160,8 @@ def test_default_number_of_crops():
 
 
 def test_a_band_runs_through_views():
-    assert crop_lists(bands(12, 3))[1] == [4, 5, 6, 7]                            # two views of 6 tokens, concatenated: 4 5 | 6 7
+    # two views of 6 tokens, concatenated: 4 5 | 6 7
+    assert crop_lists(bands(12, 3))[1] == [4, 5, 6, 7]
 
 
 # ---------------------------------------------------------------- quotas
@@ -181,11 +182,11 @@ def test_equal_scores_give_even_quotas():
     for num_crops, keep in [(8, 40), (8, 13), (7, 20)]:
         q = quotas(torch.full((1, num_crops), 1 / num_crops), torch.full((num_crops,), 12), keep)
         assert q.sum() == keep and q.max() - q.min() <= 1
-        assert (q[0].diff() <= 0).all()                                           # ties to the lower index
+        assert (q[0].diff() <= 0).all()                             # ties to the lower index
 
 
 def test_the_rest_goes_to_the_largest_weights_not_the_largest_remainders():
-    w = torch.tensor([[0.52, 0.24, 0.24]])                                        # times 10: 5.2 2.4 2.4
+    w = torch.tensor([[0.52, 0.24, 0.24]])                          # times 10: 5.2 2.4 2.4
     assert quotas(w, torch.tensor([9, 9, 9]), 10).tolist() == [[6, 2, 2]]
 
 
@@ -197,7 +198,8 @@ def test_surplus_follows_weight_times_free_places():
 
 
 def test_no_weight_outside_a_full_crop():
-    """All attention in one crop: the rest is dealt one each in raster order of crops, several rounds."""
+    """All attention in one crop: the rest is dealt one each in raster order of crops, several
+    rounds."""
     assert quotas(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([4, 4, 4]), 9).tolist() == [[3, 4, 2]]
 
 
@@ -270,7 +272,7 @@ def test_flat_attention_spreads_and_ties_go_to_the_lower_index():
 def test_release_loses_what_a_crop_cannot_hold():
     x, _ = example(num_tokens=24)
     a = torch.full((2, 24), 0.001, dtype=torch.float64)
-    a[:, 6:12] = 0.16                                                             # band 1 of 4 holds nearly all attention
+    a[:, 6:12] = 0.16                                       # band 1 of 4 holds nearly all attention
     table = bands(24, 4)
     h = score(x, a, table)
     release, paper = select(h, a, table, 12, "release"), select(h, a, table, 12)

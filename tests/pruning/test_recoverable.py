@@ -1,4 +1,5 @@
-"""Recoverable Compression: the outlier factor is scikit-learn's, the selection a plain loop's, the flags are the quirks."""
+"""Recoverable Compression: the outlier factor is scikit-learn's, the selection a plain loop's, the
+flags are the quirks."""
 
 import math
 import warnings
@@ -30,12 +31,13 @@ def sklearn_factor(scores, k):
     from sklearn.neighbors import LocalOutlierFactor
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # more neighbours than scores: it warns and cuts
+        warnings.simplefilter("ignore")             # more neighbours than scores: it warns and cuts
         return torch.from_numpy(-LocalOutlierFactor(n_neighbors=k).fit(scores.numpy()[:, None]).negative_outlier_factor_).float()
 
 
 def case(batch=3, grid=(6, 7), width=12, joint=10, seed=0, loud=4, asked=3, sharp=3.0):
-    """Pictures with a few salient patches and a few that the question is about: vision, and the arguments of `prune`."""
+    """Pictures with a few salient patches and a few that the question is about: vision, and the
+    arguments of `prune`."""
     g = torch.Generator().manual_seed(seed)
     n = grid[0] * grid[1]
     features = torch.randn(batch, 1 + n, width, generator=g)
@@ -52,7 +54,8 @@ def case(batch=3, grid=(6, 7), width=12, joint=10, seed=0, loud=4, asked=3, shar
 
 def reference(features, query, key, patches, text, neighbours=(20, 20, 10), gathered=32, weight=50.0, center_width=None,
               wrong_keys=False):
-    """One image in plain loops, with scikit-learn's factor: the output tokens, and what chose them."""
+    """One image in plain loops, with scikit-learn's factor: the output tokens, and what chose them.
+    """
     n = len(features)
     logits = [float(query[0].double() @ key[j].double()) / math.sqrt(key.shape[1]) for j in range(n + 1)]
     top = max(logits)
@@ -99,7 +102,7 @@ def test_factor_is_scikit_learns(n, k):
 def test_factor_with_duplicates_is_scikit_learns():
     g = torch.Generator().manual_seed(1)
     scores = torch.rand(3, 60, generator=g)
-    scores[:, ::3] = scores.amin(1, keepdim=True)                           # 20 equal ones and more: densities of 1e10
+    scores[:, ::3] = scores.amin(1, keepdim=True)        # 20 equal ones and more: densities of 1e10
     for k in (5, 20, 25):
         want = torch.stack([sklearn_factor(row, k) for row in scores])
         assert want.max() > 1e3 or k == 25
@@ -113,12 +116,12 @@ def test_factor_with_duplicates_is_scikit_learns():
 def test_factor_on_any_scores(values, k):
     scores = torch.tensor([values])
     if scores.unique().diff().numel() and scores.unique().diff().min() < 1e-4:
-        return                                                              # there the 1e-10 guard and rounding decide
+        return                                           # there the 1e-10 guard and rounding decide
     x = scores[0]
     gaps = (x[:, None] - x).abs().sort(1).values
     k_cut = min(k, len(values) - 1)
     if k_cut < len(values) - 1 and ((gaps[:, k_cut + 1] - gaps[:, k_cut]).abs() < 1e-6).logical_and(gaps[:, k_cut] > 0).any():
-        return                                                              # equally far to the left and right: anybody's choice
+        return                                 # equally far to the left and right: anybody's choice
     torch.testing.assert_close(local_outlier_factor(scores, k)[0], sklearn_factor(x, k), rtol=1e-3, atol=1e-3)
 
 
@@ -128,7 +131,7 @@ def test_factor_of_a_masked_row_is_that_of_the_rest_alone():
     mask[3] = False
     mask[4] = torch.arange(50) == 7
     got = local_outlier_factor(scores, 10, mask)
-    for row, there, found in zip(scores[:3], mask, got):
+    for row, there, found in zip(scores[:3], mask[:3], got[:3], strict=True):
         torch.testing.assert_close(found[there], local_outlier_factor(row[there][None], 10)[0])
         assert (found[~there] == 1).all()
     assert (got[3:] == 1).all()
@@ -158,7 +161,7 @@ def test_a_ramp_has_no_outliers_and_a_block_of_equals_makes_many():
     ramp = torch.linspace(0, 1, 80)[None]
     assert not local_outliers(ramp, 20).any()
     block = torch.where(torch.arange(80) % 2 == 0, torch.tensor(0.0), ramp)
-    assert local_outliers(block, 20).sum() >= 10                            # scores near the block, which are what they were
+    assert local_outliers(block, 20).sum() >= 10   # scores near the block, which are what they were
 
 
 # ---------------------------------------------------------------- scores
@@ -218,7 +221,7 @@ def test_the_flags_change_what_they_should():
     counted = prune(vision, **args, released_center_count=True)
     keyed = prune(vision, **args, released_key_index=True)
     centres = [(p.role == 2).sum().item() for p in (base, counted, keyed)]
-    assert centres[1] < centres[0] == centres[2] > 0                        # 40 channels, but more tokens are left
+    assert centres[1] < centres[0] == centres[2] > 0         # 40 channels, but more tokens are left
     assert torch.equal(keyed.index, base.index) and not torch.equal(keyed.origin, base.origin)
 
 
@@ -236,7 +239,7 @@ def test_the_released_count_loses_one_where_the_product_falls_short():
 
 
 def test_extra_token_needs_a_centre():
-    visual = torch.linspace(0.001, 0.002, 30)[None]                         # a ramp: no visual outlier, no centre
+    visual = torch.linspace(0.001, 0.002, 30)[None]           # a ramp: no visual outlier, no centre
     text = torch.zeros(1, 30)
     text[0, [3, 20]] = torch.tensor([0.3, 0.2])
     text += torch.linspace(0, 0.01, 30)
@@ -283,7 +286,8 @@ def test_fewer_left_than_a_centre_gathers():
     for b in range(2):
         for slot in (plan.role[b] == 2).nonzero()[:, 0]:
             row = plan.matrix()[b, slot]
-            assert row.count_nonzero() == 20 - (plan.role[b] < 2).sum()     # all that is left, itself included
+            # all that is left, itself included
+            assert row.count_nonzero() == 20 - (plan.role[b] < 2).sum()
 
 
 # ---------------------------------------------------------------- a budget
@@ -295,7 +299,7 @@ def test_quotas_fill_the_budget(counts, keep):
     if sum(counts):
         exact = [(keep - 1) * c / sum(counts) for c in counts]
         slack = 1 if share[2] else 2
-        assert all(abs(s - e) <= slack for s, e in zip(share.tolist(), exact))
+        assert all(abs(s - e) <= slack for s, e in zip(share.tolist(), exact, strict=True))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 7, 20, 41])
@@ -362,7 +366,8 @@ def test_permuting_the_tokens_permutes_the_choice():
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-# ---------------------------------------------------------------- meta, bfloat16, compile, bad input
+# ---------------------------------------------------------------- meta, bfloat16, compile, bad
+# input
 def test_meta_device_with_a_budget():
     vision, args = case()
     far = VisionOutputs(vision.selected.to("meta"), vision.grid, vision.project)

@@ -46,7 +46,8 @@ def run(model, x, cuts, **more):
     return model.prefill(x, VISUAL, cuts, **{"positions": transprune.METHOD.positions, **more})
 
 
-# ------------------------------------------------------------------------------------------------------------------ transitions
+# ------------------------------------------------------------------------------------------------
+# ------------------ transitions
 def test_identity_module():
     x = sequence()
     m, d = transition(x, x)
@@ -66,7 +67,7 @@ def test_scaling_the_input(c):
 
 def test_the_decoder_records_the_same():
     x, y = sequence(), sequence(seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(transition(x, y), decoder.transition(x, y)))
+    assert all(torch.equal(a, b) for a, b in zip(transition(x, y), decoder.transition(x, y), strict=True))
 
 
 @pytest.mark.parametrize("direction", ["release", "abs"])
@@ -76,7 +77,7 @@ def test_ttv_in_loops(direction):
     got = ttv(m, d, valid, direction)
     for b in range(2):
         turn = [1 - (abs(float(v)) if direction == "abs" else float(v)) for v in d[b]]
-        total = sum(math.exp(t) for t, ok in zip(turn, valid[b]) if ok)
+        total = sum(math.exp(t) for t, ok in zip(turn, valid[b], strict=True) if ok)
         for i in range(SIZE):
             want = float(m[b, i]) * math.exp(turn[i]) / total if valid[b, i] else 0.0
             assert math.isclose(float(got[b, i]), want, rel_tol=1e-9)
@@ -84,11 +85,13 @@ def test_ttv_in_loops(direction):
 
 
 def test_reversed_or_orthogonal():
-    m, d = torch.ones(1, 3), torch.tensor([[1.0, 0.0, -1.0]])                     # kept its direction, orthogonal, turned round
+    # kept its direction, orthogonal, turned round
+    m, d = torch.ones(1, 3), torch.tensor([[1.0, 0.0, -1.0]])
     assert ttv(m, d).argsort().tolist() == [[0, 1, 2]]
     paper = ttv(m, d, direction="abs")
     assert paper.argmax() == 1 and paper[0, 0] == paper[0, 2]
-    torch.testing.assert_close(ttv(3 * m, d), 3 * ttv(m, d))                     # the softmax does not see the magnitude
+    # the softmax does not see the magnitude
+    torch.testing.assert_close(ttv(3 * m, d), 3 * ttv(m, d))
     with pytest.raises(ValueError, match="direction='paper'"):
         ttv(m, d, direction="paper")
 
@@ -102,7 +105,8 @@ def test_other_tokens_change_only_the_scale(seed, extra):
     torch.testing.assert_close(few / few.sum(), all_ / all_.sum())
 
 
-# ------------------------------------------------------------------------------------------------------------- layers and scores
+# ------------------------------------------------------------------------------------------------
+# ------------- layers and scores
 def brute(model, x, accumulate, direction, support):
     """(B, layers, n) from the modules' inputs and outputs, nothing cut."""
     rows, rope, later = [], model.rope(torch.arange(SIZE)[None]), torch.ones(SIZE, SIZE).triu(1).bool()
@@ -164,7 +168,8 @@ def test_accumulation_without_pruning_is_a_plain_sum_and_history_follows_survivo
     last, first = result.states[2], result.states[0]
     rows = layer_ttv([last.transitions[n] for n in (2, 3, 4, 5)])
     assert rows.shape == (2, 4, 8)
-    whole = layer_ttv([first.transitions[2]])[:, 0]                              # layer 2 as the first cut saw it, all 16 tokens
+    # layer 2 as the first cut saw it, all 16 tokens
+    whole = layer_ttv([first.transitions[2]])[:, 0]
     torch.testing.assert_close(rows[:, 0], whole.gather(1, last.plan.index))
     unpruned = run(model, x, stages(6, NUM_VISUAL, NUM_VISUAL, layers=(2, 3, 5)))
     assert torch.equal(unpruned.hidden, model(x))
@@ -178,7 +183,7 @@ def test_kept_sets_are_nested():
     index = torch.arange(NUM_VISUAL).expand(2, -1)
     for plan in result.plans:
         after = index.gather(1, plan.index)
-        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index)) and (after.diff(dim=1) > 0).all()
+        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index, strict=True)) and (after.diff(dim=1) > 0).all()
         index = after
     assert torch.equal(index, result.plan.index)
 
@@ -189,7 +194,7 @@ def test_only_alive_tokens_share_the_sums():
     torch.testing.assert_close(score(t, a, alive), torch.tensor([[0.5 * 0.25 + 0.25, 0.5 * 0.75 + 0.25, 0.0]]))
     torch.testing.assert_close(score(t, a, alpha=1.0), t / 8)
     torch.testing.assert_close(score(t, a, alpha=0.0), a / 10)
-    torch.testing.assert_close(score(100 * t, a), score(t, a))                   # each is normalised before the sum
+    torch.testing.assert_close(score(100 * t, a), score(t, a))   # each is normalised before the sum
     assert score(torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
 
 
@@ -199,17 +204,18 @@ def test_ttv_is_blind_to_the_question_and_iga_is_not():
     y[:, VISUAL.stop:] = sequence(2, TEXT, seed=7)
     blind = [run(model, t, stages(6, 4, NUM_VISUAL, layers=(3,), support="image")).states[0] for t in (x, y)]
     one, two = (layer_ttv(s.transitions.values(), support="image") for s in blind)
-    torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)                  # the image cannot look ahead
+    torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)     # the image cannot look ahead
     behind = slice(VISUAL.stop, None)
     one, two = (iga(s.attention(behind), s.visual, s.asking[:, behind]) for s in blind)
     assert (one - two).abs().max() > 0.05 * one.max()
     iga_gap = (one / one.sum(1, keepdim=True) - two / two.sum(1, keepdim=True)).abs().max()
-    # the release's support lets the question in by a back door: it weighs modules and layers against each other
+    # the release's support lets the question in by a back door: it weighs modules and layers
+    # against each other
     released = [layer_ttv(s.transitions.values()).sum(1) for s in blind]
     a, b = (r / r.sum(1, keepdim=True) for r in released)
     change = (a - b).abs().max()
     assert 0 < change < iga_gap / 3
-    for s in blind:                                                              # in one module it is a common factor
+    for s in blind:                                            # in one module it is a common factor
         record = next(iter(s.transitions.values()))
         s.one = ttv(*record.attention, record.valid)[:, VISUAL]
     torch.testing.assert_close(*(s.one / s.one.sum(1, keepdim=True) for s in blind), atol=1e-12, rtol=1e-9)
@@ -233,7 +239,8 @@ def test_masking_keeps_the_same_tokens():
     assert torch.equal(drop.plan.index, mask.plan.index)
 
 
-# -------------------------------------------------------------------------------------------------------------------- schedule
+# ------------------------------------------------------------------------------------------------
+# -------------------- schedule
 def test_the_papers_numbers():
     assert scaled_layers(32) == (7, 9, 12) == transprune.PRUNING_LAYERS
     cuts = stages(32, None, 576, ratios=HIGH)
@@ -241,13 +248,15 @@ def test_the_papers_numbers():
     assert cuts[2].watch == (7, 8, 9, 10, 11, 12) == transprune.ACCUMULATING_LAYERS and cuts[0].watch == (7,)
     assert [c.keep for c in stages(32, 72, 576)] == [504, 360, 72] == [c.keep for c in stages(32, 0.125, 576)]
     assert [c.keep for c in stages(32, None, 576, ratios=LOW)] == [432, 288, 0]
-    assert [c.keep for c in stages(32, None, 577, ratios=HIGH)] == [504, 360, 72]                    # int() of the original count
+    # int() of the original count
+    assert [c.keep for c in stages(32, None, 577, ratios=HIGH)] == [504, 360, 72]
 
 
 @pytest.mark.parametrize("num_visual, ratios, tera, share", [
     (576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4), (576, LOW, 1.190, 0.3117)])
 def test_flops(num_visual, ratios, tera, share):
-    """The card's (paper's) numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward net."""
+    """The card's (paper's) numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward
+    net."""
     def flops(cuts):
         return decoder_flops(tokens_per_layer(32, num_visual, 0, cuts), 4096, 11008, gated=True) / 1e12
     full, cut = flops(()), flops(stages(32, None, num_visual, ratios=ratios) if ratios else ())
@@ -274,7 +283,7 @@ def test_counts(num_layers, num_visual, data):
         assert left == [num_visual] * 3
 
     def mean(left):
-        return sum(tokens_per_layer(num_layers, num_visual, 0, list(zip(layers, left)))) / num_layers
+        return sum(tokens_per_layer(num_layers, num_visual, 0, list(zip(layers, left, strict=True)))) / num_layers
     least = mean(counts(num_layers, 0, num_visual, layers))
     if keep > least + 1:
         got = mean(counts(num_layers, keep, num_visual, layers, "mean"))
@@ -282,8 +291,9 @@ def test_counts(num_layers, num_visual, data):
 
 
 def test_mean_budget():
-    """0.4 of the tokens a layer is about what High costs; what no schedule of this depth can reach is refused."""
-    high = [(a, n) for a, n in zip((7, 9, 12), (504, 360, 72))]
+    """0.4 of the tokens a layer is about what High costs; what no schedule of this depth can reach
+    is refused."""
+    high = [(a, n) for a, n in zip((7, 9, 12), (504, 360, 72), strict=True)]
     mean = sum(tokens_per_layer(32, 576, 0, high)) / 32
     assert mean == (7 * 576 + 2 * 504 + 3 * 360 + 20 * 72) / 32
     assert [c.keep for c in stages(32, int(mean), 576, budget="mean")] == pytest.approx([504, 360, 72], abs=2)
@@ -293,7 +303,8 @@ def test_mean_budget():
     assert [c.keep for c in stages(9, 2, 10, layers=(2, 5))] == [6, 2] and stages(9, 0.01, 10)[-1].keep == 1
 
 
-# ------------------------------------------------------------------------------------------------------- devices, dtypes, input
+# ------------------------------------------------------------------------------------------------
+# ------- devices, dtypes, input
 def test_nothing_left_and_all_left():
     model, x = build(), sequence()
     gone = run(model, x, stages(6, None, NUM_VISUAL, ratios=LOW))
@@ -318,7 +329,7 @@ def test_equal_tokens_keep_the_first():
     change = Transition(same, same, torch.ones(1, 4, dtype=torch.bool), slice(0, 4), torch.arange(4)[None])
     assert layer_ttv([change, change]).tolist() == [[[0.5] * 4] * 2]
     model, x = build(), sequence(1)
-    x[:, VISUAL] = 0.0                                                           # nothing tells them apart
+    x[:, VISUAL] = 0.0                                              # nothing tells them apart
     for layer in model.layers:
         layer.self_attn.k_proj.weight.zero_()
         layer.self_attn.v_proj.weight.zero_()

@@ -1,4 +1,5 @@
-"""VisionDrop: the encoder's stage and the language model's against plain loops, and what a causal score does to early tokens."""
+"""VisionDrop: the encoder's stage and the language model's against plain loops, and what a causal
+score does to early tokens."""
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_encoder_stage_equals_plain_loops(num_prefix, keep, contextual):
         assert plan.index[b].tolist() == [i for i, _ in slots]
         torch.testing.assert_close(out[b], loop_apply(v.selected[b], slots))
     d = keep - contextual
-    assert torch.equal(out[:, :num_prefix], v.selected[:, :num_prefix])            # [CLS] travels, bit for bit
+    # [CLS] travels, bit for bit
+    assert torch.equal(out[:, :num_prefix], v.selected[:, :num_prefix])
     assert torch.equal(out[:, :d], v.selected.gather(1, plan.index[:, :d, None].expand(-1, -1, 8)))
     assert plan.num_prefix == num_prefix and plan.roles == ("dominant", "contextual") and plan.role.sum() == 2 * contextual
     assert (plan.source() >= 0).all() == (contextual > 0)
@@ -177,7 +179,8 @@ def prompt(batch=2, before=3, n=20, behind=4, dtype=torch.float64, seed=1):
 
 
 def loop_attention(model, state):
-    """Causal softmax of the next layer for the visual rows, one head and one row at a time: (B, heads, n, S)."""
+    """Causal softmax of the next layer for the visual rows, one head and one row at a time: (B,
+    heads, n, S)."""
     q, k = model.layers[state.after].qk(state.hidden, model.rope(state.positions))
     group = q.shape[1] // k.shape[1]
     out = torch.zeros(*q.shape[:2], state.visual.stop - state.visual.start, q.shape[2], dtype=q.dtype)
@@ -196,10 +199,11 @@ def test_stages_equal_plain_loops(num_kv_heads, normalise):
     cuts = stages([(9, 3), (4, 2)], 4, after=[1, 3], normalise=normalise)
     with torch.no_grad():
         run = model.prefill(x, visual, cuts)
-        for state, plan, (d, c) in zip(run.states, run.plans, [(9, 3), (4, 2)]):
+        for state, plan, (d, c) in zip(run.states, run.plans, [(9, 3), (4, 2)], strict=True):
             attention, keys = loop_attention(model, state)
             n = attention.shape[2]
-            keys_seen = torch.arange(n)[:, None] + 4 if normalise == "chance" else 1  # 3 of text, visual ones so far, itself
+            # 3 of text, visual ones so far, itself
+            keys_seen = torch.arange(n)[:, None] + 4 if normalise == "chance" else 1
             by = n if normalise == "none" else torch.arange(n, 0, -1)
             want = (attention[..., state.visual].mean(1) * keys_seen).sum(1) / by
             torch.testing.assert_close(visual_score(state, normalise).double(), want, atol=1e-6, rtol=1e-5)
@@ -223,7 +227,8 @@ def test_text_is_copied_positions_are_renumbered_nothing_is_lost():
         d = int((plan.role[0] == 0).sum())
         assert torch.equal(plan.apply(state.tokens)[:, :d], state.tokens.gather(1, plan.index[:, :d, None].expand(-1, -1, 16)))
         assert (plan.source() >= 0).all()
-    assert set(run.plan.source()[0].tolist()) == {0, 1, 2, 3}            # through all stages: each of the 20 has a slot
+    # through all stages: each of the 20 has a slot
+    assert set(run.plan.source()[0].tolist()) == {0, 1, 2, 3}
 
 
 def test_contextual_tokens_stand_behind_the_dominant_ones_at_the_next_stage():
@@ -296,8 +301,9 @@ def test_causal_bias_in_closed_form():
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(column, want * n / torch.arange(n, 0, -1), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(chance, torch.ones_like(chance), atol=1e-6, rtol=1e-5)
-    assert (got.diff() < 0).all() and got[0] / got[-1] > 10                       # early patches win by construction
-    assert (column.diff() < 0).all() and column[0] / column[-1] < 2.2             # less steep, but still the same order
+    assert (got.diff() < 0).all() and got[0] / got[-1] > 10      # early patches win by construction
+    # less steep, but still the same order
+    assert (column.diff() < 0).all() and column[0] / column[-1] < 2.2
 
 
 def test_place_of_the_kept():
@@ -315,7 +321,8 @@ def test_place_of_the_kept():
                     run = model.prefill(x, visual, stages([10], 4, after=[2], contextual=0, normalise=normalise))
                 where.append(run.plans[0].index.double().mean() / 39)
             place[normalise, gain] = float(sum(where) / len(where))
-    assert place["none", 1] < 0.15 and place["column", 1] < 0.2, place            # the first ten of forty: 0.115
+    # the first ten of forty: 0.115
+    assert place["none", 1] < 0.15 and place["column", 1] < 0.2, place
     assert place["none", 8] + 0.1 < place["column", 8] <= 0.5, place
     assert 0.4 < place["chance", 1] < 0.6 and 0.4 < place["chance", 8] < 0.6, place
 

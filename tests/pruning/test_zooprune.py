@@ -1,6 +1,8 @@
-"""ZOO-Prune: the estimate against loops and the exact Jacobian, the selection against a naive search."""
+"""ZOO-Prune: the estimate against loops and the exact Jacobian, the selection against a naive
+search."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_exact_value_and_order_of_the_error():
     exact = torch.stack([torch.func.jvp(net, (x,), (d.expand_as(x),))[1].norm(dim=-1) for d in unit]).mean(0)
     errors = [(sensitivity(x, net, step=h, directions=u) - exact).abs() for h in (0.04, 0.02, 0.01)]
     assert errors[2].max() < 1e-3
-    for a, b in zip(errors, errors[1:]):
+    for a, b in itertools.pairwise(errors):
         torch.testing.assert_close(a.sum() / b.sum(), torch.tensor(4.0, dtype=torch.float64), atol=0.05, rtol=0)
 
 
@@ -89,11 +91,13 @@ def test_linear_projectors_know_nothing(h):
     torch.testing.assert_close(s, s[:1, :1].expand_as(s))
     torch.testing.assert_close(sensitivity(x, lambda t: t, step=h), torch.ones_like(s))
     turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator(), dtype=torch.float64))
-    torch.testing.assert_close(sensitivity(x, lambda t: 3.5 * t @ turn, step=h), torch.full_like(s, 3.5))  # equal singular values
+    # equal singular values
+    torch.testing.assert_close(sensitivity(x, lambda t: 3.5 * t @ turn, step=h), torch.full_like(s, 3.5))
 
 
 def test_linear_projector_in_float32_turns_rounding_into_weights():
-    """The trap: S is constant up to rounding, and min-max normalisation spreads the rounding over 0 ... 1."""
+    """The trap: S is constant up to rounding, and min-max normalisation spreads the rounding over 0
+    ... 1."""
     linear, x = nn.Linear(6, 9), features(dtype=torch.float32)
     s = sensitivity(x, linear, generator=generator())
     assert (s / s.mean() - 1).abs().max() < 1e-3
@@ -116,7 +120,7 @@ def test_jacobian_norm_bounds_the_estimate():
     exact = torch.stack([torch.autograd.functional.jacobian(net, v).norm() for v in x.flatten(0, 1)]).view(2, 30) / 6**0.5
     torch.testing.assert_close(jacobian_norm(x, net), exact)
     s = sensitivity(x, net, 4096, generator=generator(), chunk=512)
-    ratio = s / exact                                                            # mean <= root mean square
+    ratio = s / exact                                               # mean <= root mean square
     assert (ratio < 1.01).all() and (ratio > 0.8).all() and rank_correlation(s, exact) > 0.98
 
 
@@ -169,7 +173,7 @@ def test_low_rank_projector():
         torch.testing.assert_close(product, (u[:, :k] * s[:k]) @ v[:k])
         assert short[i][0].bias is None and torch.equal(short[i][1].bias, net[i].bias)
         assert tuple(short[i][0].weight.shape) == (k, net[i].in_features)
-    assert [type(m) for m in net] == [nn.Linear, nn.GELU, nn.Linear]                           # the original is untouched
+    assert [type(m) for m in net] == [nn.Linear, nn.GELU, nn.Linear]  # the original is untouched
     torch.testing.assert_close(sensitivity(x, full, generator=generator()), sensitivity(x, net, generator=generator()))
 
 
@@ -263,7 +267,7 @@ def test_views_are_pruned_one_by_one():
     plan = select_views(s, z, views, 19, newlines)
     assert len(plan) == 15 + 4 and (plan.index.diff(dim=1) > 0).all() and plan.kept()[:, newlines].all()
     assert plan.roles == ("view 0", "view 1", "view 2", "view 3", "view 4", "newline")
-    for slot, role in zip(plan.index[0].tolist(), plan.role[0].tolist()):
+    for slot, role in zip(plan.index[0].tolist(), plan.role[0].tolist(), strict=True):
         assert slot in (newlines if role == 5 else views[role])
     assert len(select_views(s, z, views, 19)) == 15
     everything = select_views(s, z, views, 1.0, newlines)
@@ -271,13 +275,14 @@ def test_views_are_pruned_one_by_one():
 
 
 def test_views_of_uneven_length():
-    """Unpadded tiles have fewer tokens; -1 fills the table and is never chosen, not even by a view that keeps all it has."""
+    """Unpadded tiles have fewer tokens; -1 fills the table and is never chosen, not even by a view
+    that keeps all it has."""
     g = generator()
     for filled in ([5, 6, 7, -1, -1], [-1, 5, -1, 6, 7]):
         views = torch.tensor([[0, 1, 2, 3, 4], filled])
         for _ in range(10):
             s, z = torch.rand(1, 8, generator=g), torch.randn(1, 8, 2, generator=g)
-            z[0, 6] = z[0, 5]                                                     # distance 0 to a token that may be chosen before
+            z[0, 6] = z[0, 5]                      # distance 0 to a token that may be chosen before
             index, _ = sads_views(s, z, views, 6)
             assert sorted(index[0, 1].tolist()) == [5, 6, 7]
             assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0])
