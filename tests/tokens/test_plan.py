@@ -1,8 +1,8 @@
-"""Plans as values: what they do to tokens, where they say tokens went, and one plan after another."""
+"""Plans as values: what they do to tokens, where they say tokens went, and one after another."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib.tokens import Plan, Stage, keep_all
@@ -13,7 +13,8 @@ def by_hand(plan, x):
     out = torch.zeros(x.shape[0], len(plan), *x.shape[2:])
     for b in range(x.shape[0]):
         if plan.merges:
-            for origin, slot, weight in zip(plan.origin[b], plan.slot[b], plan.weight[b]):
+            entries = zip(plan.origin[b], plan.slot[b], plan.weight[b], strict=True)
+            for origin, slot, weight in entries:
                 out[b, slot] += weight * x[b, origin]
         else:
             for slot, index in enumerate(plan.index[b]):
@@ -28,13 +29,19 @@ def drops(generator, batch, tokens, slots):
 
 
 def merges(generator, batch, tokens, slots):
-    """Every token goes to a random slot with a random weight, the first ones to their own; some to a second slot."""
-    slot = torch.cat([torch.arange(slots).expand(batch, -1), torch.randint(slots, (batch, tokens - slots + 3), generator=generator)], 1)
-    origin = torch.cat([torch.arange(tokens).expand(batch, -1), torch.randint(tokens, (batch, 3), generator=generator)], 1)
-    return Plan(torch.arange(slots).expand(batch, -1), tokens, origin, slot, torch.rand(slot.shape, generator=generator))
+    """Every token goes to a random slot with a random weight, the first ones to their own; some to
+    a second slot."""
+    own = torch.arange(slots).expand(batch, -1)
+    others = torch.randint(slots, (batch, tokens - slots + 3), generator=generator)
+    slot = torch.cat([own, others], 1)
+    again = torch.randint(tokens, (batch, 3), generator=generator)
+    origin = torch.cat([torch.arange(tokens).expand(batch, -1), again], 1)
+    weight = torch.rand(slot.shape, generator=generator)
+    return Plan(own, tokens, origin, slot, weight)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 9), st.data())
+@settings(deadline=None)
 def test_apply_source_and_composition(seed, batch, tokens, data):
     generator = torch.Generator().manual_seed(seed)
     middle = data.draw(st.integers(1, tokens))
@@ -66,14 +73,17 @@ def test_empty_slots_are_zeros():
     plan = Plan(torch.tensor([[2, -1]]), 3)
     x = torch.randn(1, 3, 2)
     assert torch.equal(plan.apply(x), torch.stack([x[:, 2], torch.zeros(1, 2)], 1))
-    assert plan.source().tolist() == [[-1, -1, 0]] and plan.kept().tolist() == [[False, False, True]]
+    assert plan.source().tolist() == [[-1, -1, 0]]
+    assert plan.kept().tolist() == [[False, False, True]]
     assert torch.equal(plan.matrix() @ x, plan.apply(x))
 
 
 def test_a_long_merge_goes_through_the_matrix():
     generator = torch.Generator().manual_seed(0)
-    slot, origin = torch.randint(3, (2, 40), generator=generator), torch.randint(5, (2, 40), generator=generator)
-    plan = Plan(torch.zeros(2, 3, dtype=torch.long), 5, origin, slot, torch.rand(2, 40, generator=generator))
+    slot = torch.randint(3, (2, 40), generator=generator)
+    origin = torch.randint(5, (2, 40), generator=generator)
+    weight = torch.rand(2, 40, generator=generator)
+    plan = Plan(torch.zeros(2, 3, dtype=torch.long), 5, origin, slot, weight)
     x = torch.randn(2, 5, 2, 3, generator=generator)
     torch.testing.assert_close(plan.apply(x), by_hand(plan, x))
 
@@ -83,12 +93,15 @@ def test_weights_may_be_float64():
     fine = merges(generator, 2, 6, 4)
     fine = Plan(fine.index, 6, fine.origin, fine.slot, fine.weight.double())
     both = fine.then(drops(generator, 2, 4, 2))
-    assert both.weight.dtype == torch.float64 and both.apply(torch.randn(2, 6, 3)).dtype == torch.float32
+    assert both.weight.dtype == torch.float64
+    assert both.apply(torch.randn(2, 6, 3)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: Plan(torch.tensor([[0]]), 3).apply(torch.zeros(1, 4, 2)), "4 tokens but this plan is for 3"),
-    (lambda: Plan(torch.tensor([[0]]), 3).then(Plan(torch.tensor([[0]]), 2)), "for 2 tokens but the first leaves 1"),
+    (lambda: Plan(torch.tensor([[0]]), 3).apply(torch.zeros(1, 4, 2)),
+     "4 tokens but this plan is for 3"),
+    (lambda: Plan(torch.tensor([[0]]), 3).then(Plan(torch.tensor([[0]]), 2)),
+     "for 2 tokens but the first leaves 1"),
     (lambda: Stage(1, 30, None).count(20), "keep=30 but there are 20"),
     (lambda: Stage(1, 1.5, None).count(20), "keep=1.5"),
 ])
@@ -103,5 +116,6 @@ def test_a_stage_may_leave_nothing():
 
 def test_meta():
     plan = Plan(torch.zeros(2, 3, dtype=torch.long, device="meta"), 5)
-    assert plan.apply(torch.zeros(2, 5, 4, device="meta")).shape == (2, 3, 4) and plan.source().shape == (2, 5)
+    assert plan.apply(torch.zeros(2, 5, 4, device="meta")).shape == (2, 3, 4)
+    assert plan.source().shape == (2, 5)
     assert plan.matrix().shape == (2, 3, 5)

@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 from vtlib import tokens as vt
 
 
-@pytest.mark.parametrize("keep, n, want", [(3, 10, 3), (10, 10, 10), (0.5, 10, 5), (1.0, 7, 7), (0.01, 10, 1), (1 / 9, 576, 64)])
+@pytest.mark.parametrize("keep, n, want", [
+    (3, 10, 3), (10, 10, 10), (0.5, 10, 5), (1.0, 7, 7), (0.01, 10, 1), (1 / 9, 576, 64),
+])
 def test_resolve_keep(keep, n, want):
     assert vt.resolve_keep(keep, n) == want
 
 
-@pytest.mark.parametrize("keep, words", [(0, "1 ... 10"), (11, "there are 10 tokens"), (0.0, "(0, 1]"), (1.5, "(0, 1]"), ("3", "int"), (True, "int"),
-                                         (float("nan"), "(0, 1]")])
+@pytest.mark.parametrize("keep, words", [
+    (0, "1 ... 10"), (11, "there are 10 tokens"), (0.0, "(0, 1]"), (1.5, "(0, 1]"), ("3", "int"),
+    (True, "int"), (float("nan"), "(0, 1]"),
+])
 def test_resolve_keep_refuses(keep, words):
     with pytest.raises(ValueError, match="keep=") as error:
         vt.resolve_keep(keep, 10)
@@ -26,12 +30,12 @@ def test_resolve_keep_refuses(keep, words):
 def test_top_tokens(n, prefix, data):
     prefix = min(prefix, n - 1)
     keep = data.draw(st.integers(1, n - prefix))
-    score = torch.randint(0, 4, (2, n)).float()                                  # with ties
+    score = torch.randint(0, 4, (2, n)).float()  # with ties
     index = vt.top_tokens(score, keep, prefix)
     assert index.shape == (2, prefix + keep)
-    assert (index[:, 1:] > index[:, :-1]).all()                                  # ascending, no repeats
+    assert (index[:, 1:] > index[:, :-1]).all()  # ascending, no repeats
     assert index[:, :prefix].tolist() == [list(range(prefix))] * 2
-    for row, chosen in zip(score, index):
+    for row, chosen in zip(score, index, strict=True):
         rest = sorted(range(prefix, n), key=lambda i: (-row[i], i))[:keep]
         assert chosen[prefix:].tolist() == sorted(rest)
 
@@ -44,9 +48,10 @@ def test_take_and_scatter_back():
     back = vt.scatter_back(kept, index, 6, fill=-1.0)
     for b in range(2):
         for i in range(6):
-            assert torch.equal(back[b, i], x[b, i] if i in index[b] else torch.full((3,), -1.0))
+            filled = x[b, i] if i in index[b] else torch.full((3,), -1.0)
+            assert torch.equal(back[b, i], filled)
     everything = torch.arange(6).expand(2, 6)
-    assert torch.equal(vt.take(x, everything), x)                                # keep = all changes nothing
+    assert torch.equal(vt.take(x, everything), x)  # keep = all changes nothing
 
 
 def test_entropy():
@@ -58,7 +63,10 @@ def test_redundancy_against_loops():
     x = torch.randn(2, 5, 4)
     want = []
     for image in x:
-        best = [max(torch.cosine_similarity(a, b, dim=0).item() for j, b in enumerate(image) if j != i) for i, a in enumerate(image)]
+        best = []
+        for i, a in enumerate(image):
+            others = [b for j, b in enumerate(image) if j != i]
+            best.append(max(torch.cosine_similarity(a, b, dim=0).item() for b in others))
         want.append(sum(best) / 5)
     torch.testing.assert_close(vt.redundancy(x), torch.tensor(want), atol=1e-5, rtol=1e-4)
     assert vt.redundancy(torch.ones(1, 3, 4)).item() == pytest.approx(1.0)

@@ -89,3 +89,32 @@ def test_a_real_photograph_is_answered(model):
 
     answers = model.answer(model.encode(photographs(128, ["coffee"])["coffee"][None]).tokens, ["is there a crab?"])
     assert answers.texts[0] in ("yes", "no") and 0 < answers.probability.item() <= 1
+
+
+@pytest.mark.parametrize("setting", ["device", "dtype"])
+def test_torch_defaults_change_no_answer(model, taken, setting):
+    """With a default device that holds no values, and with float64 as the default dtype."""
+    images, questions = taken.images[:2], [row[0].text for row in taken.asked[:2]]
+
+    @torch.no_grad()
+    def run():
+        seen = model.encode(images, need=("cls_row", "keys"), attention=(0,), hidden=(0,))
+        logits, filled = model.prefill(seen.tokens, questions)
+        direct = model(images, questions)
+        answers = model.answer(seen.tokens, questions)
+        tensors = seen.tokens, seen.cls_row, seen.keys, seen.attention[0], logits, filled.hidden
+        return (*tensors, direct, answers.probability, answers.first), answers.texts
+
+    want, texts = run()
+    if setting == "device":
+        with torch.device("meta"):
+            got, again = run()
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            got, again = run()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert again == texts
+    for now, before in zip(got, want, strict=True):
+        assert now.dtype == before.dtype and torch.equal(now, before)
