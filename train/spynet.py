@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 
 from vtlib import checkpoints
 from vtlib.data import EmojiWorld, footage
+from vtlib.nn import warp
 from vtlib.superres.degrade import bicubic
 from vtlib.superres.spynet import SPyNet
-from vtlib.superres.warp import warp
 
 CONFIG = dict(levels=4, channels=(32, 32, 16, 16), kernel_size=5)
 STEPS, PEAK = 3600, 1.5e-3
