@@ -129,7 +129,7 @@ class TinyVLM(nn.Module):
         first = logits.float().softmax(dim=-1)
         end = self.ids[END]
         done = torch.zeros(len(questions), dtype=torch.bool, device=logits.device)
-        probability, picked = torch.ones(len(questions), device=logits.device), []
+        probability, picked = first.new_ones(len(questions)), []
         for step in range(max_words + 1):
             p, best = logits.float().softmax(dim=-1).max(dim=-1)
             probability = torch.where(done, probability, probability * p)
