@@ -12,10 +12,12 @@ State-dict names are timm's, so DeiT and ViT checkpoints of the same size load a
 can also be "sincos", "rope" or "none"; inputs of another size are accepted and the learned table is resized (bicubic).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from ..nn import Block, PatchEmbed, check_heads, resize_pos_embed, rope_2d, sincos_2d
 
@@ -30,8 +32,20 @@ class ViT(nn.Module):
     pos "learned" | "sincos" | "rope" (2-D rotary on queries and keys) | "none".
     """
 
-    def __init__(self, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=192, num_layers=12, num_heads=3,
-                 mlp_ratio=4.0, qkv_bias=True, drop_path=0.0, pos="learned"):
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 192,
+        num_layers: int = 12,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        pos: str = "learned",
+    ) -> None:
         super().__init__()
         if pos not in POSITIONS:
             raise ValueError(f"pos={pos!r} must be one of {POSITIONS}")
@@ -51,7 +65,7 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(_init)
 
-    def embed(self, images):
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """images -> (tokens (B, 1 + N, D) with positions, rotary tables or None)."""
         x = self.patch_embed(images)                                                            # b n d
         grid = self.patch_embed.grid(*images.shape[-2:])
@@ -64,7 +78,7 @@ class ViT(nn.Module):
         rope = rope_2d(grid, self.head_dim, num_prefix=1, device=x.device) if self.pos == "rope" else None
         return x, rope
 
-    def tokens(self, images, return_attn=False):
+    def tokens(self, images: Tensor, return_attn: bool = False) -> Any:
         """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first; with return_attn=True also a list of (B, heads, 1+N, 1+N)."""
         x, rope = self.embed(images)
         attns = []
@@ -76,7 +90,7 @@ class ViT(nn.Module):
         x = self.norm(x)
         return (x, attns) if return_attn else x
 
-    def feature_map(self, images, blocks):
+    def feature_map(self, images: Tensor, blocks: int) -> Tensor:
         """Patch tokens after the first `blocks` blocks as a map (B, D, H/P, W/P), each normalised to mean 0 and deviation 1.
 
         A classifier reads [CLS] alone, so nothing ever asked its *last* patch tokens to mean anything; those a little earlier carry more.
@@ -90,7 +104,7 @@ class ViT(nn.Module):
         height, width = self.patch_embed.grid(*images.shape[-2:])
         return rearrange(F.layer_norm(x[:, 1:], x.shape[-1:]), "b (h w) d -> b d h w", h=height, w=width)
 
-    def forward(self, images, return_attn=False):
+    def forward(self, images: Tensor, return_attn: bool = False) -> Any:
         """Logits (B, num_classes); with return_attn=True also the attention weights of each layer."""
         x = self.tokens(images, return_attn)
         x, attns = x if return_attn else (x, None)
@@ -98,28 +112,28 @@ class ViT(nn.Module):
         return (logits, attns) if return_attn else logits
 
 
-def _init(module):
+def _init(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def tiny(**kwargs):
+def tiny(**kwargs: Any) -> ViT:
     """A ViT for a laptop: 64 px, patch 8, D = 96, 4 layers, 3 heads (0.5 M parameters). Any argument of `ViT` can be given."""
     return ViT(**{**dict(img_size=64, patch_size=8, embed_dim=96, num_layers=4, num_heads=3, num_classes=10), **kwargs})
 
 
-def deit_tiny(**kwargs):
+def deit_tiny(**kwargs: Any) -> ViT:
     """DeiT-Ti / ViT-Ti: D = 192, 12 layers, 3 heads, 5,717,416 parameters."""
     return ViT(**{**dict(embed_dim=192, num_layers=12, num_heads=3), **kwargs})
 
 
-def deit_small(**kwargs):
+def deit_small(**kwargs: Any) -> ViT:
     """DeiT-S / ViT-S: D = 384, 12 layers, 6 heads, 22,050,664 parameters."""
     return ViT(**{**dict(embed_dim=384, num_layers=12, num_heads=6), **kwargs})
 
 
-def vit_base(**kwargs):
+def vit_base(**kwargs: Any) -> ViT:
     """ViT-B / DeiT-B: D = 768, 12 layers, 12 heads, 86,567,656 parameters."""
     return ViT(**{**dict(embed_dim=768, num_layers=12, num_heads=12), **kwargs})
