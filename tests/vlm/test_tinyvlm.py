@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib.tokens import Plan, Stage, keep_all
+from vtlib.tokens import Plan, Stage, keep_all, take
 from vtlib.vlm import TinyVLM
 from vtlib.vlm.tinyvlm import words
 
@@ -30,6 +30,23 @@ def test_packed_equals_separate_runs(model, vision):
     for q, question in enumerate(QUESTIONS):
         alone, _ = model.prefill(vision.tokens, [question] * 3)
         torch.testing.assert_close(packed[:, q, valid[q].sum() - 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_packed_with_kept_positions_equals_separate_runs(model, vision):
+    num_visual, kept = vision.tokens.shape[1], torch.tensor([[7, 2], [0, 11], [3, 4]])
+    tokens = take(vision.tokens, kept)
+    ids, valid = model.tokenize(QUESTIONS)
+    packed = model.packed(tokens, ids.expand(3, -1, -1), kept, num_visual)
+    cut = Stage(0, 2, lambda state, keep: Plan(kept, num_visual))
+    for q, question in enumerate(QUESTIONS):
+        alone, _ = model.prefill(vision.tokens, [question] * 3, [cut], "keep")
+        last = packed[:, q, valid[q].sum() - 1]
+        torch.testing.assert_close(last, alone, atol=1e-5, rtol=1e-4)
+    assert (packed - model.packed(tokens, ids.expand(3, -1, -1))).abs().max() > 1e-3
+    for wrong in ((kept[:1], num_visual), (kept, None)):
+        with pytest.raises(ValueError, match="positions .*num_visual"):
+            model.packed(tokens, ids.expand(3, -1, -1), *wrong)
 
 
 @torch.no_grad()

@@ -69,7 +69,11 @@ def greedy_maxmin(
         else:
             groups = range(0, len(tokens), images)
             slices = [slice(start, start + images) for start in groups]
-            parts = [_choose(tokens[s], keep, _rows(weight, s), _rows(first, s)) for s in slices]
+            parts = []
+            for rows in slices:
+                own_weight = None if weight is None else weight[rows]
+                own_first = first[rows] if isinstance(first, Tensor) else first
+                parts.append(_choose(tokens[rows], keep, own_weight, own_first))
             index = torch.cat([part_index for part_index, _ in parts])
             gains = torch.cat([part_gains for _, part_gains in parts])
     return index, gains.to(tokens.dtype)
@@ -100,10 +104,6 @@ def _images_at_once(tokens: Tensor) -> int:
     return max(1, CACHED // tokens.shape[1] ** 2)
 
 
-def _rows(x: str | Tensor | None, rows: slice) -> str | Tensor | None:
-    return x[rows] if isinstance(x, Tensor) else x
-
-
 def _cosines(tokens: Tensor) -> Tensor:
     """(B, N, D) -> (B, N, N), symmetric to the bit: a third of it is a copy of its mirror image."""
     batch, num_tokens, _ = tokens.shape
@@ -131,16 +131,16 @@ def _choose(
     weight = None if weight is None else weight.to(distance.dtype)
 
     itself.fill_(torch.inf)                                         # nobody is its own neighbour
-    if isinstance(first, str):
+    if isinstance(first, str) and weight is not None:               # "weight"
         gain, chosen = weight.max(dim=1)
     else:
         alone = distance.amin(dim=2)                                # b n
         gain = alone if weight is None else weight * alone
-        if first is None:
-            gain, chosen = gain.max(dim=1)
-        else:
+        if isinstance(first, Tensor):
             chosen = first.long()
             gain = gain.gather(1, chosen[:, None])[:, 0]
+        else:
+            gain, chosen = gain.max(dim=1)
 
     itself.fill_(-torch.inf)                                        # a chosen token is never far
     rows = distance.view(batch * num_tokens, num_tokens)            # token i of image b: b n + i

@@ -80,9 +80,12 @@ class Exam:
     def images(self) -> Tensor:
         return self.scenes.images
 
-    def right(self, model, tokens) -> Tensor:
-        """(B, Q) bool: which questions the model answers word for word from visual tokens (B, T, D), all in one pass (`TinyVLM.packed`)."""
-        logits = model.packed(tokens, self.ids.to(tokens.device))
+    def right(self, model, tokens, positions=None, num_visual=None) -> Tensor:
+        """(B, Q) bool: which questions the model answers word for word, all in one pass.
+
+        tokens (B, T, D) are the visual tokens; positions, num_visual: see `TinyVLM.packed`.
+        """
+        logits = model.packed(tokens, self.ids.to(tokens.device), positions, num_visual)
         return self.grade(logits)
 
     def grade(self, logits) -> Tensor:

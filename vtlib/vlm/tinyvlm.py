@@ -148,33 +148,60 @@ class TinyVLM(nn.Module):
         return self.prefill(self.encode(images).tokens, questions)[0]
 
     # ------------------------------------------------------------------------------------------------------------- training
-    def packed(self, tokens, ids) -> Tensor:
-        """Several texts behind one picture at once: visual tokens (B, T, D), ids (B, Q, L) -> logits (B, Q, L, vocabulary) of each next word.
+    def packed(self, tokens, ids, positions=None, num_visual=None) -> Tensor:
+        """Several texts behind one picture at once: the logits (B, Q, L, vocabulary) of each next word.
 
-        The texts do not see each other, and each starts at position 1 + T: the numbers are those of B * Q separate runs.
+        The texts do not see each other: the numbers are those of B * Q separate runs.
+
+        Args:
+            tokens: (B, T, D) visual tokens, in the order in which the decoder reads them.
+            ids: (B, Q, L) long, Q texts for each picture.
+            positions: (B, T) long, the place of each visual token in the picture, 0 ... num_visual - 1, for
+                tokens that keep their numbers; None counts 0 ... T - 1.
+            num_visual: how many places the picture has; each text starts behind them. None is T.
+
+        Errors: ValueError for positions of another shape, or without num_visual.
         """
         batch, many, length = ids.shape
-        prefix, device = 1 + tokens.shape[1], ids.device
+        count, device = tokens.shape[1], ids.device
+        if positions is None:
+            positions = torch.arange(count, device=device).expand(batch, -1)
+            num_visual = count
+        if positions.shape != (batch, count) or num_visual is None:
+            raise ValueError(
+                f"positions {tuple(positions.shape)}, num_visual={num_visual}: needs {(batch, count)}, "
+                "and the number of places in the picture"
+            )
+        prefix = 1 + count
         start = self.embed_tokens.weight[self.ids[START]].expand(batch, 1, -1)
-        x = torch.cat([start.to(tokens.dtype), tokens], dim=1)                                       # b prefix d
-        text = self.embed_tokens(ids).flatten(1, 2).to(tokens.dtype)                                 # b q*l d
-        ropes = [self.decoder.rope(p[None]) for p in (torch.arange(prefix, device=device), prefix + torch.arange(length, device=device).repeat(many))]
+        x = torch.cat([start.to(tokens.dtype), tokens], dim=1)  # b prefix d
+        text = self.embed_tokens(ids).flatten(1, 2).to(tokens.dtype)  # b q*l d
+        places = F.pad(positions + 1, (1, 0))  # the start is at 0
+        behind = 1 + num_visual + torch.arange(length, device=device).repeat(many)
+        rope, text_rope = self.decoder.rope(places), self.decoder.rope(behind[None])
         later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
         def split(q, k, v):
-            """Each text's queries look at the prefix and at their own text, in one softmax: no (Q L)^2 weights are ever made."""
-            own = [rearrange(t, "b h (q l) p -> (b h) q l p", q=many) for t in (q, k[:, :, prefix:], v[:, :, prefix:])]
-            before = [t[:, :, :prefix].flatten(0, 1) for t in (k, v)]                                # bh prefix p
-            scaled = own[0] * q.shape[-1] ** -0.5
-            weights = torch.cat([(scaled.flatten(1, 2) @ before[0].transpose(1, 2)).unflatten(1, (many, length)),
-                                 (scaled @ own[1].transpose(-2, -1)).masked_fill(later, float("-inf"))], dim=-1).softmax(dim=-1)
-            weights = weights.to(v.dtype)
-            out = (weights[..., :prefix].flatten(1, 2) @ before[1]).unflatten(1, (many, length)) + weights[..., prefix:] @ own[2]
+            """Each text's queries look at the prefix and at their own text, in one softmax.
+
+            No (Q L)^2 weights are ever made.
+            """
+            texts = (q, k[:, :, prefix:], v[:, :, prefix:])
+            q, k_own, v_own = (
+                rearrange(t, "b h (q l) p -> (b h) q l p", q=many) for t in texts
+            )
+            k_prefix, v_prefix = (t[:, :, :prefix].flatten(0, 1) for t in (k, v))  # bh prefix p
+            q = q * q.shape[-1] ** -0.5
+            to_prefix = (q.flatten(1, 2) @ k_prefix.mT).unflatten(1, (many, length))
+            to_own = (q @ k_own.mT).masked_fill(later, float("-inf"))
+            weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1).to(v.dtype)
+            out = (weights[..., :prefix].flatten(1, 2) @ v_prefix).unflatten(1, (many, length))
+            out = out + weights[..., prefix:] @ v_own
             return rearrange(out, "(b h) q l p -> b h (q l) p", b=batch)
 
         for layer in self.decoder.layers:
-            x, past, _ = layer(x, ropes[0])
-            text, _, _ = layer(text, ropes[1], past=past, attention=split)
+            x, past, _ = layer(x, rope)
+            text, _, _ = layer(text, text_rope, past=past, attention=split)
         return self.logits(self.decoder.norm(text)).unflatten(1, (many, length))
 
     # ---------------------------------------------------------------------------------------------------------- the shipped one
