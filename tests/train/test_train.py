@@ -51,6 +51,12 @@ def test_every_script_has_a_run():
     assert scripts == set(RUNS)
 
 
+def test_every_script_finds_what_it_imports():
+    code = f"import sys; sys.path.insert(0, 'train'); import {', '.join(RUNS)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", RUNS)
 def test_twenty_steps(name, tmp_path):
