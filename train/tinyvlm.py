@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import average, begin, cosine, fit, options, rounded, ship
+from common import average, begin, command, cosine, fit, options, rounded, ship
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -391,7 +391,7 @@ def ship_all(args):
         model,
         lambda: score(model),
         config={"vocabulary": list(VOCABULARY)},
-        command=args.command or "python train/tinyvlm.py see; read; all; ship",
+        command=args.command or command(__file__, "see; read; all; ship"),
         seed=args.seed,
     )
 
