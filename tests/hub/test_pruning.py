@@ -30,7 +30,10 @@ from vtlib.hub import encoders, prune
 from vtlib.hub.clip import question_signals
 from vtlib.pruning import aim, crossget, fastv, transprune, visiondrop
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
-from vtlib.tokens import Plan, Stage, keep_all
+from vtlib.pruning.method import Method
+from vtlib.pruning.registry import register
+from vtlib.tokens import Plan, Stage, keep_all, top_tokens
+from vtlib.tokens.merge import merge_to_targets
 from vtlib.vlm import Decoder
 
 
@@ -930,3 +933,22 @@ def test_recoverable_with_a_clip(llava, clip):
     assert given["query"].shape == given["key"].shape == (2, N + 1, 32) and first.shape == (2, 6)
     with pytest.raises(ValueError, match="question has 3 rows but there are 2 images"):
         question_signals(clip, question.expand(3, -1))(PROMPT)
+
+
+def test_a_method_of_ones_own_by_name(llava):
+    """VisionZip, which the package does not have: the plan is the function's, by name as by value."""
+    def visionzip(vision, keep):
+        dominant = top_tokens(vision.cls_row.mean(1), keep - 1)
+        return merge_to_targets(vision.keys[:, vision.num_prefix :], dominant, 1)
+
+    own = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
+    with register(own), torch.no_grad(), prune(llava, "visionzip", 5) as pruned:
+        named = llava(**PROMPT).logits
+        assert len(pruned.plan) == 5 and pruned.plan.merges
+    with torch.no_grad(), prune(llava, own, 5):
+        assert torch.equal(llava(**PROMPT).logits, named)
+    forgot = Method("forgot", "Forgot", prune=visionzip)
+    with prune(llava, forgot, 5), pytest.raises(ValueError, match="did not ask for"):
+        llava(**PROMPT)
+    with prune(llava, "recoverable", 5), pytest.raises(ValueError, match="needs query, key, patches, text"):
+        llava(**PROMPT)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtlib.pruning import registry
+from vtlib.pruning import bench
 from vtlib.pruning.registry import METHODS
 from vtlib.tokens import Plan, Stage
 from vtlib.vlm import TinyVLM, exam
@@ -25,12 +25,12 @@ def model():
 @pytest.fixture(scope="module")
 def vision(model):
     with torch.no_grad():
-        return registry.look(model, torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0)))   # 6 x 8 patches
+        return bench.encode(model, torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0)))   # 6 x 8 patches
 
 
 def run(model, vision, name, keep, seed=0, positions=None):
     with torch.no_grad():
-        done = registry.reduce(model, vision, name, keep, QUESTIONS, torch.Generator().manual_seed(seed), positions)
+        done = bench.reduce(model, vision, name, keep, QUESTIONS, torch.Generator().manual_seed(seed), positions)
         return done, model.answer(done.tokens, QUESTIONS, done.stages, done.positions)
 
 
@@ -45,7 +45,7 @@ def test_keep_all_changes_nothing(model, vision, name):
     with torch.no_grad():
         plain = model.prefill(vision.tokens, QUESTIONS)[0]
         for keep, positions in ((48, None), (1.0, "renumber"), (48, "keep")):
-            done = registry.reduce(model, vision, name, keep, QUESTIONS, positions=positions)
+            done = bench.reduce(model, vision, name, keep, QUESTIONS, positions=positions)
             assert torch.equal(model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0], plain)
 
 
@@ -75,7 +75,7 @@ def test_repeatable_and_one_is_as_many(model, vision, name):
     assert torch.equal(first.tokens, second.tokens)
     if name in ("random",):
         return                                                                   # draws for the whole batch at once
-    one = registry.reduce(model, vision.rows(torch.tensor([1])), name, 12, QUESTIONS[1:], torch.Generator().manual_seed(0))
+    one = bench.reduce(model, vision.rows(torch.tensor([1])), name, 12, QUESTIONS[1:], torch.Generator().manual_seed(0))
     assert torch.equal(one.plan.index[0], first.plan.index[1])
     torch.testing.assert_close(one.tokens[0], first.tokens[1], atol=1e-5, rtol=1e-4)
 
@@ -86,7 +86,7 @@ def test_any_keep_with_or_without_ties(model, keep, name, tied):
     """All patches alike is the worst case for ties, distances and outliers: nothing may be chosen twice, nothing may be NaN."""
     images = torch.full((2, 3, 48, 64), 0.5) if tied else torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(keep))
     with torch.no_grad():
-        vision = registry.look(model, images, [name])
+        vision = bench.encode(model, images, [name])
         done, answers = run(model, vision, name, keep)
     assert done.tokens.isfinite().all() and answers.first.isfinite().all()
     for row in done.plan.index:
@@ -97,8 +97,8 @@ def test_any_keep_with_or_without_ties(model, keep, name, tied):
 def test_questions_matter_only_where_they_should(model, vision):
     for name, method in METHODS.items():
         with torch.no_grad():
-            a = registry.reduce(model, vision, name, 12, QUESTIONS, torch.Generator().manual_seed(0))
-            b = registry.reduce(model, vision, name, 12, QUESTIONS[::-1], torch.Generator().manual_seed(0))
+            a = bench.reduce(model, vision, name, 12, QUESTIONS, torch.Generator().manual_seed(0))
+            b = bench.reduce(model, vision, name, 12, QUESTIONS[::-1], torch.Generator().manual_seed(0))
         if not method.asks:
             assert torch.equal(a.tokens, b.tokens)
 
@@ -109,16 +109,16 @@ def test_questions_matter_only_where_they_should(model, vision):
 ])
 def test_bad_keep(model, vision, name, keep, message):
     with pytest.raises(ValueError, match=message):
-        registry.reduce(model, vision, name, keep, QUESTIONS)
+        bench.reduce(model, vision, name, keep, QUESTIONS)
 
 
 def test_what_was_not_asked_for_is_missed(model, vision):
     bare = model.encode(torch.rand(2, 3, 48, 64))
     for name, word in (("fastervlm", "cls_row"), ("holov", "cls_row"), ("hiprune", "attention"), ("visiondrop", "keys")):
         with pytest.raises(ValueError, match=word):
-            registry.reduce(model, bare, name, 12)
+            bench.reduce(model, bare, name, 12)
     with pytest.raises(ValueError, match="questions"):
-        registry.reduce(model, vision, "recoverable", 12)
+        bench.reduce(model, vision, "recoverable", 12)
 
 
 # --------------------------------------------------------------------------------------------------------------- kept positions
@@ -167,7 +167,7 @@ def test_cuts_inside_go_on_from_kept_positions(model, vision):
     """AIM merges before and cuts inside: its tokens have the places of their seeds down to the last one; FastV's choice can be overruled."""
     done, plain = (run(model, vision, "aim", 24, positions=p)[0] for p in ("keep", None))
     told, _, ran = seen_positions(model, done)
-    assert done.positions == plain.positions == "keep" and not plain.seated
+    assert done.positions == plain.positions == "keep" and not plain.scattered
     assert [s.after for s in done.stages] == [0, *(s.after for s in plain.stages)]
     second = ran.states[1]
     assert torch.equal(second.positions[:, second.visual], 1 + plain.plan.index)
@@ -176,7 +176,7 @@ def test_cuts_inside_go_on_from_kept_positions(model, vision):
         index = index.gather(1, cut.index)
     assert torch.equal(whole.index, index) and whole.num_tokens == 48
     done, answers = run(model, vision, "fastv", 9, positions="renumber")
-    assert done.positions == "renumber" and not done.seated and answers.prefill.cache.shift[-1] == 39
+    assert done.positions == "renumber" and not done.scattered and answers.prefill.cache.shift[-1] == 39
 
 
 @pytest.mark.parametrize("name, positions, message", [
@@ -184,43 +184,43 @@ def test_cuts_inside_go_on_from_kept_positions(model, vision):
 ])
 def test_positions_that_cannot_be(model, vision, name, positions, message):
     with pytest.raises(ValueError, match=message):
-        registry.reduce(model, vision, name, 12, QUESTIONS, positions=positions)
+        bench.reduce(model, vision, name, 12, QUESTIONS, positions=positions)
 
 
 def test_slots_without_a_place():
-    assert torch.equal(registry.places(Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)), torch.tensor([[3, 1]]))
+    assert torch.equal(bench.patch_positions(Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)), torch.tensor([[3, 1]]))
     with pytest.raises(ValueError, match="empty"):
-        registry.places(Plan(torch.tensor([[3, -1]]), 9))
+        bench.patch_positions(Plan(torch.tensor([[3, -1]]), 9))
     entry = torch.tensor([[0, 1, 2]])
     merged = Plan(torch.tensor([[2, 5, 2]]), 9, entry, entry, torch.ones(1, 3))
     with pytest.raises(ValueError, match="two slots sit at one patch"):
-        registry.places(merged)
+        bench.patch_positions(merged)
 
 
 @pytest.mark.parametrize("name", ["random", "divprune", "pool", "recoverable", "fastv"])
 def test_grade_with_kept_positions(model, name):
     """Question by question, as by hand; random draws once for a picture, whatever is done with positions. Every other answer is made right."""
     taken = exam.exam(3, seed=5, n=3)
-    vision = registry.look(model, taken.images)
+    vision = bench.encode(model, taken.images)
     asked, want = [list(row) for row in taken.asked], torch.zeros_like(taken.kind, dtype=torch.bool)
     for b, q in (taken.kind >= 0).nonzero().tolist():
         text = asked[b][q].text
         with torch.no_grad():
-            done = registry.reduce(model, vision, name, 40, [text] * 3, torch.Generator().manual_seed(3), "keep")
+            done = bench.reduce(model, vision, name, 40, [text] * 3, torch.Generator().manual_seed(3), "keep")
             said = model.answer(done.tokens, [text] * 3, done.stages, done.positions).texts[b]
         want[b, q] = q % 2 == 0
         asked[b][q] = replace(asked[b][q], answer=said if q % 2 == 0 else "no such word")
     taken = replace(taken, asked=asked)
-    right = registry.grade(model, vision, taken, name, 40, torch.Generator().manual_seed(3), rows=2 if name != "random" else 128, positions="keep")
+    right = bench.grade(model, vision, taken, name, 40, torch.Generator().manual_seed(3), rows=2 if name != "random" else 128, positions="keep")
     assert torch.equal(right, want) and want.any()
-    everything = registry.grade(model, vision, taken, name, 256, positions="keep")
-    assert torch.equal(everything, registry.grade(model, vision, taken, name, 256))
+    everything = bench.grade(model, vision, taken, name, 256, positions="keep")
+    assert torch.equal(everything, bench.grade(model, vision, taken, name, 256))
 
 
 def test_grade_before_and_inside_agree_where_nothing_is_cut(model):
     taken = exam.exam(3, seed=5, n=3)
     with torch.no_grad():
-        vision = registry.look(model, taken.images)
+        vision = bench.encode(model, taken.images)
         plain = taken.right(model, vision.tokens)
         for name in ("fastervlm", "fastv", "recoverable"):
-            assert torch.equal(registry.grade(model, vision, taken, name, 256), plain)
+            assert torch.equal(bench.grade(model, vision, taken, name, 256), plain)

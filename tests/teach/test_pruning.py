@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vtlib import teach
-from vtlib.pruning import registry
-from vtlib.pruning.registry import METHODS
+from vtlib.pruning.bench import encode, reduce
+from vtlib.pruning.method import Method
+from vtlib.pruning.registry import METHODS, register
 from vtlib.teach import pruning
 from vtlib.tokens import Plan, keep_all
 from vtlib.vlm import TinyVLM, exam
@@ -31,7 +32,7 @@ def test():
 @pytest.fixture(scope="module")
 def vision(model, test):
     with torch.no_grad():
-        return registry.look(model, test.images[:1])                             # 8 x 8 patches
+        return encode(model, test.images[:1])                             # 8 x 8 patches
 
 
 # --------------------------------------------------------------------------------------------------------------- pictures
@@ -120,7 +121,7 @@ def test_the_bill_is_what_was_run(model, vision, name):
     """Counted tokens, FLOPs and cache bytes equal those of the real prefill, for methods before and inside the decoder."""
     made = pruning.trial(model, vision, name, 12, QUESTION, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        done = registry.reduce(model, vision, name, 12, [QUESTION], torch.Generator().manual_seed(0))
+        done = reduce(model, vision, name, 12, [QUESTION], torch.Generator().manual_seed(0))
         x, visual, _ = model.prompt(done.tokens, [QUESTION])
         run = model.decoder.prefill(x, visual, done.stages, positions=done.positions)
         said = model.answer(done.tokens, [QUESTION], done.stages, done.positions)
@@ -139,7 +140,7 @@ def test_the_bill_of_nothing_pruned(model, vision):
 
 def test_a_trial_is_about_one_picture(model, test):
     with torch.no_grad():
-        both = registry.look(model, test.images[:2], ["random"])
+        both = encode(model, test.images[:2], ["random"])
     with pytest.raises(ValueError, match="vision holds 2 pictures"):
         pruning.trial(model, both, "random", 4, QUESTION)
 
@@ -173,7 +174,7 @@ def test_bench_offers_its_methods_and_questions(model, test, bench):
     few = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=1)
     assert [value for _, value in few.controls["method"].options] == ["pool", "tome"] and few.values["method"] == "pool"
     third = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=[2])
-    want = pruning.paint(test.images[2], registry.reduce(model, test.images[2:3], "pool", 4).plan, (8, 8))
+    want = pruning.paint(test.images[2], reduce(model, test.images[2:3], "pool", 4).plan, (8, 8))
     drawn = torch.as_tensor(third.draw(method="pool", keep=4, question=0).axes[0].images[0].get_array()).permute(2, 0, 1)
     assert torch.allclose(drawn, want, atol=1e-6)
     with pytest.raises(ValueError, match="method='best'"):
@@ -183,10 +184,23 @@ def test_bench_offers_its_methods_and_questions(model, test, bench):
 
 
 def test_zooprune_on_the_bench_is_the_real_one(model, vision, test):
-    """Sensitivity kept for the slider gives the plan of `registry.reduce` with the same generator."""
+    """Sensitivity kept for the slider gives the plan of `bench.reduce` with the same generator."""
     panel = pruning.bench(model, test, methods=("zooprune",), keeps=(8, 64), keep=8, pictures=1)
     with torch.no_grad():
-        done = registry.reduce(model, vision, "zooprune", 8, generator=torch.Generator().manual_seed(0))
+        done = reduce(model, vision, "zooprune", 8, generator=torch.Generator().manual_seed(0))
     want = pruning.paint(test.images[0], done.plan, (8, 8))
     drawn = torch.as_tensor(panel.draw(method="zooprune", keep=8, question=0).axes[0].images[0].get_array()).permute(2, 0, 1)
     assert torch.allclose(drawn, want, atol=1e-6)
+
+
+def test_bench_with_a_method_of_ones_own(model, test):
+    """One that is not in the package, registered or as it is, beside one that is."""
+    own = Method("longest", "Longest", prune=lambda vision, keep: vision.features.norm(dim=-1))
+    with register(own):
+        everything = pruning.bench(model, test, keeps=(4, 64), keep=4, pictures=1)
+        assert "longest" in [value for _, value in everything.controls["method"].options]
+    panel = pruning.bench(model, test, ("pool", own), keeps=(4, 64), keep=4, pictures=1)
+    assert ("Longest", "longest") in panel.controls["method"].options
+    before = panel.frame
+    panel.set(method="longest")
+    assert panel.frame != before

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib.pruning import hiprune, registry
+from vtlib.pruning import bench, hiprune
 from vtlib.tokens import Plan
 from vtlib.vlm import TinyVLM, exam
 
@@ -24,7 +24,7 @@ def taken():
 @pytest.fixture(scope="module")
 def vision(model, taken):
     with torch.no_grad():
-        return registry.look(model, taken.images)
+        return bench.encode(model, taken.images)
 
 
 def test_it_looks(model, taken, vision):
@@ -63,13 +63,13 @@ def test_cls_looks_at_objects(taken, vision):
 
 
 def test_hiprunes_object_layer_is_the_best_before_the_deep_one(model, taken):
-    """`registry.OBJECT_LAYER`: of the layers that are not the registers' own, the one whose most attended patches overlap the objects best."""
+    """`bench.OBJECT_LAYER`: of the layers that are not the registers' own, the one whose most attended patches overlap the objects best."""
     objects = exam.object_patches(taken.scenes)[:80].any(1)
     with torch.no_grad():
         layers, overlap, _ = hiprune.layer_analysis(model.encode(taken.images[:80], attention=range(5)), objects)
-    deep = hiprune.attention_layers(len(model.encoder.blocks), registry.OBJECT_LAYER)[1] + 1
+    deep = hiprune.attention_layers(len(model.encoder.blocks), bench.OBJECT_LAYER)[1] + 1
     best = max(range(1, deep), key=lambda layer: overlap[layers.index(layer)])
-    assert registry.OBJECT_LAYER == best, overlap.tolist()
+    assert bench.OBJECT_LAYER == best, overlap.tolist()
     assert overlap[best - 1] > 1.5 * overlap[0]
 
 
@@ -79,7 +79,7 @@ def test_a_third_is_enough_and_a_blank_is_not(model, taken, vision, method):
     few = vision.rows(torch.arange(40))
     with torch.no_grad():
         whole = part.table(part.right(model, few.tokens))["all"]
-        third = part.table(registry.grade(model, few, part, method, 85))["all"]
+        third = part.table(bench.grade(model, few, part, method, 85))["all"]
         one = part.table(part.right(model, Plan(torch.zeros(40, 1, dtype=torch.long), 256).apply(few.tokens)))["all"]
     assert third > one + 0.1 and third > whole - 0.25
 

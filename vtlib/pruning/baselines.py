@@ -105,7 +105,7 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
     size = x.new_ones(batch, num_tokens)
     place = torch.arange(num_tokens, device=x.device).expand(batch, -1)          # b n: where each living token sits
     slot = place                                                                 # b N: the living token that carries each patch
-    while (alive := x.shape[1]) > keep:
+    while (alive := size.shape[1]) > keep:
         merged = min(alive - keep, alive // 2)
         a, b = unit(x[:, 0::2]), unit(x[:, 1::2])                                # the last of an odd number is an a
         with full_precision(x.device):
@@ -118,11 +118,15 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
         rank = stays.long().cumsum(dim=1) - 1                                    # number of each survivor afterwards
         slot = rank.gather(1, target).gather(1, slot)
         place = place.gather(1, survivors)
+        grown = torch.zeros_like(size).scatter_add(1, target, size).gather(1, survivors)
+        if alive - merged == keep:                                               # nobody reads the last round's means
+            size = grown
+            break
         start = torch.arange(batch, device=x.device)[:, None]                    # whole rows move, of all images at once
         rows = (x * size[..., None]).flatten(0, 1)
         x = rows.index_select(0, (start * alive + survivors).flatten())
         x.index_add_(0, (start * survivors.shape[1] + rank.gather(1, into)).flatten(), rows[(start * alive + old).flatten()])
-        size = torch.zeros_like(size).scatter_add(1, target, size).gather(1, survivors)
+        size = grown
         x = x.unflatten(0, (batch, -1)) / size[..., None]
     origin = torch.arange(num_tokens, device=x.device).expand(batch, -1)
     return Plan(place, num_tokens, origin, slot, 1 / size.gather(1, slot))

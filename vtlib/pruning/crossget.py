@@ -168,7 +168,8 @@ def prune(vision, keep, *, importance=None, layer=None, guided=True, method="com
     while size.shape[1] > keep:
         pairs = match(key, importance, size.shape[1] - keep, 0, 0, method=method)
         step, size = ensemble(pairs, size, guided)
-        key, importance = step.apply(key), step.apply(importance)
+        if size.shape[1] > keep:                                                                # read by a further round
+            key, importance = step.apply(key), step.apply(importance)
         plan = step if plan is None else plan.then(step)
     return plan
 

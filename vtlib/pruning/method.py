@@ -1,4 +1,6 @@
-"""What is known of a pruning method: one value, `METHOD`, at the end of its file. Registry, hub, bench and widgets read it.
+"""What is known of a pruning method: one value, `METHOD`, at the end of its file.
+
+Registry, hub, bench and widgets read it.
 
 A method of your own is a function and a `Method`, and runs wherever the package's own do:
 
@@ -14,8 +16,8 @@ A method of your own is a function and a `Method`, and runs wherever the package
 
     METHOD = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
 
-`vision` is a `VisionOutputs`. The function returns a `Plan`; or, for short, a score (B, N), of which
-the `keep` highest stay, or indices (B, T) long. A cut inside the language model is a function
+`vision` is a `VisionOutputs`. The function returns a `Plan`; or, for short, a score (B, N), of
+which the `keep` highest stay, or indices (B, T) long. A cut inside the language model is a function
 `stages(num_layers, keep, num_visual)` that returns a list of `Stage`. METHOD can be given wherever
 a method's name can; `register(METHOD)` makes it known by its name.
 """
@@ -43,19 +45,20 @@ class Method:
         name: by which it is found, a word.
         title: as tables and widgets print it.
         paper: slug of its paper; None for a baseline.
-        prune: (vision, keep, **options) -> Plan, score (B, N) or indices (B, T) long; acts before the
-            language model. An argument `generator` is handed on; other arguments without a default
+        prune: (vision, keep, **options) -> Plan, score (B, N) or indices (B, T) long; acts before
+            the language model. An argument `generator` is handed on; others without a default
             are `signals`.
         stages: (num_layers, keep, num_visual, **options) -> list of `Stage`; cuts inside it.
         reads: of READS, what `prune` reads of the `VisionOutputs`; all else may be None there.
-        reads_without_cls: the same where the encoder has no [CLS]; None: `reads`. The mean attention
-            received ("attention") is the usual stand-in for the [CLS] row.
+        reads_without_cls: the same where the encoder has no [CLS]; None: `reads`. The mean
+            attention received ("attention") is the usual stand-in for the [CLS] row.
         layers: whose maps are read if "attention" is: 0-based layers, negative from the end, or a
             function (num_layers, **options) of them. None: the layer that made the features.
         hidden: hidden states that are read: 0 is the embeddings, negative from the end.
         space: the tensor of `VisionOutputs` that the plan is for.
-        asks: whether the question matters. A `prune` with an argument `text` asks without saying so.
-        keep_before: (keep, N) -> what `prune` leaves of N when `stages` bring it to `keep`; None: keep.
+        asks: whether the question matters. A `prune` with an argument `text` asks anyway.
+        keep_before: (keep, N) -> what `prune` leaves of N when `stages` bring it to `keep`;
+            None: keep.
         positions: "renumber" or "keep", where the release counts so; None: it does not matter.
 
     ValueError for an empty name, a method that does nothing, and unknown reads, space or positions.
@@ -83,14 +86,17 @@ class Method:
             raise ValueError(f"method {self.name!r} has neither `prune` nor `stages`")
         for part in ("prune", "stages"):
             if not (getattr(self, part) is None or callable(getattr(self, part))):
-                raise ValueError(f"{part}={getattr(self, part)!r} of method {self.name!r} is no function")
+                raise ValueError(f"{part}={getattr(self, part)!r} of method {self.name!r} is no "
+                                 "function")
         for part in ("reads", "reads_without_cls"):
             named = getattr(self, part) or ()
             unknown = [named] if isinstance(named, str) else sorted(set(named) - set(READS))
             if unknown:
-                raise ValueError(f"{part} of method {self.name!r} has {unknown}: needs a tuple of {READS}")
+                raise ValueError(f"{part} of method {self.name!r} has {unknown}: needs a tuple of "
+                                 f"{READS}")
         if self.space not in SPACES:
-            raise ValueError(f"space={self.space!r} of method {self.name!r} must be one of {SPACES}")
+            raise ValueError(f"space={self.space!r} of method {self.name!r} must be one of "
+                             f"{SPACES}")
         if self.positions not in (None, "renumber", "keep"):
             raise ValueError(f"positions={self.positions!r} of method {self.name!r} must be "
                              "'renumber', 'keep' or None")
@@ -151,8 +157,8 @@ class Method:
     def plan(self, vision: VisionOutputs, keep: int | float | None, **options: Any) -> Plan:
         """Run `prune` on what was read and check its plan.
 
-        Scores and indices become plans. ValueError for what is no plan for the tokens of `space`, and
-        where `prune` trips over something that it did not ask for.
+        Scores and indices become plans. ValueError for what is no plan for the tokens of `space`,
+        and where `prune` trips over something that it did not ask for.
         """
         try:
             made = self.prune(vision, keep, **options)
@@ -160,8 +166,10 @@ class Method:
             unread = self._unread(vision)
             if unread and (isinstance(error, KeyError) or "NoneType" in str(error)):
                 raise ValueError(
-                    f"method {self.name!r} reads what it did not ask for ({type(error).__name__}: {error}): "
-                    f"{', '.join(unread)} of `vision` are empty; declare Method(..., reads=(...))"
+                    f"method {self.name!r} reads what it did not ask for "
+                    f"({type(error).__name__}: {error}): {', '.join(unread)} of `vision` are "
+                    "empty; "
+                    "declare Method(..., reads=(...))"
                 ) from error
             raise
         x = getattr(vision, self.space)
@@ -186,14 +194,15 @@ def _from_the_end(index: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(i % size for i in index)
 
 
-# ------------------------------------------------------------------------------------ what a method is
+# --------------------------------------------------------------------------------- what a method is
 def as_method(method: Any) -> Method:
-    """A `Method` made of what a user has: one, a module or object with METHOD, or one that has `prune`
-    or `stages`, or a function (vision, keep) -> Plan. ValueError for anything else."""
+    """A `Method` made of what a user has: one, a module or object with METHOD, or one that has
+    `prune` or `stages`, or a function (vision, keep) -> Plan. ValueError for anything else."""
     if isinstance(method, Method):
         return method
     if isinstance(method, type):
-        raise ValueError(f"method={method.__name__} is a class: pass an object of it, {method.__name__}(...)")
+        raise ValueError(f"method={method.__name__} is a class: pass an object of it, "
+                         f"{method.__name__}(...)")
     if isinstance(getattr(method, "METHOD", None), Method):
         return method.METHOD
     name = getattr(method, "__name__", type(method).__name__)
@@ -211,7 +220,7 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
             name: str = "the method") -> Plan:
     """What a method made, as a `Plan` for (batch, num_tokens) tokens.
 
-    A score (B, N) leaves its `keep` highest tokens, indices (B, T) long these tokens in their order.
+    A score (B, N) leaves its `keep` highest tokens, indices (B, T) long these in their order.
 
     Args:
         made: a `Plan`, a score or indices.
@@ -219,8 +228,8 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
         keep: the budget; an int must not be exceeded.
         name: who made it, for messages.
 
-    ValueError for anything else: another number of rows or tokens, an index that is no integer or out of
-    range, a token that is kept twice, more slots than `keep`.
+    ValueError for anything else: another number of rows or tokens, an index that is no integer or
+    out of range, a token that is kept twice, more slots than `keep`.
     """
     wanted = f"needs a Plan for {num_tokens} tokens"
     if isinstance(made, Tensor):
@@ -230,18 +239,19 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
         elif made.dtype in (torch.int32, torch.int64) and made.dim() == 2:
             made = Plan(made.long(), num_tokens)
         else:
-            raise ValueError(f"{name}: made a {made.dtype} tensor {shape}; {wanted}, or a float score "
-                             f"({batch}, {num_tokens}), or indices (B, T) long")
+            raise ValueError(f"{name}: made a {made.dtype} tensor {shape}; {wanted}, or a float "
+                             f"score ({batch}, {num_tokens}), or indices (B, T) long")
     if not isinstance(made, Plan):
         raise ValueError(f"{name}: made a {type(made).__name__}; {wanted}, a score or indices")
     index = made.index
     if made.num_tokens != num_tokens:
         raise ValueError(f"{name}: made a plan for {made.num_tokens} tokens; {wanted}")
     if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name}: index is {getattr(index, 'dtype', type(index))} but needs to be long")
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise ValueError(f"{name}: index is {kind} but needs to be long")
     if index.dim() != 2 or len(index) != batch:
-        raise ValueError(f"{name}: index has shape {tuple(index.shape)} but needs one row for each of "
-                         f"{batch} images")
+        raise ValueError(f"{name}: index has shape {tuple(index.shape)} but needs one row for each "
+                         f"of {batch} images")
     if isinstance(keep, int) and len(made) > keep:
         raise ValueError(f"{name}: made {len(made)} slots although keep={keep}")
     _check_index(made, name)
@@ -260,6 +270,6 @@ def _check_index(plan: Plan, name: str) -> None:
     if not (outside.any() | twice.any()):
         return
     if outside.any():
-        raise ValueError(f"{name}: index {index[outside][0].item()} is outside 0 ... {plan.num_tokens - 1}"
-                         " (-1: an empty slot)")
+        raise ValueError(f"{name}: index {index[outside][0].item()} is outside 0 ... "
+                         f"{plan.num_tokens - 1} (-1: an empty slot)")
     raise ValueError(f"{name}: token {index[:, 1:][twice][0].item()} is kept twice")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vtlib.pruning import zooprune
-from vtlib.pruning.registry import METHODS, Reduced, find, look, reduce
+from vtlib.pruning.bench import Reduced, encode, reduce
+from vtlib.pruning.registry import METHODS, find
 from vtlib.teach.show import PALETTE, figure, image
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan
@@ -148,9 +149,9 @@ def _timed(fn, repeat):
 
 
 @torch.no_grad()
-def trial(model, vision, method: str, keep: int | float, question: str, generator=None, repeat: int = 1, choose=None) -> Trial:
+def trial(model, vision, method, keep: int | float, question: str, generator=None, repeat: int = 1, choose=None) -> Trial:
     """Run `method` on one picture (a `VisionOutputs` with B = 1) and one question. repeat: how often choosing and reading are
-    timed. choose: a function that returns the `Reduced`, instead of `registry.reduce`."""
+    timed. choose: a function that returns the `Reduced`, instead of `bench.reduce`."""
     if len(vision.selected) != 1:
         raise ValueError(f"vision holds {len(vision.selected)} pictures; a trial is about one: vision.rows(torch.tensor([k]))")
     seed = None if generator is None else generator.get_state()
@@ -202,7 +203,7 @@ def sheet(picture, grid, question, right: str, plain: Trial, pruned: Trial, titl
     return fig
 
 
-def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[int] = (4, 8, 14, 28, 57, 85, 128, 256), method: str | None = None,
+def bench(model, exam, methods: Sequence | None = None, keeps: Sequence[int] = (4, 8, 14, 28, 57, 85, 128, 256), method: str | None = None,
           keep: int = 28, pictures: int | Sequence[int] = 6, alt: str | None = None) -> Panel:
     """The pruning bench: method, budget and question -> the plan on the picture, the answer, and the bill.
 
@@ -210,17 +211,19 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
     questions each, if possible such that the unpruned model answers right. keeps: budgets, in visual tokens. The
     unpruned run of each question and what the methods read of each picture are computed at once; every setting's result when first
     needed, and kept, with its time, the median of three runs. ZOO-Prune's sensitivity is estimated once a picture, with 64
-    directions: its choosing time leaves that out. ValueError for unknown methods or a keep that is not among keeps.
+    directions: its choosing time leaves that out. methods: names, or anything
+    `registry.find` knows, one of your own too; default: all there are. ValueError for unknown methods or a keep
+    that is not among keeps.
     """
-    for name in methods:
-        find(name)
+    entries = {entry.name: entry for entry in map(find, METHODS if methods is None else methods)}
+    methods = tuple(entries)
     if keep not in keeps:
         raise ValueError(f"keep={keep} is not among keeps={tuple(keeps)}")
     method = (("divprune" if "divprune" in methods else methods[0]) if method is None else method)
     device = next(model.parameters()).device
     with torch.no_grad():
         chosen = list(range(len(exam.asked)))[:pictures] if isinstance(pictures, int) else list(pictures)
-        vision = look(model, exam.images[chosen].to(device), methods)
+        vision = encode(model, exam.images[chosen].to(device), entries.values())
         vision.tokens
         part = replace(exam, ids=exam.ids[chosen], target=exam.target[chosen], kind=exam.kind[chosen])
         right = part.right(model, vision.tokens)
@@ -247,7 +250,7 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
             def choose():
                 plan = zooprune.select(s, row(b).tokens, count)
                 return Reduced(model.reduce(row(b), plan, "tokens"), plan, "tokens", [], "renumber")
-        return trial(model, row(b), name, count, question.text, torch.Generator(device).manual_seed(0), repeat=3, choose=choose)
+        return trial(model, row(b), entries.get(name, name), count, question.text, torch.Generator(device).manual_seed(0), repeat=3, choose=choose)
 
     def plain(k):
         return result("random", vision.features.shape[1], k)
@@ -259,13 +262,13 @@ def bench(model, exam, methods: Sequence[str] = tuple(METHODS), keeps: Sequence[
         b, asking = asked[question]
         now = result(method, keep, question)
         return sheet(exam.images[chosen[b]].cpu(), grid, f"{asking.text}", " ".join(words(asking.answer)), plain(question), now,
-                     f"{METHODS[method].title}: keep {keep} of {vision.features.shape[1]}", model.vocabulary)
+                     f"{entries[method].title}: keep {keep} of {vision.features.shape[1]}", model.vocabulary)
 
-    alt = alt or (f"The pruning bench at its first setting: {METHODS[method].title} keeps {keep} of {vision.features.shape[1]} patches of a scene; "
+    alt = alt or (f"The pruning bench at its first setting: {entries[method].title} keeps {keep} of {vision.features.shape[1]} patches of a scene; "
                   "beside it the answer with its probability, and tokens, FLOPs, cache and time as shares of the unpruned run.")
     return panel(
         redraw, alt=alt,
-        method=ipywidgets.Dropdown(options=[(METHODS[m].title, m) for m in methods], value=method, description="method"),
+        method=ipywidgets.Dropdown(options=[(entries[m].title, m) for m in methods], value=method, description="method"),
         keep=ipywidgets.SelectionSlider(options=list(keeps), value=keep, description="keep"),
         question=ipywidgets.Dropdown(options=[(f"{b + 1}: {q.text}", k) for k, (b, q) in enumerate(asked)], value=0, description="picture and question"),
     )
