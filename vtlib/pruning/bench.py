@@ -263,7 +263,7 @@ def grade(
     `keep` tokens.
 
     Methods that look at the picture alone choose once, and are asked all questions of a picture at
-    once; the others, and all with positions="keep", run once a question, `rows` at a time.
+    once; the others run once a question, `rows` at a time.
 
     Args:
         model: TinyVLM.
@@ -273,27 +273,20 @@ def grade(
         rows: questions that are asked at once.
     """
     entry, num_tokens = find(method), vision.features.shape[1]
-    picture_alone = not entry.asks and entry.stages is None
-    kept = positions == "keep" and resolve_keep(keep, num_tokens) < num_tokens
-    once = None
-    if picture_alone:
-        counting = None if kept else positions
-        once = reduce(model, vision, entry, keep, generator=generator, positions=counting)
-        if not kept:
+    if not entry.asks and entry.stages is None:
+        if positions != "keep" or resolve_keep(keep, num_tokens) == num_tokens:
+            once = reduce(model, vision, entry, keep, None, generator, positions)
             return exam.right(model, once.tokens)
+        once = reduce(model, vision, entry, keep, None, generator)
+        return exam.right(model, once.tokens, patch_positions(once.plan), num_tokens)
     out = torch.zeros_like(exam.kind, dtype=torch.bool)
     picture, place = (exam.kind >= 0).nonzero(as_tuple=True)
     for part in torch.arange(len(picture), device=picture.device).split(rows):
         b, q = picture[part], place[part]
         asked = [exam.asked[i][j] for i, j in zip(b.tolist(), q.tolist(), strict=True)]
         texts, row = [question.text for question in asked], b.to(vision.selected.device)
-        if once is not None:
-            index = patch_positions(once.plan)[row]
-            tokens, cut = at_positions(once.tokens[row], index, num_tokens)
-            said = model.answer(tokens, texts, [cut], "keep").texts
-        else:
-            done = reduce(model, vision.rows(row), entry, keep, texts, generator, positions)
-            said = model.answer(done.tokens, texts, done.stages, done.positions).texts
+        done = reduce(model, vision.rows(row), entry, keep, texts, generator, positions)
+        said = model.answer(done.tokens, texts, done.stages, done.positions).texts
         right = [" ".join(words(question.answer)) for question in asked]
         hits = [answer == wanted for answer, wanted in zip(said, right, strict=True)]
         out[b, q] = torch.tensor(hits, device=out.device)

@@ -165,8 +165,7 @@ class TinyVLM(nn.Module):
         batch, many, length = ids.shape
         count, device = tokens.shape[1], ids.device
         if positions is None:
-            positions = torch.arange(count, device=device).expand(batch, -1)
-            num_visual = count
+            positions, num_visual = torch.arange(count, device=device).expand(batch, -1), count
         if positions.shape != (batch, count) or num_visual is None:
             raise ValueError(
                 f"positions {tuple(positions.shape)}, num_visual={num_visual}: needs {(batch, count)}, "
@@ -187,9 +186,8 @@ class TinyVLM(nn.Module):
             No (Q L)^2 weights are ever made.
             """
             texts = (q, k[:, :, prefix:], v[:, :, prefix:])
-            q, k_own, v_own = (
-                rearrange(t, "b h (q l) p -> (b h) q l p", q=many) for t in texts
-            )
+            texts = (rearrange(t, "b h (q l) p -> (b h) q l p", q=many) for t in texts)
+            q, k_own, v_own = texts
             k_prefix, v_prefix = (t[:, :, :prefix].flatten(0, 1) for t in (k, v))  # bh prefix p
             q = q * q.shape[-1] ** -0.5
             to_prefix = (q.flatten(1, 2) @ k_prefix.mT).unflatten(1, (many, length))
