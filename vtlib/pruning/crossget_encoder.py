@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..nn import attend, check_heads, check_images, check_multiple
 from ..tokens import take
-from .crossget import PAPER, ensemble, importance_cosine, match, merges
+from .crossget import ensemble, importance_cosine, match, merges
 
 
 class Attention(nn.Module):
