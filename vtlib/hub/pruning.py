@@ -542,7 +542,9 @@ class Pruned:
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             run = self.own.run
             if run is not None and run.turn.prefilling:
-                run.watch(number, name, out[0] if isinstance(out, tuple) else out)
+                # a choice has no gradient, and checkpointing does not run this a second time
+                with torch.no_grad():
+                    run.watch(number, name, out[0] if isinstance(out, tuple) else out)
 
         return hook
 
