@@ -8,6 +8,8 @@ import torch
 
 from vtlib.pruning import (
     aim,
+    baselines,
+    crossget,
     divprune,
     fastervlm,
     hiprune,
@@ -61,8 +63,12 @@ PRUNE = {
     "zooprune": zoo,
     "aim": aim.prune,
     "recoverable": recover,
+    "tome": baselines.tome,
+    "crossget": crossget.prune,
 }
-READS_TOKENS = ("divprune", "holov", "visiondrop", "zooprune", "aim", "recoverable")
+READS_TOKENS = (
+    "divprune", "holov", "visiondrop", "zooprune", "aim", "recoverable", "tome", "crossget"
+)
 methods = pytest.mark.parametrize("name", PRUNE)
 
 

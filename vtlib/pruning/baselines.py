@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..nn import check_finite, check_tokens
 from ..tokens import Plan, keep_all, resolve_keep
 from ..tokens.greedy import unit
 from ..tokens.precision import full_precision, widen
@@ -94,10 +95,12 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
     of the b they grew from. Ties: lower index.
     """
     metric = vision.features if metric is None else metric
+    check_tokens(metric, name="metric")
     batch, num_tokens, _ = metric.shape
     want = tuple(vision.features.shape[:2])
     if (batch, num_tokens) != want:
         raise ValueError(f"metric has shape {tuple(metric.shape)} but there are (B, N) = {want} patches to compare")
+    check_finite(metric, "metric")
     keep = resolve_keep(keep, num_tokens)
     if keep == num_tokens:
         return keep_all(batch, num_tokens, metric.device)

@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import Plan, keep_all, resolve_keep, take
+from ..nn import check_finite, check_tokens
+from ..tokens import Plan, check_scores, keep_all, resolve_keep, take
 from ..tokens.precision import full_precision, widen
 from .method import Method
 
@@ -163,6 +164,9 @@ def prune(vision, keep, *, importance=None, layer=None, guided=True, method="com
             importance = importance + received[:, vision.num_prefix :]
     if keep == num_tokens:
         return keep_all(batch, num_tokens, vision.features.device)
+    check_tokens(vision.keys, name="vision.keys")
+    check_finite(vision.keys, "vision.keys")
+    check_scores(importance, "importance", (batch, num_tokens))
     key, importance = widen(vision.keys[:, vision.num_prefix :]), widen(importance)
     plan, size = None, key.new_ones(batch, num_tokens)
     while size.shape[1] > keep:
