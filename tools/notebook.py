@@ -14,6 +14,7 @@ import ast
 import contextlib
 import os
 import re
+import subprocess
 import sys
 import time
 import tomllib
@@ -23,11 +24,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-CELL_SECONDS = 12
-"""What a cell may cost, in seconds of the processor: the clock runs faster on a busy machine."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""As under nbval: idle threads that wait for work count as processor seconds, and more so the busier
-the machine."""
+"""As under nbval: idle threads that wait for work count as processor seconds, and more so the
+busier the machine."""
 HANGING = 3600
 """Seconds on the clock after which a cell is taken for one that never ends."""
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -219,15 +218,36 @@ def tidy_outputs(nb):
     return nb
 
 
+GAUGE = """
+import time, torch
+square, row = torch.ones(256, 256) / 256, torch.ones(4096)
+start = time.process_time()
+for _ in range(1400):
+    square = square @ square
+for _ in range(140_000):
+    row = row * 0.5 + 0.5
+print(time.process_time() - start)
+"""
+
+
+def gauge():
+    """Processor seconds of a fixed piece of work, small and large operators: how fast a core is."""
+    environment = os.environ | ONE_THREAD
+    command = [sys.executable, "-c", GAUGE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def run(path):
     """Execute a notebook and store its outputs and run time. On failure the file stays as it was.
 
-    Stored are the seconds on the clock and those of the processor, all threads of the kernel
-    together: the second number says what the notebook costs, whatever else the machine is doing.
-    `slowest_cell`: its index among the cells, and its seconds of the processor.
+    Stored are the seconds on the clock and those of the processor; `slowest_cell`: its index among
+    the cells, and its seconds of the processor; `gauge`: what `gauge` takes on this machine, mean
+    of before and after. Seconds of the processor over it compare from machine to machine.
     """
     path = Path(path)
     nb = read(path)
+    before = gauge()
     start = time.perf_counter()
     clock = execute(nb, folder=path.resolve().parent)
     tidy_outputs(nb)
@@ -236,6 +256,7 @@ def run(path):
         "seconds": round(time.perf_counter() - start, 1),
         "processor_seconds": round(clock.total, 1),
         "slowest_cell": [slowest, round(clock.cells[slowest], 1)],
+        "gauge": round((before + gauge()) / 2, 2),
     }
     write(normalise(nb), path)
     size = path.stat().st_size / 1e6

@@ -18,8 +18,8 @@ import psutil
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-PROCESSOR_SECONDS = 300  # what a notebook's kernel may use; the clock runs faster on a busy machine
-HANGING = 3600  # seconds on the clock after which a notebook is taken for one that never ends
+PROCESSOR_SECONDS = 1800  # after so much of the processor a notebook is taken for one that never ends
+HANGING = 3600  # the same on the clock, for one that waits
 MOVES = 4  # how often each control is moved
 REDRAW_GOAL, REDRAW_LIMIT = 150, 400  # milliseconds: what we promise, and what a busy machine may take
 

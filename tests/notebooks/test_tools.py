@@ -98,6 +98,7 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     first = json.loads(nb.read_text())
     spent = first["metadata"].pop("vtlib")
     index, dearest = spent["slowest_cell"]
+    assert 0 < spent["gauge"] < 60
     assert 0 < spent["processor_seconds"] and 0 < spent["seconds"]
     assert index in (1, 2, 3, 6) and 0 <= dearest < spent["processor_seconds"]
     cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
