@@ -41,13 +41,9 @@ def kernel_seconds(item):
     provisioner = getattr(getattr(kernel, "km", None), "provisioner", None)
     if getattr(provisioner, "pid", None) is None:
         return None
-    import psutil
+    from tools.notebook import processor_seconds
 
-    try:
-        used = psutil.Process(provisioner.pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return None
-    return used.user + used.system
+    return processor_seconds(provisioner.pid)
 
 
 @pytest.hookimpl(wrapper=True)

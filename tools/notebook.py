@@ -119,6 +119,20 @@ class CellFailed(Exception):
     """A cell raised, or wrote to stderr. The message shows the cell."""
 
 
+def processor_seconds(pid):
+    """Seconds that a process and those that it started have used; 0 when it is gone."""
+    import psutil
+
+    spent = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = one.cpu_times()
+                spent += used.user + used.system
+    return spent
+
+
 class KernelClock:
     """Processor seconds of a kernel, and of each cell: hooks that nbclient calls around a cell."""
 
@@ -126,16 +140,7 @@ class KernelClock:
         self.client, self.cells, self.before, self.total = None, {}, 0.0, 0.0
 
     def read(self):
-        """Seconds of the kernel and of the processes that it started."""
-        import psutil
-
-        kernel = psutil.Process(self.client.km.provisioner.pid)
-        spent = 0.0
-        for process in (kernel, *kernel.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                used = process.cpu_times()
-                spent += used.user + used.system
-        return spent
+        return processor_seconds(self.client.km.provisioner.pid)
 
     def start(self, cell, cell_index):
         self.before = self.read()

@@ -11,10 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+from tools.notebook import processor_seconds
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -124,13 +124,8 @@ class Lab:
         raise RuntimeError(f"JupyterLab did not start:\n{(self.base / 'server.log').read_text()[-3000:]}")
 
     def kernel_seconds(self):
-        """Processor seconds of all kernels that run now."""
-        spent = 0.0
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                used = child.cpu_times()
-                spent += used.user + used.system
-        return spent
+        """Processor seconds of the server and of all kernels that run now."""
+        return processor_seconds(self.process.pid)
 
     def stop(self):
         self.process.terminate()  # the server ends its kernels

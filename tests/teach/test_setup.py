@@ -55,6 +55,14 @@ def test_a_seed_is_a_whole_number(seed):
         teach.setup(seed=seed)
 
 
+@pytest.mark.parametrize("seed", [np.int64(3), torch.tensor(3)])
+def test_integers_of_numpy_and_torch_are_seeds(seed):
+    teach.setup(seed=seed)
+    drawn = torch.rand(())
+    teach.setup(seed=3)
+    assert torch.equal(drawn, torch.rand(()))
+
+
 def test_device():
     assert teach.device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 

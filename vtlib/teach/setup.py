@@ -25,10 +25,10 @@ def setup(seed: int = 0) -> None:
     import torch
 
     import vtlib
+    from vtlib.nn.checks import check_int
     from vtlib.teach.show import use_style
 
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: needs a whole number from 0 to 2**32 - 1")
+    seed = check_int(seed, "seed", 0, 2**32 - 1)
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)  # seeds the GPUs too
