@@ -52,6 +52,12 @@ def same_random_state(before):
     return torch.equal(now[0], before[0]) and now[1:] == before[1:]
 
 
+SEVERAL = sorted(
+    file.name.removesuffix("_seeds.json")
+    for file in (checkpoints.root() / "checkpoints").glob("*_seeds.json")
+)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_loads_and_moves_nothing(name):
     how, stored = checkpoints.info(name), load_file(checkpoints.path(name))
@@ -114,6 +120,37 @@ def test_unknown_names_list_the_known_ones(read):
     with pytest.raises(ValueError, match="name='vit_emojy'.* vit_emoji") as error:
         read("vit_emojy")
     assert all(name in str(error.value) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_seeds_are_trainings_that_differ_in_the_seed_alone(name):
+    table, shipped = checkpoints.seeds(name), checkpoints.info(name)
+    assert list(table) == list(range(len(table))) and len(table) > 1
+    for seed, row in table.items():
+        assert row["seed"] == seed and {"command", "score", "minutes"} <= row.keys()
+        assert shape(row["score"]) == shape(shipped["score"])
+        assert without_seed(row["command"]) == without_seed(shipped["command"])
+    assert all(shipped[key] == value for key, value in table[0].items() if key in shipped)
+    assert len({json.dumps(row["score"]) for row in table.values()}) == len(table)
+
+
+def without_seed(command):
+    return re.sub(r" --seed \d+", "", command)
+
+
+def shape(value):
+    """Keys and lengths without the numbers."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else None
+
+
+def test_seeds_of_what_was_trained_once():
+    assert SEVERAL
+    for name in ("vit_emoji", "vit_emojy", "../checkpoints/catanet_small"):
+        with pytest.raises(ValueError, match=f"name='{name}'.*several seeds") as error:
+            checkpoints.seeds(name)
+        assert all(known in str(error.value) for known in SEVERAL)
 
 
 def test_a_file_of_ones_own(tmp_path):

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from vtlib import checkpoints
+
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 
@@ -172,12 +174,14 @@ def ship(
     config: dict[str, Any],
     command: str,
     seed: int,
+    shared: dict[str, Any] | None = None,
     **known: Any,
 ) -> dict[str, Any]:
     """Round `model` to half precision, score what is then stored, and write it; returns the header.
 
     Seed 0 becomes folder/stem.safetensors with the header of `vtlib.checkpoints`. Another seed's
-    weights are not kept: what is known of it becomes a row of folder/stem_seeds.json.
+    weights are not kept: what is known of it becomes a row of folder/stem_seeds.json, beside a row
+    of seed 0 (`vtlib.checkpoints.seeds`).
 
     Args:
         folder: where to write.
@@ -187,18 +191,32 @@ def ship(
         config: what builds the model again.
         command: the training's command.
         seed: the training's seed.
-        known: further keys of the header, such as steps and minutes.
+        shared: further keys of the header that don't depend on the seed.
+        known: further keys of header and row, such as steps and minutes.
     """
     state = stored(model)
     row = dict(command=command, seed=seed, score=score(), **known)
-    header = dict(config=config, **row)
-    path, others = folder / f"{stem}.safetensors", folder / f"{stem}_seeds.json"
+    header = dict(config=config, **(shared or {}), **row)
     if seed == 0:
-        save_file(state, path, {key: json.dumps(value) for key, value in header.items()})
-    if seed != 0 or others.exists():
-        table = json.loads(others.read_text(encoding="utf-8")) if others.exists() else {}
-        table[str(seed)] = row
-        table = {key: table[key] for key in sorted(table, key=int)}
-        others.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        metadata = {key: json.dumps(value) for key, value in header.items()}
+        save_file(state, folder / f"{stem}.safetensors", metadata)
+    note(folder, stem, row)
     print(f"{stem}, seed {seed}: {json.dumps(row['score'])}", flush=True)
     return header
+
+
+def note(folder: Path, stem: str, row: dict[str, Any]) -> None:
+    """Put `row` into folder/stem_seeds.json, which the first seed other than 0 begins.
+
+    It then gets seed 0's row from the header of folder/stem.safetensors, where that is there.
+    """
+    path, weights = folder / f"{stem}_seeds.json", folder / f"{stem}.safetensors"
+    if row["seed"] == 0 and not path.exists():
+        return
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "0" not in table and weights.exists():
+        header = checkpoints.info(weights)
+        table["0"] = {key: header[key] for key in row if key in header}
+    table[str(row["seed"])] = row
+    table = {seed: table[seed] for seed in sorted(table, key=int)}
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

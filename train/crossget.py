@@ -7,7 +7,7 @@ Pictures of 64 px with three pictograms; captions name those of one list and nev
 cross token has a say in it, so that no setting is at home in the test. AdamW, warm-up, one cosine,
 bfloat16 autocast. Stored, on held-out backgrounds: the recall for several r with guidance, without
 it and with its opposite, which parts of the picture are merged away, and both losses. Another
-seed's numbers go to crossget_clip_seeds.json (`vtlib.pruning.pretrained.scores_of_seeds`).
+seed's numbers go to crossget_clip_seeds.json (`vtlib.checkpoints.seeds`).
 """
 
 import random
@@ -165,9 +165,7 @@ def main(argv=None):
         model,
         lambda: score(model, words),
         config=config,
-        words=words.words,
-        spoken=pretrained.SPOKEN,
-        silent=pretrained.SILENT,
+        shared=dict(words=words.words, spoken=pretrained.SPOKEN, silent=pretrained.SILENT),
         command=command(__file__, seed=args.seed, steps=args.steps),
         seed=args.seed,
         steps=args.steps,

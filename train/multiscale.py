@@ -86,10 +86,8 @@ def main(argv=None):
             config=arguments,
             command=command(__file__, name, seed=args.seed, steps=args.steps),
             seed=args.seed,
-            name=name,
-            kind=kind,
+            shared=dict(name=name, kind=kind, batch=BATCH),
             steps=args.steps,
-            batch=BATCH,
             minutes=round(fitted.minutes, 1),
             **known,
         )

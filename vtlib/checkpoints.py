@@ -1,11 +1,14 @@
 """The trained weights that the repository ships: one loader, one header, for all of them.
 
     model = checkpoints.load("spynet_emoji", SPyNet)        how = checkpoints.info("spynet_emoji")
+    second = checkpoints.seeds("catanet_small")[1]["score"]
 
 Each is a file `checkpoints/<name>.safetensors` in the folder of the assets. Its metadata is the
 header: "config" (the arguments of the class), "command" and "seed" (how it was trained), "score"
 (on data it had not seen), and whatever else is worth knowing, each value a JSON string. Weights are
-stored in half precision where that costs nothing and come out in single precision.
+stored in half precision where that costs nothing and come out in single precision. Of a training
+repeated with other seeds only the first one's weights are shipped; `<name>_seeds.json` beside them
+says what is known of all.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 HEADER = ("config", "command", "seed", "score")
+_SEEDS = "_seeds.json"
 
 
 def root() -> pathlib.Path:
@@ -66,6 +70,23 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
     if missing:
         raise ValueError(f"name={os.fspath(name)!r}: its header has no {', '.join(missing)}")
     return {key: json.loads(value) for key, value in metadata.items()}
+
+
+def seeds(name: str) -> dict[int, dict[str, Any]]:
+    """The trainings of a checkpoint that differ in nothing but the seed: seed -> what is known.
+
+    {0: {"command": ..., "seed": 0, "score": ..., ...}, 1: ...}, seeds ascending. "score" is what
+    `info` has, measured alike; 0 are the shipped weights. "notebook", where there: what a notebook
+    measures of the shipped weights, measured of these (data/README.md says how). ValueError for a
+    name without such a table; the message has those with one.
+    """
+    folder = root() / "checkpoints"
+    known = sorted(file.name.removesuffix(_SEEDS) for file in folder.glob(f"*{_SEEDS}"))
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise ValueError(f"name={name!r}: no scores of several seeds; they are there of {there}")
+    table = json.loads((folder / f"{name}{_SEEDS}").read_text(encoding="utf-8"))
+    return {int(seed): row for seed, row in sorted(table.items(), key=lambda item: int(item[0]))}
 
 
 def load(

@@ -111,12 +111,23 @@ def test_cosine_rises_and_falls(common):
 def test_ship_scores_what_is_stored(common, tmp_path):
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
-    given = dict(config=dict(in_features=3, out_features=2), command="mine", steps=4)
-    for seed in (0, 1):
-        common.ship(tmp_path, "mine", model, lambda: model.weight.sum().item(), seed=seed, **given)
+    given = dict(config=dict(in_features=3, out_features=2), command="mine", shared=dict(kind="L"))
+    for seed in (0, 2, 1):
+        common.ship(
+            tmp_path, "mine", model, lambda: model.weight.mean().item(), seed=seed, steps=4 + seed,
+            **given,
+        )
+        assert (tmp_path / "mine_seeds.json").exists() == (seed != 0)
     stored = checkpoints.load(tmp_path / "mine.safetensors", nn.Linear)
     assert torch.equal(stored.weight, before.half().float())
-    assert checkpoints.info(tmp_path / "mine.safetensors")["score"] == stored.weight.sum().item()
+    header = checkpoints.info(tmp_path / "mine.safetensors")
+    assert header["score"] == stored.weight.mean().item() and header["kind"] == "L"
     table = json.loads((tmp_path / "mine_seeds.json").read_text())
-    assert set(table) == {"1"} and table["1"]["steps"] == 4
-    assert not list(tmp_path.glob("*seed1.safetensors"))
+    assert list(table) == ["0", "1", "2"]
+    for seed, row in table.items():
+        score = header["score"]
+        assert row == dict(command="mine", seed=int(seed), score=score, steps=4 + int(seed))
+    common.ship(tmp_path, "mine", model, lambda: 7, seed=0, steps=9, **given)
+    table = json.loads((tmp_path / "mine_seeds.json").read_text())
+    assert table["0"]["score"] == 7 and table["0"]["steps"] == 9 and len(table) == 3
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["mine.safetensors"]

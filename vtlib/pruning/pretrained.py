@@ -9,7 +9,6 @@ is known what the text asks for, and what it does not. `train/crossget.py` made 
 space of pictures and text there is here, so it can play the CLIP that Recoverable Compression asks (`signals`).
 """
 
-import json
 import os
 from typing import NamedTuple
 
@@ -153,16 +152,10 @@ def crossget_clip(
     `checkpoints.load`. `checkpoints.info(name)["score"]` says what is known of it: {"r=8 guided":
     {"i2t", "t2i": recall at 1 of 256 pictures on held-out backgrounds, "spoken", "silent",
     "background": share of such patches that some layer merged into another token}, ...}.
-    "unguided": I = 0; "inverted": -I; "bipartite": I, ToMe's sets.
+    "unguided": I = 0; "inverted": -I; "bipartite": I, ToMe's sets. `checkpoints.seeds(name)` has
+    the same of three seeds, and "losses", {"ita", "kd"}: on held-out backgrounds, batches of 64,
+    r = 8 with guidance.
     """
     known = checkpoints.info(name)
     words = Words(known["words"], known["config"]["context"])
     return checkpoints.load(name, CrossGETCLIP, device), words
-
-
-def scores_of_seeds() -> dict:
-    """The same of several training runs: {"0": {"command", "steps", "minutes", "scores", "losses": {"ita", "kd"}}, ...}.
-
-    Only the first one's weights are shipped. losses: both, on held-out backgrounds, batches of 64, r = 8 with guidance.
-    """
-    return json.loads((checkpoints.root() / "checkpoints" / "crossget_clip_seeds.json").read_text(encoding="utf-8"))
