@@ -9,6 +9,7 @@ The package imports itself relatively, so a copy of it under another name is a p
 import functools
 import importlib
 import io
+import itertools
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
+
+from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "463e4cd"
@@ -65,3 +68,17 @@ def ratio(new, old, repeats: int = 7) -> float:
             spent[which].append(time.process_time() - start)
     middle = {which: sorted(times)[len(times) // 2] for which, times in spent.items()}
     return middle[0] / max(middle[1], 1e-9)
+
+
+def peak_bytes(run) -> int:
+    """The most memory that torch's CPU allocator holds at a time for run(), beyond what was there.
+
+    What allocations and releases add up to, as the profiler records them; the same every time.
+    """
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result = run()
+    del result
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)

@@ -58,7 +58,7 @@ def whole_model(case):
         out[f"enc{i}"] = encoded
     for i, (step, guide) in enumerate(zip(steps, guides), 1):
         out |= {f"step{i}": step, f"decoder_step{i}": guide}
-    for name, want in t.items():                                                 # results at a size asked for, and the enlarged image of patch 14
+    for name, want in t.items():   # results at a size asked for, and the enlarged image of patch 14
         if name in out or name in ("image", "features") or name.startswith("w.") or want.dim() != 4:
             continue
         if want.shape[1] == c["in_channels"]:

@@ -53,6 +53,27 @@ def test_floating_tensors_pass(dtype):
     vnn.check_float(torch.zeros(2, dtype=dtype, device="meta"), "x")
 
 
+@pytest.mark.parametrize("value", [
+    0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5).double(),
+])
+def test_numbers_of_any_maker_are_numbers(value):
+    got = vnn.check_number(value, "sigma", 0, 1)
+    assert got == 0.5 and type(got) is float
+    assert vnn.check_number(np.int64(3), "sigma") == vnn.check_number(torch.tensor(3), "sigma") == 3
+
+
+@pytest.mark.parametrize("value", [
+    True, np.bool_(True), torch.tensor(True), "0.5", None, [0.5], 1j, torch.tensor([0.5, 0.5]),
+    float("nan"), float("inf"), -0.1, 1.1,
+])
+def test_what_is_no_number_is_named(value):
+    words = r"sigma=.*needs a finite number of at least 0 and at most 1"
+    with pytest.raises(ValueError, match=words):
+        vnn.check_number(value, "sigma", 0, 1)
+    with pytest.raises(ValueError, match="needs a finite number of at least 2$"):
+        vnn.check_number(1, "sigma", 2)
+
+
 @pytest.mark.parametrize("x, words", [
     (np.zeros(3, np.float32), ["pixels is a numpy.ndarray", "torch.from_numpy(pixels).float()"]),
     ([1.0, 2.0], ["pixels is a list", "torch.tensor(pixels)"]),

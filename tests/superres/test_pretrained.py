@@ -1,4 +1,5 @@
-"""The shipped models of super-resolution: they load, say how they were made, and do on unseen data what they are for."""
+"""The shipped models of super-resolution: they load, say how they were made, and do on unseen data
+what they are for."""
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from vtlib import checkpoints, data
 from vtlib.data import footage
 from vtlib.superres import bicubic, pretrained, psnr, warp
 
-FLOW = {0.1: 0.07, 0.5: 0.15, 3.0: 0.5}                                          # motion in pixels: largest end-point error (none found: the motion)
+# motion in pixels: largest end-point error (none found: the motion)
+FLOW = {0.1: 0.07, 0.5: 0.15, 3.0: 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,8 @@ def test_flow_of_unseen_photographs(flow_net, speed):
     """The mean over directions, away from what leaves the frame."""
     errors = []
     for k, (x, y) in enumerate(((1, 0), (0, 1), (-0.7, 0.7))):
-        clip = footage.panned(8, 2, 64, seed=k, split="test", velocity=(x * speed, y * speed), shrink=2.0)
+        velocity = (x * speed, y * speed)
+        clip = footage.panned(8, 2, 64, seed=k, split="test", velocity=velocity, shrink=2.0)
         flow = flow_net(*clip.frames.unbind(1))
         errors.append((flow - clip.backward[:, 0]).norm(dim=1)[:, 4:-4, 4:-4].mean())
     assert torch.stack(errors).mean() < FLOW[speed]
@@ -35,8 +38,9 @@ def test_flow_of_unseen_pictograms_explains_the_picture(flow_net):
     flow = flow_net(first, second)
     error, motion = ((f - video.flow[:, 0]).norm(dim=1)[seen].mean() for f in (flow, 0 * flow))
     assert error < 0.3 * motion
-    assert psnr(warp(second, flow), first, crop=4, y=False).mean() > psnr(second, first, crop=4, y=False).mean() + 6
-    back = flow_net(second, first)                                               # the other way round it points the other way
+    warped, still = (psnr(t, first, crop=4, y=False).mean() for t in (warp(second, flow), second))
+    assert warped > still + 6
+    back = flow_net(second, first)                     # the other way round it points the other way
     assert (warp(back, flow) + flow).norm(dim=1)[seen].mean() < 0.3 * motion
 
 
@@ -48,17 +52,22 @@ def test_no_motion_is_found_in_a_still(flow_net):
 
 @torch.no_grad()
 def test_slow_motion_of_the_real_clip_adds_up(flow_net):
-    """The real clip reduced four times moves a fourteenth of a pixel a frame. Sixteen frames on, warping brings back what standing still loses."""
+    """The real clip reduced four times moves a fourteenth of a pixel a frame.
+
+    Sixteen frames on, warping brings back what standing still loses.
+    """
     small = bicubic(footage.clip_frames("test"), 1 / 4)
     here, there = small[:-16], small[16:]
-    warped, still = (psnr(t, here, crop=2, y=False).mean() for t in (warp(there, flow_net(here, there)), there))
+    pair = warp(there, flow_net(here, there)), there
+    warped, still = (psnr(t, here, crop=2, y=False).mean() for t in pair)
     assert warped > still + 4
 
 
 def test_checkpoint_is_small_and_tells_how_it_was_made():
     how = checkpoints.info("spynet_emoji")
     assert data.checkpoint("spynet_emoji").stat().st_size < 1e6
-    assert how["command"].startswith("python train/spynet.py") and how["minutes"] > 0 and how["steps"] > 0
+    assert how["command"].startswith("python train/spynet.py")
+    assert how["minutes"] > 0 and how["steps"] > 0
     for name, row in how["score"].items():
         if "px" in name:
             assert row["net"] < 0.7 * row["no motion"], name

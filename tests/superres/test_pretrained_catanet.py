@@ -1,4 +1,5 @@
-"""The shipped image nets: they load, say how they were made, beat bicubic on photographs they never saw, and differ in the aggregation alone."""
+"""The shipped image nets: they load, say how they were made, beat bicubic on photographs they never
+saw, and differ in the aggregation alone."""
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def held_out():
 def test_beats_bicubic_on_real_photographs(variant, seed, held_out):
     small = bicubic(held_out, 1 / 2)
     with torch.no_grad():
-        got = psnr(pretrained.catanet_small(variant, seed=seed)(small).clamp(0, 1), held_out, crop=2)
+        model = pretrained.catanet_small(variant, seed=seed)
+        got = psnr(model(small).clamp(0, 1), held_out, crop=2)
     gain = got - psnr(bicubic(small, 2).clamp(0, 1), held_out, crop=2)
     assert gain.mean() > 0.5 and gain.min() > 0, gain
 
@@ -47,11 +49,13 @@ def test_how_they_were_made():
     assert [checkpoints.info(name + "_seed1")["seed"] for name in VARIANTS.values()] == [1, 1]
     rows = {variant: checkpoints.info(name) for variant, name in VARIANTS.items()}
     a, b = rows.values()
-    assert {**a["config"], "aggregate": None} == {**b["config"], "aggregate": None} and (a["steps"], a["seed"]) == (b["steps"], b["seed"])
+    assert {**a["config"], "aggregate": None} == {**b["config"], "aggregate": None}
+    assert (a["steps"], a["seed"]) == (b["steps"], b["seed"])
     assert a["config"]["aggregate"] and not b["config"]["aggregate"]
     for variant, row in rows.items():
         assert row["score"]["all"]["model"][0] > row["score"]["all"]["bicubic"][0] + 0.5
-        assert "train/catanet.py" in row["command"] and data.checkpoint(VARIANTS[variant]).stat().st_size < 1.5e6
+        assert "train/catanet.py" in row["command"]
+        assert data.checkpoint(VARIANTS[variant]).stat().st_size < 1.5e6
 
 
 def test_another_variant():

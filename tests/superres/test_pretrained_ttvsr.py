@@ -1,4 +1,5 @@
-"""The shipped video nets: they load, say how they were made, beat bicubic on real frames they never saw, and differ in trajectories alone."""
+"""The shipped video nets: they load, say how they were made, beat bicubic on real frames they never
+saw, and differ in trajectories alone."""
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def test_beats_bicubic_on_real_frames(named, what):
     frames = held_out(what)
     small = bicubic(frames, 1 / 4)
     with torch.no_grad():
-        gain = psnr(named[1](small).clamp(0, 1), frames, crop=4) - psnr(bicubic(small, 4).clamp(0, 1), frames, crop=4)
+        got, plain = named[1](small).clamp(0, 1), bicubic(small, 4).clamp(0, 1)
+        gain = psnr(got, frames, crop=4) - psnr(plain, frames, crop=4)
     assert gain.mean() > FLOORS[what], gain.mean()
 
 
@@ -40,7 +42,8 @@ def test_flow_helps(named):
     small = bicubic(frames, 1 / 4)
     with torch.no_grad():
         back, ahead = named[1].flows(small)
-        right, wrong = (psnr(named[1](small, f).clamp(0, 1), frames, crop=4).mean() for f in ((back, ahead), (-back, -ahead)))
+        outs = [named[1](small, f).clamp(0, 1) for f in ((back, ahead), (-back, -ahead))]
+        right, wrong = (psnr(out, frames, crop=4).mean() for out in outs)
     assert right > wrong + 0.1
 
 
@@ -53,17 +56,24 @@ def test_odd_sizes_and_one_frame(named):
 def test_how_they_were_made(seed):
     names = [name + "_seed1" * seed for name in NAMES]
     a, b = (checkpoints.info(name) for name in names)
-    assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None} and a["steps"] == b["steps"]
-    assert a["config"]["trajectories"] and not b["config"]["trajectories"] and a["seed"] == b["seed"] == seed
-    for name, row in zip(names, (a, b)):
-        assert all(row["score"][what]["model"] > row["score"][what]["bicubic"] + floor for what, floor in FLOORS.items())
+    assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None}
+    assert a["config"]["trajectories"] and not b["config"]["trajectories"]
+    assert a["seed"] == b["seed"] == seed and a["steps"] == b["steps"]
+    for name, row in zip(names, (a, b), strict=True):
+        for what, floor in FLOORS.items():
+            score = row["score"][what]
+            assert score["model"] > score["bicubic"] + floor
         assert "train/ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
-    count = [sum(p.numel() for p in getattr(pretrained, name)(seed=seed).parameters()) for name in NAMES]
+    nets = [getattr(pretrained, name)(seed=seed) for name in NAMES]
+    count = [sum(p.numel() for p in net.parameters()) for net in nets]
     assert count[0] == count[1]
 
 
 def test_another_seed():
-    for load in (pretrained.ttvsr_small, pretrained.recurrent_small, pretrained.uplift_emoji, pretrained.catanet_small):
+    for load in (
+        pretrained.ttvsr_small, pretrained.recurrent_small, pretrained.uplift_emoji,
+        pretrained.catanet_small,
+    ):
         with pytest.raises(ValueError, match="seed=2"):
             load(seed=2)
     with pytest.raises(ValueError, match="location='bilinear', seed=0"):
@@ -72,4 +82,5 @@ def test_another_seed():
 
 def test_fractional_maps_of_the_net_trained_with_them():
     net = pretrained.ttvsr_small(location="fractional")
-    assert net.location == "fractional" and checkpoints.info("ttvsr_small_fractional")["score"]["video"]["model"] > 23.3
+    assert net.location == "fractional"
+    assert checkpoints.info("ttvsr_small_fractional")["score"]["video"]["model"] > 23.3

@@ -19,7 +19,8 @@ def pictures():
 
 def test_luma_is_studio_range():
     """MATLAB's rgb2ycbcr of uint8: black 16, white 235, red 81, green 145, blue 41 (rounded)."""
-    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float)[..., None, None]
+    corners = [[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    colours = torch.tensor(corners, dtype=torch.float)[..., None, None]
     assert luma(colours).mul(255).round().flatten().tolist() == [16, 235, 81, 145, 41]
     assert luma(torch.rand(2, 5, 3, 4, 6)).shape == (2, 5, 1, 4, 6)
 
@@ -32,7 +33,8 @@ def test_psnr_equals_formula_and_skimage():
         assert value == pytest.approx(-10 * mse.log10().item(), abs=1e-4)
     for k, value in enumerate(psnr(got, want, crop=4)):
         a, b = (luma(t[k])[0].numpy()[4:-4, 4:-4] for t in (want, got))
-        assert value == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-3)
+        reference = metrics.peak_signal_noise_ratio(a, b, data_range=1.0)
+        assert value == pytest.approx(reference, abs=1e-3)
 
 
 def test_each_picture_has_its_own_number():
@@ -42,14 +44,16 @@ def test_each_picture_has_its_own_number():
     torch.testing.assert_close(psnr(got[1:2], want[1:2]), values[1:2])
     torch.testing.assert_close(ssim(got[1:2], want[1:2]), ssim(got, want)[1:2])
     videos = psnr(got.expand(2, 3, 3, 64, 64), want.expand(2, 3, 3, 64, 64))
-    assert videos.shape == (2, 3) and psnr(got[0], want[0]).shape == () and ssim(got[0], want[0]).shape == ()
+    assert videos.shape == (2, 3)
+    assert psnr(got[0], want[0]).shape == ssim(got[0], want[0]).shape == ()
     torch.testing.assert_close(videos[1], values)
 
 
 def test_known_values():
     want = torch.full((1, 3, 16, 16), 0.5)
     assert psnr(want + 0.1, want, y=False).item() == pytest.approx(20.0, abs=1e-3)
-    assert psnr(want + 0.1, want).item() == pytest.approx(20 + 1.3219, abs=1e-3)  # the studio range: 20 log10(255 / 219)
+    # the studio range: 20 log10(255 / 219)
+    assert psnr(want + 0.1, want).item() == pytest.approx(20 + 1.3219, abs=1e-3)
     assert psnr(want, want).isinf().all() and ssim(want, want).item() == pytest.approx(1.0)
     border = want.clone()
     border[..., :2, :] += 0.4
@@ -60,14 +64,17 @@ def test_ssim_equals_skimage_with_gaussian_window():
     got, want = pictures()
     for k, value in enumerate(ssim(got, want, crop=4)):
         a, b = (luma(t[k])[0].double().numpy()[4:-4, 4:-4] for t in (want, got))
-        reference = metrics.structural_similarity(a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        reference = metrics.structural_similarity(
+            a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
         assert value.item() == pytest.approx(reference, abs=1e-4)
     assert 0 < ssim(got, want, y=False).min() < ssim(got, want, y=False).max() < 1
 
 
 def test_bad_input():
     x = torch.rand(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"got has shape \(1, 3, 16, 16\) and want \(2, 3, 16, 16\)"):
+    message = r"got has shape \(1, 3, 16, 16\) and want \(2, 3, 16, 16\)"
+    with pytest.raises(ValueError, match=message):
         psnr(x[:1], x)
     with pytest.raises(ValueError, match="crop=8 leaves nothing of 16 x 16"):
         psnr(x, x, crop=8)
@@ -82,10 +89,19 @@ def test_bad_input():
 
 def test_core_imports_without_the_extras():
     """torchmetrics and scikit-image belong to the course, not to the package."""
-    code = ("import sys\nfor name in ('torchmetrics', 'skimage', 'scipy', 'sklearn'): sys.modules[name] = None\n"
-            "import torch, vtlib.superres as s, vtlib.superres.spynet\n"
-            "assert s.bicubic(torch.rand(3, 8, 8), 0.25).shape == (3, 2, 2)\n"
-            "try: s.psnr(torch.rand(3, 8, 8), torch.rand(3, 8, 8))\nexcept ImportError as e: assert 'vtlib[course]' in str(e)\n"
-            "else: raise SystemExit('psnr ran')")
+    code = """
+import sys
+for name in ("torchmetrics", "skimage", "scipy", "sklearn"):
+    sys.modules[name] = None
+import torch, vtlib.superres as s, vtlib.superres.spynet
+x = torch.rand(3, 8, 8)
+assert s.bicubic(x, 0.25).shape == (3, 2, 2)
+try:
+    s.psnr(x, x)
+except ImportError as error:
+    assert "vtlib[course]" in str(error)
+else:
+    raise SystemExit("psnr ran")
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

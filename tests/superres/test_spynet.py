@@ -1,4 +1,5 @@
-"""SPyNet: official size and names, equality with the algorithm written out, scaling of flows, bad input."""
+"""SPyNet: official size and names, equality with the algorithm written out, scaling of flows, bad
+input."""
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ def test_official_size_and_names():
     with torch.device("meta"):
         net = SPyNet()
     assert sum(p.numel() for p in net.parameters()) == 1_440_300
-    names = {f"basic_module.{i}.basic_module.{j}.conv.{p}" for i in range(6) for j in range(5) for p in ("weight", "bias")}
+    convs = [f"basic_module.{i}.basic_module.{j}.conv" for i in range(6) for j in range(5)]
+    names = {f"{conv}.{p}" for conv in convs for p in ("weight", "bias")}
     assert {name for name, _ in net.named_parameters()} == names
     shapes = [tuple(c.conv.weight.shape) for c in net.basic_module[0].basic_module]
     assert shapes == [(32, 8, 7, 7), (64, 32, 7, 7), (32, 64, 7, 7), (16, 32, 7, 7), (2, 16, 7, 7)]
@@ -38,21 +40,24 @@ def test_official_files_load_with_and_without_mean_and_std():
 
 
 def test_equals_the_algorithm_written_out():
-    """Levels from coarse to fine, by hand: resize to multiples, average pools, upsample and double, warp, add, resize back."""
+    """Levels from coarse to fine, by hand: resize to multiples, average pools, upsample and double,
+    warp, add, resize back."""
     net = small()
     torch.manual_seed(1)
     reference, supporting = torch.rand(2, 2, 3, 13, 22)
     with torch.no_grad():
-        ref, supp = (F.interpolate(t, size=(16, 24), mode="bilinear") for t in (reference, supporting))
-        ref, supp = ((t - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1) for t in (ref, supp))
+        mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (MEAN, STD))
+        pair = (F.interpolate(t, size=(16, 24), mode="bilinear") for t in (reference, supporting))
+        ref, supp = ((t - mean) / std for t in pair)
         flow = torch.zeros(2, 2, 4, 6)
         for k, module in enumerate(net.basic_module):
             times = len(net.basic_module) - 1 - k
             a, b = ref, supp
             for _ in range(times):
-                a, b = F.avg_pool2d(a, 2, count_include_pad=False), F.avg_pool2d(b, 2, count_include_pad=False)
+                a, b = (F.avg_pool2d(t, 2, count_include_pad=False) for t in (a, b))
             if k:
-                flow = F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True) * 2.0
+                flow = F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
+                flow = flow * 2.0
             flow = flow + module(torch.cat([a, warp(b, flow), flow], 1))
         flow = F.interpolate(flow, size=(13, 22), mode="bilinear")
         flow = torch.stack([flow[:, 0] * 22 / 24, flow[:, 1] * 13 / 16], 1)
@@ -66,7 +71,8 @@ def test_sizes(levels, channels):
     assert len(net.basic_module) == levels and net.multiple == 2 ** (levels - 1)
     assert net(torch.rand(1, 3, 9, 11), torch.rand(1, 3, 9, 11)).shape == (1, 2, 9, 11)
     flows = net.levels_of(torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24))
-    assert [tuple(f.shape) for f in flows] == [(1, 2, 16 >> k, 24 >> k) for k in reversed(range(levels))]
+    sizes = [(1, 2, 16 >> k, 24 >> k) for k in reversed(range(levels))]
+    assert [tuple(f.shape) for f in flows] == sizes
 
 
 def test_silent_modules_mean_no_motion_and_constant_residuals_add_up():
@@ -81,7 +87,8 @@ def test_silent_modules_mean_no_motion_and_constant_residuals_add_up():
             module.basic_module[-1].conv.bias.copy_(torch.tensor([1.0, 0.0]))
         torch.testing.assert_close(net(x, x)[:, 0], torch.full((1, 16, 24), 1.0 + 2 + 4))
         assert (net(x, x)[:, 1] == 0).all()
-        torch.testing.assert_close(net(x[..., :15, :21], x[..., :15, :21])[:, 0], torch.full((1, 15, 21), 7 * 21 / 24))   # in true pixels
+        cut = x[..., :15, :21]                                                   # in true pixels
+        torch.testing.assert_close(net(cut, cut)[:, 0], torch.full((1, 15, 21), 7 * 21 / 24))
 
 
 def test_the_pictures_are_normalised():
@@ -116,7 +123,8 @@ def test_meta_and_half_precision():
 
 def test_bad_input():
     net, x = small(), torch.rand(2, 3, 16, 24)
-    with pytest.raises(ValueError, match=r"supporting has shape \(1, 3, 16, 24\) but reference \(2, 3, 16, 24\)"):
+    message = r"supporting has shape \(1, 3, 16, 24\) but reference \(2, 3, 16, 24\)"
+    with pytest.raises(ValueError, match=message):
         net(x, x[:1])
     with pytest.raises(ValueError, match="reference has 2 channels"):
         net(x[:, :2], x[:, :2])
@@ -124,6 +132,14 @@ def test_bad_input():
         net.levels_of(x[..., :15], x[..., :15])
     with pytest.raises(ValueError, match="reference is empty"):
         net(x[:0], x[:0])
-    for kwargs, match in ((dict(levels=0), "levels=0"), (dict(channels=()), "channels="), (dict(kernel_size=4), "kernel_size=4: needs an odd")):
+    for kwargs, match in (
+        (dict(levels=0), "levels=0"),
+        (dict(levels=2.0), r"levels=2.0 \(float\): needs an integer"),
+        (dict(channels=()), "channels="),
+        (dict(channels=8), "channels=8: needs the widths"),
+        (dict(channels=(8, 0)), "channels=0"),
+        (dict(kernel_size=4), "kernel_size=4: needs an odd"),
+        (dict(kernel_size="3"), "kernel_size='3'"),
+    ):
         with pytest.raises(ValueError, match=match):
             SPyNet(**kwargs)

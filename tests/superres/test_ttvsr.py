@@ -1,4 +1,5 @@
-"""TTVSR: location maps against stored trajectories, attention against loops, key frames, counts, costs, what a video may look like."""
+"""TTVSR: location maps against stored trajectories, attention against loops, key frames, counts,
+costs, what a video may look like."""
 
 import pytest
 import torch
@@ -24,39 +25,50 @@ from vtlib.superres.ttvsr import (
 
 def small(**options):
     torch.manual_seed(0)
-    return TTVSR(**{**dict(mid_channels=6, num_blocks=1, feat_blocks=1, head_channels=4, spynet=None), **options}).eval()
+    sizes = dict(mid_channels=6, num_blocks=1, feat_blocks=1, head_channels=4, spynet=None)
+    return TTVSR(**{**sizes, **options}).eval()
+
+
+def smooth_flow(frames, size, batch, motion, generator):
+    """(B, T - 1, 2, h, w)."""
+    if frames == 1:
+        return torch.zeros(batch, 0, 2, *size)
+    coarse = torch.randn(batch * (frames - 1), 2, 3, 3, generator=generator) * motion
+    return F.interpolate(coarse, size=size, mode="bilinear").unflatten(0, (batch, frames - 1))
 
 
 def clip(frames=7, size=(16, 24), batch=1, seed=0, motion=3.0):
     """Frames and smooth random flows both ways."""
     g = torch.Generator().manual_seed(seed)
-    flows = tuple(F.interpolate(torch.randn(batch * max(frames - 1, 0), 2, 3, 3, generator=g) * motion, size=size, mode="bilinear")
-                  .unflatten(0, (batch, frames - 1)) if frames > 1 else torch.zeros(batch, 0, 2, *size) for _ in range(2))
+    flows = tuple(smooth_flow(frames, size, batch, motion, g) for _ in range(2))
     return torch.rand(batch, frames, 3, *size, generator=g), flows
 
 
-# ------------------------------------------------------------------------------------------------------------- location maps
+# ------------------------------------------------------------------------------------ location maps
 def stored_trajectories(flows, keyframes, first, stride):
-    """Every trajectory held as a list of points, token by token: what the paper's location maps stand for. flows: {frame: its flow (2, H, W)
-    to the frame before it in the pass}. Returns {frame: (k, 2, h, w)}."""
+    """Every trajectory held as a list of points, token by token: what the paper's location maps
+    stand for. flows: {frame: its flow (2, H, W) to the frame before it in the pass}. Returns
+    {frame: (k, 2, h, w)}."""
     order = [first, *flows]
     h, w = (s // stride for s in next(iter(flows.values())).shape[-2:])
-    paths = {key: {(r, c): (c, r) for r in range(h) for c in range(w)} for key in [first]}       # token -> its place in the key frame
+    still = {(r, c): (c, r) for r in range(h) for c in range(w)}      # token -> place in key frame
+    paths = {first: still}
     out = {}
     for now in order[1:]:
         flow = flows[now]
         moved = {key: {} for key in paths}
-        for r in range(h):
-            for c in range(w):
-                block = flow[:, r * stride:(r + 1) * stride, c * stride:(c + 1) * stride].mean((1, 2)) / stride
-                x = min(max(round((c + block[0]).item()), 0), w - 1)             # round: halves to the even neighbour, as in the release
-                y = min(max(round((r + block[1]).item()), 0), h - 1)
-                for key in paths:
-                    moved[key][r, c] = paths[key][y, x]                          # the trajectory that passed there goes on here
+        blocks = F.avg_pool2d(flow, stride) / stride
+        for r, c in still:
+            dx, dy = blocks[:, r, c]              # round: halves to the even neighbour, as released
+            x = min(max(round((c + dx).item()), 0), w - 1)
+            y = min(max(round((r + dy).item()), 0), h - 1)
+            for key in paths:
+                moved[key][r, c] = paths[key][y, x]    # the trajectory that passed there goes on
         paths = moved
-        out[now] = torch.tensor([[[[path[r, c][xy] for c in range(w)] for r in range(h)] for xy in (0, 1)] for path in paths.values()])
+        places = torch.tensor([[path[place] for place in still] for path in paths.values()])
+        out[now] = places.mT.unflatten(2, (h, w))                                  # k xy h w
         if now in keyframes:
-            paths[now] = {(r, c): (c, r) for r in range(h) for c in range(w)}
+            paths[now] = still
     return out
 
 
@@ -80,7 +92,8 @@ def test_location_maps_are_stored_trajectories(direction, frames, keyframe_strid
 @settings(max_examples=30, deadline=None)
 @given(dx=st.integers(-3, 3), dy=st.integers(-3, 3), steps=st.integers(1, 4))
 def test_integer_motion_adds_up_and_stops_at_the_border(dx, dy, steps):
-    location, flow = identity_grid(1, 5, 6), torch.tensor([4.0 * dx, 4.0 * dy]).view(1, 2, 1, 1).expand(1, 2, 20, 24)
+    location = identity_grid(1, 5, 6)
+    flow = torch.tensor([4.0 * dx, 4.0 * dy]).view(1, 2, 1, 1).expand(1, 2, 20, 24)
     for _ in range(steps):
         location = carry(location, token_flow(flow))
     want = identity_grid(1, 5, 6) + steps * torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1)
@@ -91,7 +104,8 @@ def test_maps_stay_integer_and_inside_whatever_the_flow():
     video, flows = clip(9, motion=40.0)
     for step in small()(video, flows, return_trace=True)[1]:
         assert torch.equal(step.location, step.location.round())
-        assert step.location.amin() >= 0 and (step.location.amax((0, 1, 3, 4)) <= torch.tensor([5, 3])).all()
+        assert step.location.amin() >= 0
+        assert (step.location.amax((0, 1, 3, 4)) <= torch.tensor([5, 3])).all()
 
 
 def test_no_motion_leaves_the_identity_grid():
@@ -101,21 +115,26 @@ def test_no_motion_leaves_the_identity_grid():
 
 
 def test_slow_motion_is_lost_by_nearest_maps_and_kept_by_fractional_ones():
-    flow = torch.tensor([1.2, 0.4]).view(1, 2, 1, 1).expand(1, 2, 32, 40)        # 0.3 and 0.1 tokens a frame: rounded away
+    # 0.3 and 0.1 tokens a frame: rounded away
+    flow = torch.tensor([1.2, 0.4]).view(1, 2, 1, 1).expand(1, 2, 32, 40)
     near, fraction = identity_grid(1, 8, 10), identity_grid(1, 8, 10)
     for _ in range(10):
-        near, fraction = carry(near, token_flow(flow)), carry(fraction, token_flow(flow), "fractional")
+        near = carry(near, token_flow(flow))
+        fraction = carry(fraction, token_flow(flow), "fractional")
     assert torch.equal(near, identity_grid(1, 8, 10))
-    torch.testing.assert_close(fraction[0, :, 2, 3], torch.tensor([6.0, 3.0]), atol=0.05, rtol=0)  # the border's bend seeps in a little
+    # the border's bend seeps in a little
+    want = torch.tensor([6.0, 3.0])
+    torch.testing.assert_close(fraction[0, :, 2, 3], want, atol=0.05, rtol=0)
 
 
 def test_fractional_equals_nearest_when_motion_is_whole():
     video, flows = clip(5)
-    flows = tuple((f / 4).round() * 0 + torch.tensor([4.0, -8.0]).view(1, 1, 2, 1, 1) for f in flows)
+    whole = torch.tensor([4.0, -8.0]).view(1, 1, 2, 1, 1)
+    flows = tuple(whole.expand_as(f) for f in flows)
     torch.testing.assert_close(small(location="fractional")(video, flows), small()(video, flows))
 
 
-# ------------------------------------------------------------------------------------------------------------------ tokens
+# ------------------------------------------------------------------------------------------- tokens
 def test_tokens_are_those_of_unfold():
     x = torch.rand(2, 3, 12, 20)
     assert torch.equal(tokenize(x).flatten(2), F.unfold(x, 4, stride=4))
@@ -126,30 +145,32 @@ def test_tokens_are_those_of_unfold():
 def test_cross_scale_tokens_by_hand(stride):
     x = torch.rand(1, 2, 3 * stride, 4 * stride)
     tokens = cross_scale_tokens(x, stride)
-    for size, found in zip((stride, stride * 3 // 2, stride * 2), tokens):
+    for size, found in zip((stride, stride * 3 // 2, stride * 2), tokens, strict=True):
         margin = (size - stride) // 2
         padded = F.pad(x, (margin,) * 4)
         for r in range(3):
             for c in range(4):
                 patch = padded[:, :, r * stride:r * stride + size, c * stride:c * stride + size]
-                torch.testing.assert_close(found[0, :, r, c], F.adaptive_avg_pool2d(patch, stride).flatten())
+                pooled = F.adaptive_avg_pool2d(patch, stride).flatten()
+                torch.testing.assert_close(found[0, :, r, c], pooled)
 
 
 def test_a_flat_map_looks_the_same_at_all_scales_away_from_the_border():
     one, two, three = cross_scale_tokens(torch.full((1, 2, 16, 20), 0.7))
     for other in (two, three):
         torch.testing.assert_close(other[..., 1:-1, 1:-1], one[..., 1:-1, 1:-1])
-        assert (other[..., 0, :] < 0.7).any()                                    # zeros beyond the border come in
+        assert (other[..., 0, :] < 0.7).any()                      # zeros beyond the border come in
 
 
 def test_reading_outside_gives_zeros():
     tokens = torch.rand(1, 3, 2, 2, 2) + 1
     location = torch.tensor([-1.0, 0.0]).view(1, 1, 2, 1, 1).expand(1, 2, 2, 2, 2)
     assert (gather_tokens(tokens, location) == 0).all()
-    assert (gather_tokens(tokens, location[:, 0], torch.zeros(1, 2, 2, dtype=torch.long)) == 0).all()
+    one = torch.zeros(1, 2, 2, dtype=torch.long)
+    assert (gather_tokens(tokens, location[:, 0], one) == 0).all()
 
 
-# --------------------------------------------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------------------- attention
 def attend_by_loops(layer, query, keys, anchor, values, location):
     """One token and one key frame after the other."""
     b, _, k, h, w = keys.shape
@@ -163,19 +184,26 @@ def attend_by_loops(layer, query, keys, anchor, values, location):
                 for j in range(k):
                     x, y = location[n, j, :, r, c].round().long().tolist()
                     inside = 0 <= x < w and 0 <= y < h
-                    cosine = F.cosine_similarity(q[n, :, r, c], keys[n, :, j, y, x], 0).item() if inside else 0.0
+                    cosine = 0.0
+                    if inside:
+                        key = keys[n, :, j, y, x]
+                        cosine = F.cosine_similarity(q[n, :, r, c], key, 0).item()
                     if best is None or cosine > best:
                         best, chosen[n, r, c] = cosine, j
-                        for into, v in zip(picked, values):
+                        for into, v in zip(picked, values, strict=True):
                             into[n, :, r, c] = v[n, :, j, y, x] if inside else 0
                 weight[n, r, c] = best
     soft = F.interpolate(weight[:, None], scale_factor=4, mode="nearest")
-    return anchor + F.conv2d(torch.cat([untokenize(p) for p in picked], 1), layer.fusion.weight, layer.fusion.bias, padding=1) * soft, weight, chosen
+    scales = torch.cat([untokenize(p) for p in picked], 1)
+    fused = F.conv2d(scales, layer.fusion.weight, layer.fusion.bias, padding=1)
+    return anchor + fused * soft, weight, chosen
 
 
 def ingredients(k=3, seed=0, batch=2, h=3, w=4, channels=5):
     g = torch.Generator().manual_seed(seed)
-    location = torch.stack([torch.randint(-1, w + 1, (batch, k, h, w), generator=g), torch.randint(-1, h + 1, (batch, k, h, w), generator=g)], 2)
+    shape = (batch, k, h, w)
+    places = [torch.randint(-1, side + 1, shape, generator=g) for side in (w, h)]
+    location = torch.stack(places, 2)
     keys, *values = (torch.randn(batch, channels * 16, k, h, w, generator=g) for _ in range(4))
     query, anchor = (torch.randn(batch, channels, 4 * h, 4 * w, generator=g) for _ in range(2))
     return query, keys, anchor, values, location.float()
@@ -208,20 +236,24 @@ def test_keys_do_not_flow_into_the_output_but_for_their_cosine():
     assert torch.equal(layer(query, torch.zeros_like(keys), anchor, values, location), anchor)
 
 
-# ------------------------------------------------------------------------------------------------------------- the whole net
+# ------------------------------------------------------------------------------------ the whole net
 def test_official_size():
     with torch.device("meta"):
         model = TTVSR()
-    count = {name: sum(p.numel() for p in module.parameters()) for name, module in (("all", model), ("spynet", model.spynet), ("ltam", model.LTAM))}
+    parts = {"all": model, "spynet": model.spynet, "ltam": model.LTAM}
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     assert count == {"all": 6_773_615, "spynet": 1_440_300, "ltam": 110_656}
 
 
 def test_official_names():
     with torch.device("meta"):
         names = set(TTVSR(num_blocks=2).state_dict())
-    parts = ["spynet.basic_module.5.basic_module.4.conv", "feat_extractor.main.0", "feat_extractor.main.2.4.conv1", "feat_extractor.main.2.0.conv2",
-             "LTAM.fusion", "resblocks.main.0", "resblocks.main.2.1.conv2", "fusion", "upsample1.upsample_conv", "upsample2.upsample_conv",
-             "conv_hr", "conv_last"]
+    parts = [
+        "spynet.basic_module.5.basic_module.4.conv", "feat_extractor.main.0",
+        "feat_extractor.main.2.4.conv1", "feat_extractor.main.2.0.conv2", "LTAM.fusion",
+        "resblocks.main.0", "resblocks.main.2.1.conv2", "fusion", "upsample1.upsample_conv",
+        "upsample2.upsample_conv", "conv_hr", "conv_last",
+    ]
     assert {f"{p}.{kind}" for p in parts for kind in ("weight", "bias")} <= names
 
 
@@ -231,9 +263,11 @@ def test_official_checkpoints_load(tmp_path):
     from vtlib.hub import load_official
 
     model = small()
-    wrapped = {**{f"generator.{k}": v for k, v in model.state_dict().items()}, "step_counter": torch.zeros(1)}
+    prefixed = {f"generator.{k}": v for k, v in model.state_dict().items()}
+    wrapped = {**prefixed, "step_counter": torch.zeros(1)}
     save_file(wrapped, tmp_path / "ttvsr.safetensors")
-    other = load_official(TTVSR(6, 1, 1, 4, spynet=None), tmp_path / "ttvsr.safetensors", convert_official).eval()
+    empty = TTVSR(6, 1, 1, 4, spynet=None)
+    other = load_official(empty, tmp_path / "ttvsr.safetensors", convert_official).eval()
     video, flows = clip(2)
     assert torch.equal(other(video, flows), model(video, flows))
     assert convert_official(model.state_dict()).keys() == model.state_dict().keys()
@@ -242,7 +276,8 @@ def test_official_checkpoints_load(tmp_path):
 
 
 def test_unknown_numbers_stay_numbers():
-    """NaN in flow or frames must not become an index out of range; half precision and an empty key must not divide by zero."""
+    """NaN in flow or frames must not become an index out of range; half precision and an empty key
+    must not divide by zero."""
     model, (video, flows) = small(), clip(3)
     flows[0][:, 0, :, :4] = float("nan")
     assert model(video, flows).shape == (1, 3, 3, 64, 96)
@@ -254,7 +289,8 @@ def test_unknown_numbers_stay_numbers():
 
 def test_without_trajectories_the_same_parameters():
     with_, without = small(), small(trajectories=False)
-    assert {k: v.shape for k, v in with_.state_dict().items()} == {k: v.shape for k, v in without.state_dict().items()}
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (with_, without)]
+    assert shapes[0] == shapes[1]
     video, flows = clip(4)
     out, trace = without(video, flows, return_trace=True)
     assert trace == [] and out.shape == (1, 4, 3, 64, 96)
@@ -267,11 +303,19 @@ def test_key_frames_and_calls(frames):
     video, flows = clip(frames)
     _, trace = model(video, flows, return_trace=True)
     assert len(calls) == len(trace) == 2 * (frames - 1)
-    assert model.key_frames(frames) == list(range(0, frames, 3)) and model.key_frames(frames, "backward") == list(range(frames - 1, 0, -3))
-    for step, k in zip(trace, calls):
-        earlier = [f for f in model.key_frames(frames, step.direction) if (f < step.frame) == (step.direction == "forward") and f != step.frame]
-        assert list(step.keys) == earlier and k == len(earlier)                  # never itself, never frame 0 on the way back
-        assert step.chosen.max() < k and torch.equal(step.weight, step.similarity.gather(1, step.chosen[:, None])[:, 0])
+    assert model.key_frames(frames) == list(range(0, frames, 3))
+    assert model.key_frames(frames, "backward") == list(range(frames - 1, 0, -3))
+    for step, k in zip(trace, calls, strict=True):
+        # never itself, never frame 0 on the way back
+        keyframes = model.key_frames(frames, step.direction)
+        if step.direction == "forward":
+            earlier = [frame for frame in keyframes if frame < step.frame]
+        else:
+            earlier = [frame for frame in keyframes if frame > step.frame]
+        assert list(step.keys) == earlier and k == len(earlier)
+        chosen = step.chosen[:, None]
+        assert chosen.max() < k
+        assert torch.equal(step.weight, step.similarity.gather(1, chosen)[:, 0])
 
 
 def test_before_training_of_the_last_layer_the_output_is_bilinear():
@@ -346,33 +390,46 @@ def test_comparisons_grow_linearly_with_the_key_frames():
 
 def test_batch_of_one_is_batch_of_many():
     model, (video, flows) = small(), clip(5, batch=3)
-    torch.testing.assert_close(model(video, flows)[1:2], model(video[1:2], tuple(f[1:2] for f in flows)), atol=1e-5, rtol=1e-4)
+    alone = model(video[1:2], tuple(f[1:2] for f in flows))
+    torch.testing.assert_close(model(video, flows)[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_double_flows_and_long_widths_keep_their_places():
     """Token 300 is not a bfloat16: maps stay in single precision when the net is in half."""
     model = small().bfloat16()
-    video, flows = torch.rand(1, 3, 3, 4, 1240).bfloat16(), tuple(torch.full((1, 2, 2, 4, 1240), 4.0).bfloat16() for _ in range(2))
+    video = torch.rand(1, 3, 3, 4, 1240).bfloat16()
+    flows = (torch.full((1, 2, 2, 4, 1240), 4.0).bfloat16(),) * 2
     last = model(video, flows, return_trace=True)[1][-1]
     assert last.location.dtype == torch.float32 and last.location[0, 0, 0, 0, 300].item() == 302
 
 
+def frames(*shape):
+    return lambda flows=None, **options: small(**options)(torch.rand(shape), flows)
+
+
+WHOLE = (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda: small()(torch.rand(4, 3, 16, 16)), r"frames has shape \(4, 3, 16, 16\).*frames\[None\]"),
-    (lambda: small()(torch.rand(1, 4, 1, 16, 16)), r"needs \(B, T, 3, h, w\)"),
-    (lambda: small()(torch.rand(1, 0, 3, 16, 16)), "empty"),
-    (lambda: small()(torch.rand(1, 2, 3, 18, 16)), "18 x 16 pixels but both sides need to be multiples of stride=4"),
-    (lambda: small()(torch.rand(1, 2, 3, 16, 16)), "flows=None needs a flow net"),
-    (lambda: small()(torch.rand(1, 3, 3, 16, 16), clip(2, (16, 16))[1]), r"flows \(backward\) has shape .* needs \(1, 2, 2, 16, 16\)"),
+    (frames(4, 3, 16, 16), r"frames has shape \(4, 3, 16, 16\).*frames\[None\]"),
+    (frames(1, 4, 1, 16, 16), r"needs \(B, T, 3, h, w\)"),
+    (frames(1, 0, 3, 16, 16), "empty"),
+    (frames(1, 2, 3, 18, 16), "18 x 16 pixels but both sides need to be multiples of stride=4"),
+    (frames(1, 2, 3, 16, 16), "flows=None needs a flow net"),
+    (lambda: frames(1, 3, 3, 16, 16)(clip(2, (16, 16))[1]),
+     r"flows \(backward\) has shape .* needs \(1, 2, 2, 16, 16\)"),
+    (lambda: frames(1, 2, 3, 16, 16)((None, None)), "NoneType"),
+    (lambda: frames(1, 2, 3, 16, 16)(WHOLE), "needs a floating dtype"),
+    (lambda: frames(1, 2, 3, 16, 16)(0.5), "flows is a float but needs to be a pair"),
     (lambda: small(location="bicubic"), "location='bicubic'"),
     (lambda: small(stride=6), "stride=6"),
     (lambda: small(keyframe_stride=0), "keyframe_stride=0"),
     (lambda: small(stride=4.0), "stride=4.0"),
     (lambda: small(num_blocks=-1), "num_blocks=-1"),
+    (lambda: small(mid_channels="6"), "mid_channels='6'"),
+    (lambda: small(head_channels=0), "head_channels=0"),
     (lambda: small().key_frames(5, "sideways"), "direction='sideways'"),
-    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (None, None)), "NoneType"),
-    (lambda: small()(torch.rand(1, 2, 3, 16, 16), (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2),
-     "needs a floating dtype"),
+    (lambda: small().key_frames(2.5), "frames=2.5"),
     (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
 ])
 def test_bad_input(call, message):

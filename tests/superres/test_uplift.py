@@ -1,4 +1,5 @@
-"""UPLiFT against plain loops, the card's checks, official sizes, and the training loss term by term."""
+"""UPLiFT against plain loops, the card's checks, official sizes, and the training loss term by
+term."""
 
 import itertools
 
@@ -16,7 +17,8 @@ from vtlib.superres.uplift import OFFSETS, LocalAttender, UPLiFT, loss, loss_ter
 def small(**kwargs):
     """A model of a few thousand weights with norms that do something; patch 8, 6 channels."""
     torch.manual_seed(0)
-    model = UPLiFT(**{**dict(in_channels=6, patch_size=8, encoder=(4, 6, 8), decoder=(10, 12)), **kwargs})
+    sizes = dict(in_channels=6, patch_size=8, encoder=(4, 6, 8), decoder=(10, 12))
+    model = UPLiFT(**{**sizes, **kwargs})
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -26,7 +28,8 @@ def small(**kwargs):
 
 def inputs(batch=2, grid=(3, 4), channels=6, patch=8):
     generator = torch.Generator().manual_seed(1)
-    return (torch.rand(batch, 3, grid[0] * patch, grid[1] * patch, generator=generator), torch.randn(batch, channels, *grid, generator=generator))
+    images = torch.rand(batch, 3, grid[0] * patch, grid[1] * patch, generator=generator)
+    return images, torch.randn(batch, channels, *grid, generator=generator)
 
 
 def parameters(module):
@@ -40,16 +43,18 @@ def by_loops(attn, value, offsets):
     factor = height // h
     for b, y, x, k in itertools.product(range(batch), range(height), range(width), range(n)):
         row, col = y // factor + offsets[k][0], x // factor + offsets[k][1]
-        out[b, :, y, x] += attn[b, k, y, x] * value[b, :, min(max(row, 0), h - 1), min(max(col, 0), w - 1)]
+        row, col = min(max(row, 0), h - 1), min(max(col, 0), w - 1)
+        out[b, :, y, x] += attn[b, k, y, x] * value[b, :, row, col]
     return out
 
 
-# ------------------------------------------------------------------------------------------------------------ the Local Attender
+# ------------------------------------------------------------------------------- the Local Attender
 def test_offset_sets_are_the_official_ones():
     assert {n: len(set(o)) for n, o in OFFSETS.items()} == {5: 5, 9: 9, 13: 13, 17: 17, 25: 25}
     assert all(list(o) == sorted(o) for o in OFFSETS.values())                   # row-major
     assert OFFSETS[5] == ((-1, 0), (0, -1), (0, 0), (0, 1), (1, 0))
-    assert set(OFFSETS[17]) - set(OFFSETS[9]) == {(-2, -2), (-2, 0), (-2, 2), (0, -2), (0, 2), (2, -2), (2, 0), (2, 2)}
+    far = {(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2)} - {(0, 0)}
+    assert set(OFFSETS[17]) - set(OFFSETS[9]) == far
     assert set(OFFSETS[13]) == {o for o in OFFSETS[25] if abs(o[0]) + abs(o[1]) <= 2}
 
 
@@ -58,21 +63,28 @@ def test_offset_sets_are_the_official_ones():
 def test_pool_is_the_equation(n, low_mem):
     torch.manual_seed(n)
     attn, value = torch.randn(2, n, 6, 10).softmax(1), torch.randn(2, 3, 3, 5)
-    torch.testing.assert_close(pool(attn, value, OFFSETS[n], low_mem), by_loops(attn, value, OFFSETS[n]), atol=1e-6, rtol=1e-5)
+    got, want = pool(attn, value, OFFSETS[n], low_mem), by_loops(attn, value, OFFSETS[n])
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
-@given(n=st.sampled_from(sorted(OFFSETS)), h=st.integers(1, 4), w=st.integers(1, 4), factor=st.integers(1, 3), channels=st.integers(1, 24),
-       seed=st.integers(0, 10**6))
-def test_attender_weights_sum_to_one_and_outputs_stay_among_neighbours(n, h, w, factor, channels, seed):
+@given(
+    n=st.sampled_from(sorted(OFFSETS)), h=st.integers(1, 4), w=st.integers(1, 4),
+    factor=st.integers(1, 3), channels=st.integers(1, 24), seed=st.integers(0, 10**6),
+)
+def test_attender_weights_sum_to_one_and_outputs_stay_among_neighbours(
+    n, h, w, factor, channels, seed
+):
     generator = torch.Generator().manual_seed(seed)
     attender = LocalAttender(channels, n)
-    guide, value = torch.randn(2, channels, factor * h, factor * w, generator=generator) * 3, torch.randn(2, 3, h, w, generator=generator)
+    guide = torch.randn(2, channels, factor * h, factor * w, generator=generator) * 3
+    value = torch.randn(2, 3, h, w, generator=generator)
     with torch.no_grad():
         out, attn = attender(guide, value, return_attn=True)
     torch.testing.assert_close(attn.sum(1), torch.ones(2, factor * h, factor * w))
     near = shifted(value, attender.offsets)
-    low, high = (F.interpolate(t, scale_factor=factor, mode="nearest") for t in (near.amin(2), near.amax(2)))
+    bounds = near.amin(2), near.amax(2)
+    low, high = (F.interpolate(t, scale_factor=factor, mode="nearest") for t in bounds)
     assert (out >= low - 1e-5).all() and (out <= high + 1e-5).all()
 
 
@@ -80,33 +92,44 @@ def test_one_hot_at_the_centre_is_nearest_and_equal_weights_are_a_box_filter():
     value = torch.randn(2, 5, 4, 3)
     centre = torch.zeros(2, 17, 8, 6)
     centre[:, OFFSETS[17].index((0, 0))] = 1
-    assert torch.equal(pool(centre, value, OFFSETS[17]), F.interpolate(value, scale_factor=2, mode="nearest"))
+    nearest = F.interpolate(value, scale_factor=2, mode="nearest")
+    assert torch.equal(pool(centre, value, OFFSETS[17]), nearest)
     attender = LocalAttender(9, 9)
     torch.nn.init.zeros_(attender.conv1.weight), torch.nn.init.zeros_(attender.conv1.bias)
     box = F.avg_pool2d(F.pad(value, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    torch.testing.assert_close(attender(torch.zeros(2, 9, 8, 6), value), F.interpolate(box, scale_factor=2, mode="nearest"))
+    want = F.interpolate(box, scale_factor=2, mode="nearest")
+    torch.testing.assert_close(attender(torch.zeros(2, 9, 8, 6), value), want)
 
 
 def test_the_guide_itself_is_added_to_the_logits():
     guide = torch.randn(1, 20, 4, 4)
     attender = LocalAttender(20, 17)
-    torch.testing.assert_close(attender.weights(guide), (attender.conv1(guide) + guide[:, :17]).softmax(1))
+    want = attender.conv1(guide) + guide[:, :17]
+    torch.testing.assert_close(attender.weights(guide), want.softmax(1))
     narrow = LocalAttender(5, 9)
     want = narrow.conv1(guide[:, :5])
     want[:, :5] += guide[:, :5]
     torch.testing.assert_close(narrow.weights(guide[:, :5]), want.softmax(1))
 
 
-# ------------------------------------------------------------------------------------------------------------------ the whole model
+# ---------------------------------------------------------------------------------- the whole model
 def test_official_sizes():
     with torch.device("meta"):
         dino, vae = uplift.uplift_dino(), uplift.uplift_vae()
-    assert [parameters(m) for m in (dino, dino.encoder, dino.decoder, dino.attender)] == [789_521, 283_904, 504_512, 1_105]
+    parts = (dino, dino.encoder, dino.decoder, dino.attender)
+    assert [parameters(part) for part in parts] == [789_521, 283_904, 504_512, 1_105]
     assert (parameters(vae), parameters(vae.refiner)) == (53_487_445, 31_512_576)
     keys = set(dino.state_dict())
-    assert {"encoder.block_4.blocks.0.conv.1.running_var", "decoder.block_1.blocks.0.conv.6.bias", "decoder.up_1.up.weight", "attender.conv1.bias"} <= keys
-    assert {"refiner.blocks.11.conv.3.bias", "ref_outc.weight", "encoder.block_2.blocks.1.conv.0.weight"} <= set(vae.state_dict())
-    assert dino.pixel_steps == uplift.uplift_dino(patch_size=16).pixel_steps == 4 and vae.pixel_steps == 3
+    assert {
+        "encoder.block_4.blocks.0.conv.1.running_var", "decoder.block_1.blocks.0.conv.6.bias",
+        "decoder.up_1.up.weight", "attender.conv1.bias",
+    } <= keys
+    assert {
+        "refiner.blocks.11.conv.3.bias", "ref_outc.weight",
+        "encoder.block_2.blocks.1.conv.0.weight",
+    } <= set(vae.state_dict())
+    assert dino.pixel_steps == uplift.uplift_dino(patch_size=16).pixel_steps == 4
+    assert vae.pixel_steps == 3
 
 
 def test_iterations_feed_their_own_output_and_share_the_guide():
@@ -114,20 +137,21 @@ def test_iterations_feed_their_own_output_and_share_the_guide():
     calls = []
     model.encoder.register_forward_hook(lambda *args: calls.append(1))
     steps = model(images, features, iterations=3, return_steps=True)
-    assert len(calls) == 1                                                       # the encoder ran once
+    assert len(calls) == 1                                                    # the encoder ran once
     assert [tuple(s.shape) for s in steps] == [(2, 6, 6, 8), (2, 6, 12, 16), (2, 6, 24, 32)]
     encoded, x = model.encode(images), features
     assert all(e.shape[-2:] == images.shape[-2:] for e in encoded)
     for step in steps:
         guide = model.decoder(x, encoded)
-        x = by_loops(model.attender.weights(guide), x, OFFSETS[17])              # V is the output of the iteration before
+        # V is the output of the iteration before
+        x = by_loops(model.attender.weights(guide), x, OFFSETS[17])
         torch.testing.assert_close(x, step, atol=1e-5, rtol=1e-4)
-    assert torch.equal(model(images, features), steps[-1])                       # patch 8: three iterations by default
+    assert torch.equal(model(images, features), steps[-1])    # patch 8: three iterations by default
 
 
 def test_nearest_resize_takes_the_floor():
     x = torch.arange(8.0).reshape(1, 1, 1, 8).expand(1, 1, 6, 8)
-    assert uplift.resize_nearest(x, (2, 3))[0, 0, 0].tolist() == [0, 2, 5]       # floor(0, 2.67, 5.33)
+    assert uplift.resize_nearest(x, (2, 3))[0, 0, 0].tolist() == [0, 2, 5]    # floor(0, 2.67, 5.33)
 
 
 def test_outputs_stay_in_the_range_of_the_input_only_with_an_attender():
@@ -143,9 +167,11 @@ def test_outputs_stay_in_the_range_of_the_input_only_with_an_attender():
 def test_constant_features_stay_and_channels_of_the_value_commute():
     model, (images, features) = small(), inputs()
     constant = torch.randn(2, 6, 1, 1).expand(2, 6, 3, 4)
-    torch.testing.assert_close(model(images, constant), constant[..., :1, :1].expand(2, 6, 24, 32), atol=1e-5, rtol=1e-5)
+    want = constant[..., :1, :1].expand(2, 6, 24, 32)
+    torch.testing.assert_close(model(images, constant), want, atol=1e-5, rtol=1e-5)
     guide, turn = torch.randn(2, 12, 6, 8), torch.randperm(6)
-    torch.testing.assert_close(model.attender(guide, features[:, turn]), model.attender(guide, features)[:, turn], atol=1e-6, rtol=1e-5)
+    got, want = model.attender(guide, features[:, turn]), model.attender(guide, features)[:, turn]
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_low_mem_and_batch_of_one():
@@ -187,9 +213,13 @@ def test_attention_for_pictures():
     torch.testing.assert_close(pool(attns[1], first, OFFSETS[9]), out)
 
 
-# ------------------------------------------------------------------------------------------------------------------ generative variant
+# ------------------------------------------------------------------------------- generative variant
 def generative(**kwargs):
-    return small(**{**dict(in_channels=4, norm="layer", decoder_convs=1, noise_channels=3, noise_scale=2.0, refiner=(8, 8)), **kwargs})
+    sizes = dict(
+        in_channels=4, norm="layer", decoder_convs=1, noise_channels=3, noise_scale=2.0,
+        refiner=(8, 8),
+    )
+    return small(**{**sizes, **kwargs})
 
 
 def test_noise_comes_from_the_generator():
@@ -200,10 +230,11 @@ def test_noise_comes_from_the_generator():
     assert torch.equal(run(3), run(3)) and not torch.allclose(run(3), run(4))
     state = torch.get_rng_state()
     run(3)
-    assert torch.equal(state, torch.get_rng_state())                             # the global one is left alone
+    assert torch.equal(state, torch.get_rng_state())                  # the global one is left alone
     calm = generative(noise_scale=0.0)
     calm.load_state_dict(model.state_dict())
-    assert torch.equal(calm(images, features), calm(images, features)) and not torch.allclose(calm(images, features), model(images, features))
+    assert torch.equal(calm(images, features), calm(images, features))
+    assert not torch.allclose(calm(images, features), model(images, features))
 
 
 def test_noise_channels_have_their_scale_and_come_last():
@@ -216,10 +247,10 @@ def test_noise_channels_have_their_scale_and_come_last():
 def test_the_refiner_replaces_the_output_of_the_attender():
     model, (images, features) = generative(noise_channels=0), inputs(channels=4)
     torch.nn.init.zeros_(model.ref_outc.weight), torch.nn.init.constant_(model.ref_outc.bias, 7)
-    assert (model(images, features) == 7).all()                                  # nothing of the attender's output is added
+    assert (model(images, features) == 7).all()          # nothing of the attender's output is added
 
 
-# ---------------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 def backbone(images):
     """Six channels, stride 8."""
     return F.avg_pool2d(torch.cat([images, images.square()], 1), 8)
@@ -229,24 +260,29 @@ def backbone(images):
 def test_number_of_loss_terms(depth):
     images = torch.rand(2, 3, 64, 128)
     terms = loss_terms(small(), backbone, images, depth)
-    assert set(terms) == {(i, t) for i in range(depth) for t in range(i + 1)} and len(terms) == depth * (depth + 1) // 2
+    assert set(terms) == {(i, t) for i in range(depth) for t in range(i + 1)}
+    assert len(terms) == depth * (depth + 1) // 2
     assert len(loss_terms(small(), backbone, images, depth, multi_step=False)) == depth
     torch.testing.assert_close(loss(small(), backbone, images, depth), sum(terms.values()))
 
 
 def test_each_term_compares_the_right_sizes():
-    """Level 1 starts at a quarter, guided by the quarter-size image, and its steps are compared at a half and at full size."""
+    """Level 1 starts at a quarter, guided by the quarter-size image, and its steps are compared at
+    a half and at full size."""
     model, images = small(), torch.rand(2, 3, 64, 64)
-    half, quarter = (F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False, antialias=True) for s in (0.5, 0.25))
+    how = dict(mode="bilinear", align_corners=False, antialias=True)
+    half, quarter = (F.interpolate(images, scale_factor=s, **how) for s in (0.5, 0.25))
     terms = loss_terms(model, backbone, images, 2)
     first, second = model(quarter, backbone(quarter), iterations=2, return_steps=True)
     torch.testing.assert_close(terms[1, 0], F.mse_loss(first, backbone(half)))
     torch.testing.assert_close(terms[1, 1], F.mse_loss(second, backbone(images)))
-    torch.testing.assert_close(terms[0, 0], F.mse_loss(model(half, backbone(half), iterations=1), backbone(images)))
+    alone = model(half, backbone(half), iterations=1)
+    torch.testing.assert_close(terms[0, 0], F.mse_loss(alone, backbone(images)))
 
 
 def test_noise_is_added_to_the_input_alone_and_targets_stay_clean():
-    """With constant weights and constant features the output is the (noisy) input's average: its error is against the clean target."""
+    """With constant weights and constant features the output is the (noisy) input's average: its
+    error is against the clean target."""
     model, images = small(), torch.rand(2, 3, 32, 32)
     kept = []
 
@@ -255,7 +291,7 @@ def test_noise_is_added_to_the_input_alone_and_targets_stay_clean():
         return kept[-1]
     before = [backbone(copy) for copy in uplift.pyramid(images, 2)]
     noisy = loss(model, remember, images, 2, noise=1.0, generator=torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip(kept, before))
+    assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
     assert noisy > loss(model, backbone, images, 2) + 0.01
     again = loss(model, backbone, images, 2, noise=1.0, generator=torch.Generator().manual_seed(0))
     assert torch.equal(noisy, again)
@@ -264,7 +300,8 @@ def test_noise_is_added_to_the_input_alone_and_targets_stay_clean():
 def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     model = small().train()
     net = torch.nn.Conv2d(3, 6, 8, 8)
-    images = F.interpolate(torch.rand(4, 3, 5, 5), size=(64, 64), mode="bicubic")     # smooth: the guide can tell where features change
+    # smooth: the guide can tell where features change
+    images = F.interpolate(torch.rand(4, 3, 5, 5), size=(64, 64), mode="bicubic")
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     values = []
     for _ in range(40):
@@ -277,16 +314,19 @@ def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     assert values[-1] < 0.9 * values[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the rest
+# ----------------------------------------------------------------------------------------- the rest
 @pytest.mark.parametrize("call, message", [
     (lambda: LocalAttender(8, 7), "num_neighbours=7 must be one of"),
     (lambda: small()(torch.rand(2, 3, 24, 32), torch.rand(2, 5, 3, 4)), "features has 5 channels"),
     (lambda: small()(torch.rand(3, 24, 32), torch.rand(1, 6, 3, 4)), "needs 4 axes"),
-    (lambda: small()(torch.rand(2, 3, 24, 32), torch.rand(1, 6, 3, 4)), "features of 1 images for 2"),
+    (lambda: small()(torch.rand(2, 3, 24, 32), torch.rand(1, 6, 3, 4)),
+     "features of 1 images for 2"),
     (lambda: small()(*inputs(), iterations=0), "iterations=0"),
     (lambda: small(num_neighbours=None)(*inputs(), return_attn=True), "needs an attender"),
-    (lambda: pool(torch.rand(1, 5, 6, 6), torch.rand(1, 2, 3, 4), OFFSETS[5]), "whole number of times larger"),
-    (lambda: pool(torch.rand(1, 9, 6, 8), torch.rand(1, 2, 3, 4), OFFSETS[5]), "9 channels, but there are 5 offsets"),
+    (lambda: pool(torch.rand(1, 5, 6, 6), torch.rand(1, 2, 3, 4), OFFSETS[5]),
+     "whole number of times larger"),
+    (lambda: pool(torch.rand(1, 9, 6, 8), torch.rand(1, 2, 3, 4), OFFSETS[5]),
+     "9 channels, but there are 5 offsets"),
     (lambda: small(norm="group"), "norm='group'"),
     (lambda: small(encoder=(4,)), "at least 2 encoder groups"),
     (lambda: small(encoder=4), "at least 2 encoder groups"),
@@ -310,4 +350,5 @@ def test_cross_attention_upsampler():
         assert out.shape == (2, 6, 24, 32) and attn.shape == (2, 1, 24 * 32, 12)
         assert net(images, features, size=(9, 7)).shape == (2, 6, 9, 7)
         torch.testing.assert_close(net(images[:1], features[:1]), out[:1], atol=1e-5, rtol=1e-4)
-    assert (out <= features.amax((-2, -1), keepdim=True) + 1e-5).all()           # convex as well, over the whole grid
+    # convex as well, over the whole grid
+    assert (out <= features.amax((-2, -1), keepdim=True) + 1e-5).all()

@@ -6,6 +6,7 @@ and under torch.compile.
 """
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,32 @@ def _as_int(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def check_number(
+    value: Any, name: str, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """`value` as a float: any finite real number, of Python, NumPy or torch; booleans are none.
+
+    Args:
+        value: what was given.
+        name: what the message calls it.
+        least: the smallest value allowed.
+        most: the largest value allowed.
+
+    Raises ValueError for what is no number ("0.5" too), for NaN, and for values out of bounds.
+    """
+    plain = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if isinstance(plain, numbers.Real) and not isinstance(plain, bool):
+        number = float(plain)
+        if math.isfinite(number) and least <= number <= most:
+            return number
+    needs = "a finite number"
+    if least > -math.inf:
+        needs += f" of at least {least}"
+    if most < math.inf:
+        needs += f" and at most {most}" if least > -math.inf else f" of at most {most}"
+    raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs {needs}")
 
 
 def check_float(x: Any, name: str) -> None:

@@ -90,22 +90,12 @@ def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> t
     """How a sorted sequence of n tokens is laid out to be cut: positions ((G + 1) s,), and s.
 
     s = min(n, group_size), G = ceil(n / s): G subgroups and one more, so that the last one has a
-    next one too. Behind the end the sequence is mirrored.
+    next one too. Behind the end the sequence is mirrored. Subgroup i asks with positions
+    [i s, (i + 1) s) of the row and looks at [i s, (i + 2) s): its own, the next.
     """
     size = min(n, group_size)
     count = -(-n // size)
     return mirrored(torch.arange((count + 1) * size, device=device), n), size
-
-
-def subgroups(
-    n: int, group_size: int, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Who asks whom, as positions in the sorted sequence: queries (G, s) and keys (G, 2 s).
-
-    Subgroup i asks with tokens [i s, (i + 1) s) and looks at [i s, (i + 2) s): its own, the next.
-    """
-    at, size = sorted_row(n, group_size, device)
-    return at[:-size].reshape(-1, size), at.unfold(0, 2 * size, size)
 
 
 @dataclass
@@ -116,11 +106,6 @@ class Grouping:
     order: Tensor                    # (B, N) long: raster positions in sorted order
     centres: Tensor                  # (M, C)
     group_size: int
-
-    def members(self) -> tuple[Tensor, Tensor]:
-        """Raster positions of each subgroup: of its queries (B, G, s), of its keys (B, G, 2 s)."""
-        queries, keys = subgroups(self.order.shape[1], self.group_size, self.order.device)
-        return self.order[:, queries], self.order[:, keys]
 
 
 @torch.no_grad()

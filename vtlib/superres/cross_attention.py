@@ -1,52 +1,80 @@
-"""The plain way to more features: cross-attention from every pixel to all coarse tokens. No paper's own method, but the plainest member of the family
-that UPLiFT competes with (LoftUp, AnyUp), built on UPLiFT's image encoder for comparison at equal data."""
+"""The plain way to more features: cross-attention from every pixel to all coarse tokens.
+
+No paper's own method, but the plainest member of the family that UPLiFT competes with (LoftUp,
+AnyUp), built on UPLiFT's image encoder for comparison at equal data.
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
-from ..nn import attend, check_images, places_2d
-from .uplift import Encoder
+from ..nn import attend, check_int, places_2d
+from .uplift import Encoder, Widths, check_pair, check_size
+
+PLACES = 16                                                         # channels of a pixel's position
 
 
 class CrossAttentionUpsampler(nn.Module):
     """Every output pixel asks all coarse features.
 
-        out = softmax(Q K^T / sqrt(dim)) V      Q: image features and position at each pixel; K: the same pooled to the grid, and the features; V: features
+        out = softmax(Q K^T / sqrt(dim)) V      Q: image features and position at each pixel
+                                                K: the same pooled to the grid, and the features
+                                                V: the features
 
-    One step to any size; the output is a convex combination too, of ALL inputs. Cost HW hw (dim + C): quadratic in the number of tokens.
-    Args: in_channels C; encoder: widths of the image encoder, as in UPLiFT; dim of queries and keys.
+    One step to any size; the output is a convex combination too, of ALL inputs. Cost
+    HW hw (dim + C): quadratic in the number of tokens. ValueError for bad sizes.
+
+    Args:
+        in_channels: C.
+        encoder: widths of the image encoder, as in `UPLiFT`.
+        dim: channels of queries and keys.
+        norm: "batch" or "layer".
     """
 
-    def __init__(self, in_channels=384, encoder=(16, 32, 64), dim=64, norm="batch"):
+    def __init__(
+        self, in_channels: int = 384, encoder: Sequence[Widths] = (16, 32, 64), dim: int = 64,
+        norm: str = "batch",
+    ):
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels = check_int(in_channels, "in_channels", 1)
+        dim = check_int(dim, "dim", 1)
         self.encoder = Encoder(encoder, norm)
-        channels = self.encoder.out_channels[-1]
-        self.query = nn.Conv2d(channels + 16, dim, 1)
-        self.key = nn.Conv2d(channels + 16 + in_channels, dim, 1)
+        channels = self.encoder.out_channels[-1] + PLACES
+        self.query = nn.Conv2d(channels, dim, 1)
+        self.key = nn.Conv2d(channels + self.in_channels, dim, 1)
 
-    def forward(self, images, features, size=None, return_attn=False):
-        """images (B, 3, H, W), features (B, C, h, w) -> (B, C, *size), default the image's size; with return_attn=True also weights (B, 1, HW, hw)."""
-        check_images(images)
-        check_images(features, self.in_channels, "features")
-        size, grid = tuple(size or images.shape[-2:]), tuple(features.shape[-2:])
+    def forward(
+        self, images: Tensor, features: Tensor, size: Sequence[int] | int | None = None,
+        return_attn: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """-> (B, C, *size). ValueError for shapes that do not fit.
+
+        Args:
+            images: (B, 3, H, W).
+            features: (B, C, h, w).
+            size: (rows, columns) of the result, or one int for both; None: the images'.
+            return_attn: also the weights (B, 1, rows * columns, h * w).
+        """
+        check_pair(images, features, self.in_channels)
+        size = images.shape[-2:] if size is None else check_size(size)
         encoded = self.encoder(images)[-1]
-        q, k = (F.interpolate(encoded, size=s, mode="area") for s in (size, grid))
-        at_q, at_k = (_places(s, features) for s in (size, grid))
-        q = self.query(torch.cat([q, at_q.to(q.dtype)], 1))
-        k = self.key(torch.cat([k, at_k.to(k.dtype), features.to(k.dtype)], 1))
-        q, k, v = (rearrange(t, "b c h w -> b 1 (h w) c") for t in (q, k, features))
+        query = self.query(_located(encoded, size))
+        key = _located(encoded, features.shape[-2:])
+        key = self.key(torch.cat([key, features.to(key.dtype)], dim=1))
+        q, k, v = (rearrange(t, "b c h w -> b 1 (h w) c") for t in (query, key, features))
         out = attend(q, k, v.to(q.dtype), return_attn=return_attn)
         out, attn = out if return_attn else (out, None)
         out = rearrange(out, "b 1 (h w) c -> b c h w", h=size[0])
         return (out, attn) if return_attn else out
 
 
-def _places(size, like):
-    """(B, 16, h, w) for B features `like`: where each pixel is, at wavelengths 2, 1, 1/2, 1/4."""
-    places = places_2d(size, 16, math.pi, like.device).to(like.dtype)
-    return rearrange(places, "(h w) c -> c h w", h=size[0]).expand(like.shape[0], -1, -1, -1)
+def _located(encoded: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, H, W) pooled to a size, and each place at wavelengths 2, 1, 1/2 and 1/4."""
+    pooled = F.interpolate(encoded, size=tuple(size), mode="area")
+    places = places_2d(tuple(size), PLACES, math.pi, pooled.device).to(pooled.dtype)
+    places = rearrange(places, "(h w) c -> c h w", h=size[0])
+    return torch.cat([pooled, places.expand(len(pooled), -1, -1, -1)], dim=1)

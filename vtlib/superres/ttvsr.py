@@ -27,7 +27,7 @@ than 64 pixels are accepted; pixel shuffles start as torch starts a convolution 
 bias 0). Where paper and code differ on key frames and buffers, this follows the code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -312,7 +312,8 @@ class TTVSR(nn.Module):
         self.keyframe_stride = check_int(keyframe_stride, "keyframe_stride", 1)
         num_blocks = check_int(num_blocks, "num_blocks", 0)
         feat_blocks = check_int(feat_blocks, "feat_blocks", 0)
-        c = self.mid_channels = mid_channels
+        head_channels = check_int(head_channels, "head_channels", 1)
+        c = self.mid_channels = check_int(mid_channels, "mid_channels", 1)
         self.location, self.trajectories = location, trajectories
         self.spynet = SPyNet() if spynet is True else spynet or None
         self.feat_extractor = ResidualBlocks(3, c, feat_blocks)
@@ -329,6 +330,7 @@ class TTVSR(nn.Module):
 
         0, 3, 6 ... forward; T-1, T-4 ... > 0 backward.
         """
+        frames = check_int(frames, "frames", 1)
         if direction not in ("forward", "backward"):
             raise ValueError(f"direction={direction!r} must be 'forward' or 'backward'")
         if direction == "forward":
@@ -412,7 +414,7 @@ class TTVSR(nn.Module):
             mirror: see `flows`.
             return_trace: also a list of `Step`, one per frame and pass but the first frames'.
         """
-        flows = None if flows is None else tuple(flows)
+        flows = tuple(flows) if isinstance(flows, Iterable) else flows
         self.check(frames, flows)
         b, t = frames.shape[:2]
         pair = self.flows(frames, mirror) if flows is None else flows
@@ -464,6 +466,9 @@ class TTVSR(nn.Module):
         if flows is None:
             return
         want = (shape[0], shape[1] - 1, 2, *shape[3:])
+        if not isinstance(flows, (tuple, list)):
+            kind = type(flows).__name__
+            raise ValueError(f"flows is a {kind} but needs to be a pair: (backward, forward)")
         if len(flows) != 2:
             raise ValueError(f"flows has {len(flows)} entries but needs 2: (backward, forward)")
         for name, flow in zip(("backward", "forward"), flows, strict=True):

@@ -72,7 +72,8 @@ def piece_positions(n, size):
 
     Behind its end the row is mirrored.
     """
-    return catanet.subgroups(n, size)
+    row, size = catanet.sorted_row(n, size)
+    return row[:-size].reshape(-1, size), row.unfold(0, 2 * size, size)
 
 
 def _folded(places, n, fold):
