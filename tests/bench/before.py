@@ -3,13 +3,15 @@
     old = before("463e4cd")                   # the package, under another name
     old.module("tokens.select").take(x, i)
 
-The package imports itself relatively, so a copy of it under another name is a package of its own.
+A copy of it under another name is a package of its own: its imports of itself are renamed, and the
+assets of that commit lie beside it.
 """
 
 import functools
 import importlib
 import io
 import itertools
+import re
 import subprocess
 import sys
 import tarfile
@@ -37,11 +39,13 @@ class Before:
 
 @functools.cache
 def before(commit: str = FIRST) -> Before:
-    """Unpack `vtlib/` of a commit into a temporary folder and import it as vtlib_<commit>.
+    """Unpack `vtlib/` of a commit, and its pictures, into a temporary folder and import it as
+    vtlib_<commit>.
 
     ValueError without that commit.
     """
-    command = ["git", "-C", str(ROOT), "archive", commit, "vtlib"]
+    assets = [f":(glob)data/*.{kind}" for kind in ("npz", "json")]
+    command = ["git", "-C", str(ROOT), "archive", commit, "vtlib", *assets]
     packed = subprocess.run(command, capture_output=True)
     if packed.returncode:
         raise ValueError(f"commit={commit!r}: {packed.stderr.decode().strip()}")
@@ -50,6 +54,10 @@ def before(commit: str = FIRST) -> Before:
         archive.extractall(folder, filter="data")
     package = f"vtlib_{commit}"
     (folder / "vtlib").rename(folder / package)
+    for file in (folder / package).rglob("*.py"):
+        code = file.read_text(encoding="utf-8")
+        renamed = re.sub(r"\b(from|import) vtlib\b", rf"\1 {package}", code)
+        file.write_text(renamed, encoding="utf-8")
     sys.path.append(str(folder))
     return Before(package)
 
