@@ -1,4 +1,5 @@
-"""CATANet: the aggregation block in eval and in training, local attention, and whole networks of any scale."""
+"""CATANet: the aggregation block in eval and in training, local attention, and whole networks of
+any scale."""
 
 import torch
 from einops import rearrange
@@ -9,7 +10,8 @@ from .adapters import adapter, record
 def block(c):
     from vtlib.superres.catanet import TAB
 
-    return TAB(c["dim"], c["qk_dim"], c["mlp_dim"], c["heads"], c["num_tokens"], c["group_size"], c.get("n_iter", 3), c.get("ema_decay", 0.999))
+    sizes = (c[name] for name in ("dim", "qk_dim", "mlp_dim", "heads", "num_tokens", "group_size"))
+    return TAB(*sizes, c.get("n_iter", 3), c.get("ema_decay", 0.999))
 
 
 @adapter("catanet", "TAB.forward (eval) with IASA and IRCA", inputs=("x",))
@@ -27,18 +29,23 @@ def tab_eval(case):
     return out | {"means": tab.means, "belong": groups.belong, "order": groups.order}
 
 
-@adapter("catanet", "TAB.forward (train), center_iter, ema_inplace", inputs=("x1", "x2", "ci_x", "ci_means"))
+@adapter(
+    "catanet", "TAB.forward (train), center_iter, ema_inplace",
+    inputs=("x1", "x2", "ci_x", "ci_means"),
+)
 def tab_train(case):
     from vtlib.superres.catanet import center_iter, nearest
 
     t, out, tab = case.tensors, {}, block(case.config).train()
-    buffers = {name: tab.state_dict()[name] for name in ("means", "initted")}    # not initialised: what they hold plays no part
+    # not initialised: what they hold plays no part
+    buffers = {name: tab.state_dict()[name] for name in ("means", "initted")}
     tab.load_state_dict(buffers | case.weights())
     for i in (1, 2):
         out[f"y{i}"] = tab(t[f"x{i}"])
         out[f"means_after_{i}"] = tab.means.clone()
     out["ci_out"] = center_iter(t["ci_x"], t["ci_means"])
-    out["ci_counts"] = torch.bincount(nearest(t["ci_x"], t["ci_means"]).flatten(), minlength=len(t["ci_means"]))
+    nearest_of = nearest(t["ci_x"], t["ci_means"]).flatten()
+    out["ci_counts"] = torch.bincount(nearest_of, minlength=len(t["ci_means"]))
     return out
 
 
@@ -52,7 +59,11 @@ def lrsa(case):
     crops = patch_divide(x, c["patch_size"])
     if crops.shape[1:3] != (c["nh"], c["nw"]):
         raise ValueError(f"{tuple(crops.shape[1:3])} patches, the case has {c['nh'], c['nw']}")
-    return {"crops": rearrange(crops, "b n m c p q -> b (n m) c p q"), "reversed": patch_reverse(crops, x.shape[-2:]), "y": layer(x)}
+    return {
+        "crops": rearrange(crops, "b n m c p q -> b (n m) c p q"),
+        "reversed": patch_reverse(crops, x.shape[-2:]),
+        "y": layer(x),
+    }
 
 
 @adapter("catanet", "CATANet.forward (eval)", inputs=("x",))
@@ -60,8 +71,10 @@ def model(case):
     from vtlib.superres.catanet import CATANet
 
     c, s = case.config, case.config["setting"]
-    net = CATANet(c["upscale"], s["dim"], s["block_num"], s["qk_dim"], s["mlp_dim"], s["heads"], s["patch_size"], c["num_tokens"], c["group_size"],
-                  c["n_iters"]).eval()
+    net = CATANet(
+        c["upscale"], s["dim"], s["block_num"], s["qk_dim"], s["mlp_dim"], s["heads"],
+        s["patch_size"], c["num_tokens"], c["group_size"], c["n_iters"],
+    ).eval()
     net.load_state_dict(case.weights())
     out = {}
     for i, (aggregate, local) in enumerate(net.blocks):

@@ -8,7 +8,10 @@ from .adapters import adapter, record
 
 
 def formula_weights(net):
-    """Parameter k (0-based), element i (1-based): s sin(12.9898 i + 78.233 (k + 1)), s = 1.2 / sqrt(fan in) of weights, 0.05 of biases."""
+    """Parameter k (0-based), element i (1-based): s sin(12.9898 i + 78.233 (k + 1)).
+
+    s = 1.2 / sqrt(fan in) of weights, 0.05 of biases.
+    """
     for k, parameter in enumerate(net.parameters()):
         scale = 1.2 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.05
         i = torch.arange(1, parameter.numel() + 1, dtype=torch.float64)

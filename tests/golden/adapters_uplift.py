@@ -1,10 +1,15 @@
-"""UPLiFT: the Local Attender alone, and whole models of any released shape (patch 14, patch 16, latents with a refiner)."""
+"""UPLiFT: the Local Attender alone, and whole models of any released shape (patch 14, patch 16,
+latents with a refiner)."""
 
 from .adapters import adapter
 
+PARTS = ("guide", "value", "w.conv1.weight", "w.conv1.bias")
 
-@adapter("uplift", "LocalAttender.forward / make_offsets",
-         inputs=tuple(f"n{n}.{name}" for n in (5, 9, 13, 17, 25) for name in ("guide", "value", "w.conv1.weight", "w.conv1.bias")))
+
+@adapter(
+    "uplift", "LocalAttender.forward / make_offsets",
+    inputs=tuple(f"n{n}.{part}" for n in (5, 9, 13, 17, 25) for part in PARTS),
+)
 def local_attender(case):
     import torch
 
@@ -15,34 +20,68 @@ def local_attender(case):
         n, name = entry["n"], f"n{entry['n']}"
         attender = LocalAttender(entry["guide_channels"], n)
         attender.load_state_dict(case.weights(f"{name}.w."))
-        result, attn = attender(t[f"{name}.guide"], t[f"{name}.value"], return_attn=True)
+        guide, value = t[f"{name}.guide"], t[f"{name}.value"]
+        result, attn = attender(guide, value, return_attn=True)
         attender.low_mem = True
-        if not torch.allclose(attender(t[f"{name}.guide"], t[f"{name}.value"]), result, atol=1e-6 * max(1, t[f"{name}.value"].abs().max().item())):
+        largest = max(1, value.abs().max().item())
+        if not torch.allclose(attender(guide, value), result, atol=1e-6 * largest):
             raise ValueError("low_mem changes the result")
-        out |= {f"{name}.out": result, f"{name}.attention": attn, f"{name}.shifted": shifted(t[f"{name}.value"], attender.offsets),
-                f"{name}.offsets": torch.tensor(attender.offsets)}
+        out |= {
+            f"{name}.out": result,
+            f"{name}.attention": attn,
+            f"{name}.shifted": shifted(value, attender.offsets),
+            f"{name}.offsets": torch.tensor(attender.offsets),
+        }
     return out
 
 
-def options(config):
-    """Arguments of vtlib's UPLiFT from an official configuration; what vtlib leaves out must not be asked for."""
+def is_plain(block):
+    """A block as all released ones are."""
+    return block.get("residual", True) and block.get("one_by", True) and block.get("stride", 1) == 1
+
+
+def is_released(config):
+    """Whether the configuration leaves alone what vtlib left out."""
     encoder, decoder, refiner = config["encoder"], config["decoder"], config.get("refiner")
     groups = [encoder[f"block_{i}"] for i in range(encoder["down_steps"] + 1)]
     doubled = [decoder["block_0"], decoder["block_1"]]
-    kinds = {block["block"] for block in doubled}
-    norms = {block["norm"] for block in [*groups, *doubled]}
-    plain = (config["up_factor"] == 2 and config.get("enc_share") and decoder["up_steps"] == 1 and decoder["enc_resample"] == "nearest"
-             and decoder["up_1"]["residual"] == "bilinear" and all(encoder[f"down_{i}"]["down_op"] == "none" for i in range(1, len(groups)))
-             and {block["block"] for block in groups} == {"SingleConv"} and len(kinds) == len(norms) == 1
-             and all(b.get("residual", True) and b.get("one_by", True) and b.get("stride", 1) == 1 for b in [*groups, *doubled]))
+    asked = [
+        config["up_factor"] == 2,
+        bool(config.get("enc_share")),
+        decoder["up_steps"] == 1,
+        decoder["enc_resample"] == "nearest",
+        decoder["up_1"]["residual"] == "bilinear",
+        all(encoder[f"down_{i}"]["down_op"] == "none" for i in range(1, len(groups))),
+        {block["block"] for block in groups} == {"SingleConv"},
+        len({block["block"] for block in doubled}) == 1,
+        len({block["norm"] for block in [*groups, *doubled]}) == 1,
+        all(map(is_plain, groups + doubled)),
+    ]
     if refiner:
-        plain &= refiner.get("ref_con") == -1 and all(refiner[k] == decoder[k] for k in ("ncat_c", "ncat_s", "enc_resample"))
-    if not plain:
+        shared = ("ncat_c", "ncat_s", "enc_resample")
+        asked += [refiner.get("ref_con") == -1, *(refiner[k] == decoder[k] for k in shared)]
+    return all(asked)
+
+
+def options(config):
+    """Arguments of vtlib's UPLiFT from an official configuration; what vtlib leaves out must not be
+    asked for."""
+    if not is_released(config):
         raise ValueError("this configuration uses options that no released model has")
-    return dict(encoder=[block["hc"] for block in groups], decoder=[block["hc"] for block in doubled],
-                decoder_convs={"SingleConv": 1, "DoubleConv": 2}[kinds.pop()], norm=norms.pop(),
-                num_neighbours=None if config.get("attender", -1) == -1 else config["attender"],
-                noise_channels=decoder["ncat_c"], noise_scale=decoder["ncat_s"], refiner=refiner["block_0"]["hc"] if refiner else None)
+    encoder, decoder, refiner = config["encoder"], config["decoder"], config.get("refiner")
+    groups = [encoder[f"block_{i}"] for i in range(encoder["down_steps"] + 1)]
+    doubled = [decoder["block_0"], decoder["block_1"]]
+    attender = config.get("attender", -1)
+    return dict(
+        encoder=[block["hc"] for block in groups],
+        decoder=[block["hc"] for block in doubled],
+        decoder_convs={"SingleConv": 1, "DoubleConv": 2}[doubled[0]["block"]],
+        norm=doubled[0]["norm"],
+        num_neighbours=None if attender == -1 else attender,
+        noise_channels=decoder["ncat_c"],
+        noise_scale=decoder["ncat_s"],
+        refiner=refiner["block_0"]["hc"] if refiner else None,
+    )
 
 
 def whole_model(case):
@@ -56,17 +95,21 @@ def whole_model(case):
     steps = model(t["image"], t["features"], iterations=c["iters"], return_steps=True)
     for i, encoded in enumerate(model.encode(t["image"])):
         out[f"enc{i}"] = encoded
-    for i, (step, guide) in enumerate(zip(steps, guides), 1):
+    for i, (step, guide) in enumerate(zip(steps, guides, strict=True), 1):
         out |= {f"step{i}": step, f"decoder_step{i}": guide}
-    for name, want in t.items():   # results at a size asked for, and the enlarged image of patch 14
-        if name in out or name in ("image", "features") or name.startswith("w.") or want.dim() != 4:
+    for name, want in t.items():     # results at a size asked for, the enlarged image of patch 14
+        if name in out or name in ("image", "features") or name.startswith("w."):
             continue
+        if want.dim() != 4:
+            continue
+        size = want.shape[-2:]
         if want.shape[1] == c["in_channels"]:
-            out[name] = model(t["image"], t["features"], iterations=c["iters"], size=want.shape[-2:])
+            out[name] = model(t["image"], t["features"], iterations=c["iters"], size=size)
         elif want.shape[1] == t["image"].shape[1]:
-            out[name] = resize_image(t["image"], want.shape[-2:])
+            out[name] = resize_image(t["image"], size)
     return out
 
 
-for iterations in range(1, 9):
-    adapter("uplift", f"UPLiFT.forward (iters={iterations})", inputs=("image", "features"))(whole_model)
+for count in range(1, 9):
+    name = f"UPLiFT.forward (iters={count})"
+    adapter("uplift", name, inputs=("image", "features"))(whole_model)

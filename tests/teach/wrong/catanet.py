@@ -1,4 +1,5 @@
-"""Plausible wrong answers to the CATANet exercises of notebook 07b, with what the check must say."""
+"""Plausible wrong answers to the CATANet exercises of notebook 07b, with what the check must
+say."""
 
 ROUND = '''
 import torch
@@ -9,7 +10,8 @@ def center_round(unit, centres):
     count = torch.bincount(belong, minlength=len(centres))
     return %s
 '''
-KEEP = "torch.where(count[:, None] == 0, centres, F.normalize(sums, dim=1))"
+KEEP_AS = "torch.where(count[:, None] == 0, centres, %s)"
+KEEP = KEEP_AS % "F.normalize(sums, dim=1)"
 
 PIECES = '''
 import torch
@@ -45,24 +47,40 @@ def overlap_average(patches, rows, columns, size):
 
 WRONG = {
     "catanet.center_round": [
-        ("old centre kept", (ROUND % ("argmax", KEEP)).replace("torch.zeros_like(centres).index_add", "centres.index_add"), "start from zeros"),
+        (
+            "old centre kept",
+            (ROUND % ("argmax", KEEP)).replace("torch.zeros_like(centres)", "centres"),
+            "start from zeros",
+        ),
         ("empty centre lost", ROUND % ("argmax", "F.normalize(sums, dim=1)"), "stays where it was"),
-        ("not normalised", ROUND % ("argmax", "torch.where(count[:, None] == 0, centres, sums)"), "have length 1"),
-        ("mean", ROUND % ("argmax", "torch.where(count[:, None] == 0, centres, sums / count[:, None].clamp(min=1))"), "these are means"),
+        ("not normalised", ROUND % ("argmax", KEEP_AS % "sums"), "have length 1"),
+        (
+            "mean",
+            ROUND % ("argmax", KEEP_AS % "sums / count[:, None].clamp(min=1)"),
+            "these are means",
+        ),
         ("farthest", ROUND % ("argmin", KEEP), "argmax, not argmin"),
         ("unchanged", ROUND % ("argmax", "centres"), "did not move"),
     ],
     "catanet.piece_positions": [
         ("clamped", PIECES % ("return at.clamp(0, n - 1)", AHEAD), "last token is repeated"),
         ("wrapped", PIECES % ("return at % n", AHEAD), "starts anew"),
-        ("reflected", PIECES % ("at = at % (2 * n - 2); return torch.minimum(at, 2 * n - 2 - at)", AHEAD), "leaves out the last"),
+        (
+            "reflected",
+            PIECES % ("at = at % (2 * n - 2); return torch.minimum(at, 2 * n - 2 - at)", AHEAD),
+            "leaves out the last",
+        ),
         ("no look-ahead", PIECES % (MIRROR, "torch.arange(size)"), "next piece is missing"),
         ("looks back", PIECES % (MIRROR, "torch.arange(-size, size)"), "look back"),
         ("one tensor", "def piece_positions(n, size):\n    return None\n", "two tensors"),
     ],
     "catanet.overlap_average": [
         ("sums", AVERAGE % "total", "these are sums"),
-        ("halved at seams, as released", AVERAGE % "total / 2 ** (by_row - 1) / 2 ** (by_column - 1)", "divide by 3"),
+        (
+            "halved at seams, as released",
+            AVERAGE % "total / 2 ** (by_row - 1) / 2 ** (by_column - 1)",
+            "divide by 3",
+        ),
         ("last wins", OVERWRITTEN, "the last window wins"),
         ("rows alone", AVERAGE % "total / by_row", "only the rows"),
         ("columns alone", AVERAGE % "total / by_column", "only the columns"),
