@@ -37,6 +37,23 @@ def test_modules_of_a_family(family):
     assert all(got.count(name) >= 2 for name in found)
 
 
+TEACH = ("Wrong", "exercise", "figure", "show", "table", "grid", "setup", "panel", "flops")
+
+
+@pytest.mark.parametrize("first", ["answers", "figures", "widgets", "pruning.panels"])
+def test_names_of_teach_are_what_they_say_whichever_module_came_first(first):
+    """No function is called like a module beside it, which an import would put in its place."""
+    code = (f"import vtlib.teach.{first}; from vtlib import teach; "
+            f"print(all(callable(getattr(teach, n)) for n in {TEACH}), *dir(teach))")
+    got = fresh(code)
+    assert got[0] == "True" and set(TEACH) <= set(got)
+
+
+def test_teach_draws_nothing_before_it_is_asked_to():
+    code = "import sys; from vtlib import teach; print('matplotlib' in sys.modules); teach.figure"
+    assert fresh(f"{code}; print('matplotlib' in sys.modules)") == ["False", "True"]
+
+
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(AttributeError, match="'vtlib' has no attribute 'prunning'.*pruning"):
         getattr(vtlib, "prun" + "ning")

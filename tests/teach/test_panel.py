@@ -3,17 +3,15 @@
 import base64
 import html
 import re
-import sys
 
 import ipywidgets
 import pytest
 import torch
 
 from vtlib import teach
+from vtlib.teach import live, widgets
 
 ALT = "A bar that grows with keep & nothing else."
-widgets = sys.modules["vtlib.teach.widgets"]
-live = sys.modules["vtlib.teach.live"]
 
 
 def slider(**kw):

@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import re
-import sys
 import time
 
 import matplotlib
@@ -15,15 +14,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vtlib import teach
+from vtlib.teach import figures
 
 ALT = 'A line that rises from one to two & a <b>bold</b> "quote".'
-show = sys.modules["vtlib.teach.show"]
 
 
 @pytest.fixture
 def published(monkeypatch):
     bundles = []
-    monkeypatch.setattr(show, "publish", lambda bundle, *a, **k: bundles.append(bundle))
+    monkeypatch.setattr(figures, "publish", lambda bundle, *a, **k: bundles.append(bundle))
     return bundles
 
 
@@ -122,7 +121,7 @@ def test_picture_panels_fill_the_figure():
 
 
 def test_two_panels_draw_fast():
-    show.use_style()
+    figures.use_style()
     photo, heat = torch.rand(3, 96, 96), torch.rand(12, 12)
 
     def draw():

@@ -1,65 +1,24 @@
 """What the notebooks use and homework doesn't: set-up, checked exercises, figures, tables, widgets,
 measurements, live curves.
 
-The only part of vtlib that imports matplotlib, ipywidgets and IPython.
+The only part of vtlib that imports matplotlib, ipywidgets and IPython. Importing it says which
+package a notebook misses; a module is loaded when a name of it is first used.
 """
 
-from vtlib.teach import (  # _needs first: it names a missing package and the pip command
-    _needs,
-    exercises,
-)
-from vtlib.teach.exercise import Wrong, exercise
-from vtlib.teach.live import LiveCurve, train
-from vtlib.teach.meter import activation_bytes, flops, latency
-from vtlib.teach.setup import device, setup
-from vtlib.teach.show import (
-    CMAP,
-    CMAP_DIV,
-    PALETTE,
-    box,
-    claims,
-    figure,
-    grid,
-    image,
-    lines,
-    overlay,
-    png,
-    seeds,
-    show,
-    table,
-    tiles,
-)
-from vtlib.teach.widgets import Panel, panel
+from .._lazy import lazy
+from ._needs import require as require
 
-require = _needs.require
+_NAMES = {
+    "_needs": ["require"],
+    "answers": ["Wrong", "exercise"],
+    "figures": ["CMAP", "CMAP_DIV", "PALETTE", "figure", "png", "show"],
+    "live": ["LiveCurve", "train"],
+    "meter": ["activation_bytes", "flops", "latency"],
+    "pictures": ["box", "grid", "image", "lines", "overlay", "seeds", "tiles"],
+    "start": ["device", "setup"],
+    "tables": ["claims", "table"],
+    "widgets": ["Panel", "panel"],
+}
+_EXPORTS = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "CMAP",
-    "CMAP_DIV",
-    "PALETTE",
-    "LiveCurve",
-    "Panel",
-    "Wrong",
-    "activation_bytes",
-    "box",
-    "claims",
-    "device",
-    "exercise",
-    "exercises",
-    "figure",
-    "flops",
-    "grid",
-    "image",
-    "latency",
-    "lines",
-    "overlay",
-    "panel",
-    "png",
-    "require",
-    "seeds",
-    "setup",
-    "show",
-    "table",
-    "tiles",
-    "train",
-]
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, _EXPORTS)

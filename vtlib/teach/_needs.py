@@ -1,6 +1,10 @@
-"""Looks for the packages a notebook imports; on import raises ImportError with the pip command when one is missing."""
+"""Looks for the packages that a notebook imports.
+
+On import it raises ImportError, with the pip command, when one is missing.
+"""
 
 import importlib.util
+from collections.abc import Iterable
 
 NEEDS = {
     "torch": "torch",
@@ -13,7 +17,7 @@ NEEDS = {
 }  # import name -> name for pip
 
 
-def require(modules=None) -> None:
+def require(modules: Iterable[str] | None = None) -> None:
     """Raise ImportError with the pip command that installs what is missing.
 
     modules: import names to look for (default: everything a notebook of this course imports).
@@ -21,7 +25,8 @@ def require(modules=None) -> None:
     modules = NEEDS if modules is None else modules
     missing = [NEEDS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"the notebooks need {', '.join(missing)}; run:  pip install {' '.join(missing)}")
+        named, command = ", ".join(missing), " ".join(missing)
+        raise ImportError(f"the notebooks need {named}; run:  pip install {command}")
 
 
 require()

@@ -3,15 +3,19 @@
 import math
 import statistics
 import time
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vtlib.nn.checks import check_int
+
 aten = torch.ops.aten
 
 
-# FlopCounterMode of torch 2.13 counts nothing for these; each gets the shapes of the operator's arguments.
+# FlopCounterMode of torch 2.13 counts nothing for these; each gets the shapes of the operator's
+# arguments.
 
 
 def _attention(query, key, value, *_, **__) -> int:
@@ -21,7 +25,8 @@ def _attention(query, key, value, *_, **__) -> int:
 
 def _attention_backward(grad, query, key, value, *_, **__) -> int:
     b, heads, n, d = query
-    return 2 * b * heads * n * key[-2] * (3 * d + 2 * value[-1])  # q k^T again, and the gradients of p, q, k, v
+    # q k^T again, and the gradients of p, q, k, v
+    return 2 * b * heads * n * key[-2] * (3 * d + 2 * value[-1])
 
 
 def _mv(matrix, vector, *_, **__) -> int:
@@ -48,10 +53,11 @@ EXTRA = {
 
 
 def flops(fn, *args, **kwargs) -> int:
-    """Floating-point operations of `fn(*args, **kwargs)`: matrix products, convolutions, attention, cdist; a multiply-add is 2.
+    """Floating-point operations of `fn(*args, **kwargs)`; a multiply-add counts 2.
 
-    Papers often count it 1 ("MACs"): halve the number to compare with them. Softmax, norms and other element-wise work count
-    nothing. A backward pass inside `fn` is counted too.
+    Papers often count it 1 ("MACs"): halve the number to compare with them. Counted are matrix
+    products, convolutions, attention and cdist, in a backward pass inside `fn` too. Softmax, norms
+    and other element-wise work count nothing.
     """
     with FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
         fn(*args, **kwargs)
@@ -64,9 +70,18 @@ def _synchronise() -> None:
 
 
 def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
-    """Median time of `fn(*args, **kwargs)` in seconds, over `repeat` runs after `warmup` runs; waits for the GPU."""
-    if repeat < 1 or warmup < 0:
-        raise ValueError(f"repeat={repeat}, warmup={warmup}: need repeat >= 1 and warmup >= 0")
+    """Median time of `fn(*args, **kwargs)` in seconds; waits for the GPU.
+
+    ValueError for counts that are no integers, `repeat` of at least 1 and `warmup` of at least 0.
+
+    Args:
+        fn: what is timed.
+        args: its arguments.
+        repeat: how many runs are timed.
+        warmup: how many runs come before.
+        kwargs: its arguments by keyword.
+    """
+    repeat, warmup = check_int(repeat, "repeat", 1), check_int(warmup, "warmup", 0)
     for _ in range(warmup):
         fn(*args, **kwargs)
     seconds = []
@@ -79,13 +94,27 @@ def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
     return statistics.median(seconds)
 
 
+def _parameters(fn) -> set[int]:
+    """Where the parameters of a module, or of the module that a method belongs to, are stored."""
+    owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        return set()
+    return {parameter.untyped_storage().data_ptr() for parameter in owner.parameters()}
+
+
+@contextmanager
+def recording_gradients():
+    """Autograd records, whatever the caller's grad mode is."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def activation_bytes(fn, *args, **kwargs) -> int:
     """Bytes that autograd keeps for the backward pass of `fn(*args, **kwargs)`.
 
     Each storage counts once, however many views of it are saved; parameters do not count.
     """
-    owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-    parameters = {p.untyped_storage().data_ptr() for p in owner.parameters()} if isinstance(owner, nn.Module) else set()
+    parameters = _parameters(fn)
     kept = {}  # holds the storages, so that no address is used twice
 
     def pack(tensor):
@@ -95,7 +124,8 @@ def activation_bytes(fn, *args, **kwargs) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with recording_gradients(), hooks:
         result = fn(*args, **kwargs)
     total = sum(storage.nbytes() for storage in kept.values())
     del result

@@ -2,41 +2,63 @@
 
 import html
 import time
+from collections.abc import Callable
 
 import ipywidgets
 from matplotlib.figure import Figure
 
-from vtlib.teach.show import _require_alt, picture_html, png, publish
+from vtlib.teach.figures import picture_html, png, publish, require_alt
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def _check_control(name: str, control) -> None:
+    if not isinstance(control, ipywidgets.Widget) or not control.has_trait("value"):
+        kind = type(control).__name__
+        raise ValueError(f"{name}: got {kind}, needs an ipywidgets control with a value")
+    if not getattr(control, "description", "").strip():
+        raise ValueError(
+            f"{name}: the control needs a description, which is its label on the screen"
+        )
+
+
+def _settle(control) -> None:
+    """One redraw when a slider is let go, or per key; labels are not cut."""
+    if control.has_trait("continuous_update"):
+        control.continuous_update = False
+    if hasattr(control, "style") and control.style.has_trait("description_width"):
+        control.style.description_width = "initial"
 
 
 class Panel:
     """Controls above a picture that `draw` makes from their values.
 
-    Panel.image: the ipywidgets.Image; Panel.frame: the bytes of its PNG; Panel.controls: {name: control}; Panel.values: {name:
-    value}; Panel.milliseconds: the time of each redraw; Panel.box: the whole widget. The first frame is drawn at construction,
-    with the values the controls start with.
+    Panel.image: the ipywidgets.Image; Panel.frame: the bytes of its PNG; Panel.controls: {name:
+    control}; Panel.values: {name: value}; Panel.milliseconds: the time of each redraw; Panel.box:
+    the whole widget. The first frame is drawn at construction, with the values the controls start
+    with.
+
+    Args:
+        draw: called with the controls' values by name; returns a Figure or the bytes of a PNG.
+        alt: what the first frame shows, at least 20 characters (ValueError otherwise).
+        controls: {name: ipywidgets control with a description} (ValueError otherwise).
+        dpi: of the picture, at most 110.
     """
 
-    def __init__(self, draw, alt: str, controls: dict, dpi: float = 85):
-        self.alt, self.draw, self.dpi, self.controls = _require_alt(alt), draw, dpi, dict(controls)
+    def __init__(self, draw: Callable, alt: str, controls: dict, dpi: float = 85):
+        self.alt, self.draw, self.dpi = require_alt(alt), draw, dpi
+        self.controls = dict(controls)
         if not self.controls:
-            raise ValueError("controls: got none, needs at least one widget by name, like keep=IntSlider(...)")
+            raise ValueError(
+                "controls: got none, needs at least one widget by name, like keep=IntSlider(...)"
+            )
         for name, control in self.controls.items():
-            if not isinstance(control, ipywidgets.Widget) or not control.has_trait("value"):
-                raise ValueError(f"{name}: got {type(control).__name__}, needs an ipywidgets control with a value")
-            if not getattr(control, "description", "").strip():
-                raise ValueError(f"{name}: the control needs a description, which is its label on the screen")
-            if control.has_trait("continuous_update"):
-                control.continuous_update = False  # one redraw when the slider is let go, or per key
-            if hasattr(control, "style") and control.style.has_trait("description_width"):
-                control.style.description_width = "initial"  # labels are not cut
-        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", align_self="flex-start"))
+            _check_control(name, control)
+            _settle(control)
+        place = ipywidgets.Layout(max_width="100%", align_self="flex-start")
+        self.image = ipywidgets.Image(format="png", layout=place)
         self.message = ipywidgets.HTML()
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
-        caption = ipywidgets.HTML(f"<p>{html.escape(self.alt)}</p>")
-        self.box = ipywidgets.VBox([ipywidgets.Box(list(self.controls.values()), layout=row), self.image, caption, self.message])
+        self.box = self._boxed()
         self.milliseconds: list[float] = []
         self._hold = False
         self.redraw()
@@ -44,47 +66,64 @@ class Panel:
         for control in self.controls.values():
             control.observe(self._changed, names="value")
 
+    def _boxed(self) -> ipywidgets.VBox:
+        flow = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
+        row = ipywidgets.Box(list(self.controls.values()), layout=flow)
+        caption = ipywidgets.HTML(f"<p>{html.escape(self.alt)}</p>")
+        return ipywidgets.VBox([row, self.image, caption, self.message])
+
     @property
     def values(self) -> dict:
         """The controls' values by name: what `draw` is called with."""
         return {name: control.value for name, control in self.controls.items()}
 
     def redraw(self) -> None:
-        """Call `draw` and put its picture in place in one go. An error is written under the old picture and raised again."""
+        """Call `draw` and put its picture in place in one go.
+
+        An error is written under the old picture and raised again.
+        """
         start = time.perf_counter()
         try:
-            drawn = self.draw(**self.values)
-            if not isinstance(drawn, (Figure, bytes)):
-                raise TypeError(f"draw returned {type(drawn).__name__}, needs a matplotlib Figure or the bytes of a PNG")
-            data = png(drawn, self.dpi, level=1) if isinstance(drawn, Figure) else drawn
+            data = self._drawn()
         except Exception as error:
-            self.message.value = f"<pre>{html.escape(f'{type(error).__name__}: {error}')}</pre>"
+            told = html.escape(f"{type(error).__name__}: {error}")
+            self.message.value = f"<pre>{told}</pre>"
             raise
-        self.frame = self.image.value = data
+        self.frame = data
+        self.image.value = data
         self.message.value = ""
         self.milliseconds.append(1000 * (time.perf_counter() - start))
+
+    def _drawn(self) -> bytes:
+        drawn = self.draw(**self.values)
+        if isinstance(drawn, bytes):
+            return drawn
+        if not isinstance(drawn, Figure):
+            kind = type(drawn).__name__
+            raise TypeError(
+                f"draw returned {kind}, needs a matplotlib Figure or the bytes of a PNG"
+            )
+        return png(drawn, self.dpi, level=1)
 
     def _changed(self, change) -> None:
         if not self._hold:
             self.redraw()
 
     def set(self, **values) -> None:
-        """Move controls from code, with one redraw. Errors of `draw` reach the caller; ValueError for a wrong name or value."""
+        """Move controls from code, with one redraw; errors of `draw` reach the caller.
+
+        ValueError for a name that is no control's and for a value that the control does not take;
+        then all stay where they were.
+        """
         unknown = [name for name in values if name not in self.controls]
         if unknown:
-            raise ValueError(f"{unknown[0]}: no such control; there are: {', '.join(self.controls)}")
+            there_are = ", ".join(self.controls)
+            raise ValueError(f"{unknown[0]}: no such control; there are: {there_are}")
         before = self.values
         self._hold = True
         try:
             for name, value in values.items():
-                try:
-                    self.controls[name].value = value
-                except Exception as error:  # traitlets.TraitError: not an option, not a number
-                    raise ValueError(f"{name}={value!r}: {error}") from error
-                if self.controls[name].value != value:  # a slider clamps without a word
-                    raise ValueError(
-                        f"{name}={value!r}: the control took {self.controls[name].value!r} instead; is it within its range?"
-                    )
+                self._move(name, value)
         except ValueError:
             for name, value in before.items():
                 self.controls[name].value = value
@@ -93,10 +132,23 @@ class Panel:
             self._hold = False
         self.redraw()
 
+    def _move(self, name: str, value) -> None:
+        control = self.controls[name]
+        try:
+            control.value = value
+        except Exception as error:  # traitlets.TraitError: not an option, not a number
+            raise ValueError(f"{name}={value!r}: {error}") from error
+        if control.value != value:  # a slider clamps without a word
+            raise ValueError(
+                f"{name}={value!r}: the control took {control.value!r} instead; is it within its"
+                " range?"
+            )
+
     def bundle(self) -> dict:
-        """The one output of `show`: the live widget, and for places without widgets the first frame with its alt text."""
+        """The one output of `show`: the live widget, and the first frame for other places."""
         view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        return {WIDGET_VIEW: view, "text/html": picture_html(self._first, self.alt), "text/plain": self.alt}
+        picture = picture_html(self._first, self.alt)
+        return {WIDGET_VIEW: view, "text/html": picture, "text/plain": self.alt}
 
     def show(self) -> None:
         """Publish the panel: live where widgets work, a picture with alt text everywhere else."""
@@ -106,11 +158,17 @@ class Panel:
         self.show()
 
 
-def panel(draw, alt: str, dpi: float = 85, **controls) -> Panel:
-    """A picture that follows its controls: `panel(draw, alt="...", keep=IntSlider(8, 1, 16, description="keep")).show()`.
+def panel(draw: Callable, alt: str, dpi: float = 85, **controls) -> Panel:
+    """A picture that follows its controls.
 
-    draw: called with the value of each control by name, returns a matplotlib Figure or the bytes of a PNG. alt: what the first
-    frame shows, at least 20 characters. controls: ipywidgets with a description (ValueError otherwise); they redraw when let
-    go, not while they move.
+        panel(draw, alt="...", keep=IntSlider(8, 1, 16, description="keep")).show()
+
+    Args:
+        draw: called with the value of each control by name; returns a matplotlib Figure or the
+            bytes of a PNG.
+        alt: what the first frame shows, at least 20 characters.
+        dpi: of the picture, at most 110.
+        controls: ipywidgets with a description (ValueError otherwise); they redraw when let go,
+            not while they move.
     """
     return Panel(draw, alt, controls, dpi=dpi)

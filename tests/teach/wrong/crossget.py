@@ -1,30 +1,47 @@
 """Plausible wrong answers to the exercises of crossget.py, with what the check must say."""
 
+from tests.teach.slips import slips
+
 MATCH = '''
 import torch
 def match(similarity, importance, r):
-    rank = %s
-    later = %s
+    rank = similarity.amax(dim=1).argsort(descending=True, stable=True).argsort()
+    later = rank[None, :] > rank[:, None]
     redundancy = similarity.masked_fill(~later, -torch.inf).amax(dim=1)
-    source = (%s).argsort(descending=%s, stable=True)[:r]
-    target = %s.argmax(dim=1)
+    source = (importance - redundancy).argsort(descending=False, stable=True)[:r]
+    target = similarity.index_fill(1, source, -torch.inf)[source].argmax(dim=1)
     return source, target
 '''
-
 RANK = "similarity.amax(dim=1).argsort(descending=True, stable=True).argsort()"
-
-LATER, SCORE, TARGET = "rank[None, :] > rank[:, None]", "importance - redundancy", "similarity.index_fill(1, source, -torch.inf)[source]"
+LATER = "rank[None, :] > rank[:, None]"
+TARGETS = "similarity.index_fill(1, source, -torch.inf)"
 
 WRONG = {
-    "crossget.match": [
-        ("no rank mask", MATCH % (RANK, "torch.ones_like(similarity, dtype=torch.bool)", SCORE, "False", TARGET), "both halves of a pair"),
-        ("places for ranks", MATCH % (RANK, "torch.ones_like(similarity).triu(1).bool()", SCORE, "False", TARGET), "place in the sequence"),
-        ("argsort once", MATCH % ("similarity.amax(dim=1).argsort(descending=True, stable=True)", LATER, SCORE, "False", TARGET), "argsort once"),
-        ("rising ranks", MATCH % ("similarity.amax(dim=1).argsort(stable=True).argsort()", LATER, SCORE, "False", TARGET), "LARGEST maximum"),
-        ("importance reversed", MATCH % (RANK, LATER, "-importance - redundancy", "False", TARGET), "wrong sign"),
-        ("no importance", MATCH % (RANK, LATER, "-redundancy", "False", TARGET), "plays no part"),
-        ("largest leave", MATCH % (RANK, LATER, SCORE, "True", TARGET), "the smallest have to"),
-        ("target is a source", MATCH % (RANK, LATER, SCORE, "False", "similarity[source]"), "may not be a source"),
-        ("later ranks only", MATCH % (RANK, LATER, SCORE, "False", "similarity.masked_fill(~later, -torch.inf).index_fill(1, source, -torch.inf)[source]"), "later ranks only"),
-    ],
+    "crossget.match": slips(
+        MATCH,
+        (
+            "no rank mask",
+            LATER,
+            "torch.ones_like(similarity, dtype=torch.bool)",
+            "both halves of a pair",
+        ),
+        (
+            "places for ranks",
+            LATER,
+            "torch.ones_like(similarity).triu(1).bool()",
+            "place in the sequence",
+        ),
+        ("argsort once", RANK, RANK.removesuffix(".argsort()"), "argsort once"),
+        ("rising ranks", "descending=True, ", "", "LARGEST maximum"),
+        ("importance reversed", "(importance -", "(-importance -", "wrong sign"),
+        ("no importance", "(importance - redundancy)", "(-redundancy)", "plays no part"),
+        ("largest leave", "descending=False", "descending=True", "the smallest have to"),
+        ("target is a source", TARGETS, "similarity", "may not be a source"),
+        (
+            "later ranks only",
+            TARGETS,
+            "similarity.masked_fill(~later, -torch.inf).index_fill(1, source, -torch.inf)",
+            "later ranks only",
+        ),
+    ),
 }

@@ -1,4 +1,4 @@
-"""The first cell of every notebook: what is installed, seeds, the look of the figures, one line about the machine."""
+"""The first cell of every notebook: seeds, the look of the figures, one line about the machine."""
 
 import os
 import random
@@ -16,9 +16,10 @@ def device():
 def setup(seed: int = 0) -> None:
     """Make a notebook start the same way every time, and print one line about where it runs.
 
-    Seeds `random`, numpy and torch with `seed`, gives matplotlib the style of the course, and leaves the number of threads
-    alone unless the environment variable VTLIB_THREADS holds one. Errors: ImportError with the pip command when a package is
-    missing; ValueError for a seed that is not a whole number >= 0.
+    Seeds `random`, numpy and torch with `seed`, gives matplotlib the style of the course, and
+    leaves the number of threads alone unless the environment variable VTLIB_THREADS holds one.
+    Errors: ImportError with the pip command when a package is missing; ValueError for a seed that
+    is not a whole number >= 0.
     """
     require()
     import numpy
@@ -26,7 +27,7 @@ def setup(seed: int = 0) -> None:
 
     import vtlib
     from vtlib.nn.checks import check_int
-    from vtlib.teach.show import use_style
+    from vtlib.teach.figures import use_style
 
     seed = check_int(seed, "seed", 0, 2**32 - 1)
     random.seed(seed)
@@ -38,5 +39,15 @@ def setup(seed: int = 0) -> None:
             raise ValueError(f"VTLIB_THREADS={threads!r}: needs a whole number of at least 1")
         torch.set_num_threads(int(threads))
     use_style()
-    where = torch.cuda.get_device_name() if device().type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    print(f"vtlib {vtlib.__version__} | torch {torch.__version__.split('+')[0]} | {where.replace('1 threads', '1 thread')}")
+    version = torch.__version__.split("+")[0]
+    print(f"vtlib {vtlib.__version__} | torch {version} | {_place()}")
+
+
+def _place() -> str:
+    """The name of the GPU, or the CPU with its number of threads."""
+    import torch
+
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    count = torch.get_num_threads()
+    return f"cpu, {count} thread{'' if count == 1 else 's'}"

@@ -1,0 +1,168 @@
+"""What a plan does to the patches of a picture, as a picture."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vtlib.nn.checks import check_int
+from vtlib.teach.figures import PALETTE
+from vtlib.teach.pictures import image, pixels_of
+from vtlib.tokens import Plan
+
+COLOURS = ("auto", "kept", "slots", "roles")
+PATCH = 16  # pixels of a painted patch at least, so that a frame of one or two pixels is fine
+SLOT_ORDER = (0, 4, 2, 3, 5, 1, 7)  # neighbours in the list look different; black is left out
+
+
+def _rgb(color: str) -> list[float]:
+    return [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+
+
+def _palette(order: Sequence[int]) -> Tensor:
+    """(len(order), 3)"""
+    colours = [_rgb(PALETTE[k % len(PALETTE)]) for k in order]
+    return torch.tensor(colours, dtype=torch.float32, device="cpu")
+
+
+def _colour(plan: Plan, colour: str) -> str:
+    if colour not in COLOURS:
+        raise ValueError(f"colour={colour!r}: needs one of {', '.join(COLOURS)}")
+    if colour == "roles" and plan.role is None:
+        raise ValueError("colour='roles': this plan has no roles")
+    if colour != "auto":
+        return colour
+    if plan.merges:
+        return "slots"
+    return "roles" if plan.role is not None and len(plan.roles) <= 4 else "kept"
+
+
+def _check_grid(plan: Plan, grid: tuple[int, int]) -> tuple[int, int]:
+    h, w = (check_int(side, "grid", 1) for side in grid)
+    patches = plan.num_tokens - plan.num_prefix
+    if patches != h * w:
+        raise ValueError(f"the plan is for {patches} patches but the grid {h} x {w} has {h * w}")
+    return h, w
+
+
+def _patches(picture: Tensor, h: int, w: int) -> Tensor:
+    """(n, 3, p, q): the patches of the picture, enlarged to at least 16 pixels a patch."""
+    pixels = pixels_of(picture, "picture")
+    factor = max(1, -(-PATCH * h // pixels.shape[1]))
+    pixels = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    p, q = pixels.shape[1] // h, pixels.shape[2] // w
+    pixels = pixels[:, : p * h, : q * w]
+    return rearrange(pixels, "c (h p) (w q) -> (h w) c p q", h=h, w=w)
+
+
+def _slots(source: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each patch shares its slot with another (n,), and the slot's colour (n, 3)."""
+    slot = source.clamp(min=0)
+    members = source[source >= 0].bincount(minlength=int(slot.max()) + 1)
+    shared = (source >= 0) & (members[slot] > 1)
+    colours = _palette(SLOT_ORDER)
+    return shared, colours[slot % len(colours)]
+
+
+def _role_colours(plan: Plan, row: int) -> Tensor:
+    """(n, 3): the colour of each patch's role."""
+    index, of_slot = plan.index[row].cpu(), plan.role[row].cpu()
+    role = torch.zeros(plan.num_tokens, dtype=torch.long, device="cpu")
+    role[index[index >= 0]] = of_slot[index >= 0]
+    return _palette(range(int(role.max()) + 1))[role[plan.num_prefix :]]
+
+
+def _edge(height: int, width: int) -> Tensor:
+    """(height, width) bool: the outer two rows and columns."""
+    edge = torch.zeros(height, width, dtype=torch.bool, device="cpu")
+    edge[:2] = True
+    edge[-2:] = True
+    edge[:, :2] = True
+    edge[:, -2:] = True
+    return edge
+
+
+def paint(
+    picture: Tensor,
+    plan: Plan,
+    grid: tuple[int, int],
+    row: int = 0,
+    colour: str = "auto",
+    order: Sequence[int] | None = None,
+) -> Tensor:
+    """A picture with what `plan` does to its patches: (3, H', W') in [0, 1], at least 16 a patch.
+
+    Kept patches are bright, in a frame; dropped ones pale and grey. Patches that went into a slot
+    together carry the slot's colour, brighter where the slot sits. ValueError when plan and grid do
+    not fit, for an unknown colour and for "roles" of a plan without.
+
+    Args:
+        picture: (3, H, W) in [0, 1], or uint8.
+        plan: for the patches of that grid, prefix tokens in front.
+        grid: (h, w).
+        row: which picture of the plan's batch.
+        colour: "kept" (blue frames), "slots", "roles" (frame by role), or "auto".
+        order: frame these patches only (a subset of steps); default all kept.
+    """
+    colour = _colour(plan, colour)
+    h, w = _check_grid(plan, grid)
+    row = check_int(row, "row", 0, len(plan.index) - 1)
+    pixels = _patches(picture, h, w)                                                     # n 3 p q
+    source, kept = (t[row, plan.num_prefix :].cpu() for t in (plan.source(), plan.kept()))     # n
+    if order is not None:
+        shown = torch.as_tensor(order, dtype=torch.long, device="cpu")
+        kept = torch.zeros_like(kept).scatter(0, shown, True)
+        source = torch.where(kept, source, -1)
+    grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
+    out = torch.where((source >= 0)[:, None, None, None], pixels, 0.24 * grey + 0.72)
+    frame = _palette([0]).expand(h * w, 3)
+    if colour == "roles":
+        frame = _role_colours(plan, row)
+    elif colour == "slots":
+        shared, tint = _slots(source)
+        mixed = 0.45 * pixels + 0.55 * tint[:, :, None, None]
+        out = torch.where((shared & ~kept)[:, None, None, None], mixed, out)
+        frame = torch.where(shared[:, None], tint, frame)
+    framed = kept[:, None, None, None] & _edge(*pixels.shape[2:])
+    out = torch.where(framed, frame[:, :, None, None], out)
+    return rearrange(out, "(h w) c p q -> c (h p) (w q)", h=h, w=w)
+
+
+def draw(
+    ax,
+    picture: Tensor,
+    plan: Plan,
+    grid: tuple[int, int],
+    row: int = 0,
+    colour: str = "auto",
+    title: str | None = None,
+    order: Sequence[int] | None = None,
+):
+    """`paint` on `ax`, with the roles' names under it where they colour the frames.
+
+    Returns matplotlib's AxesImage. Errors as `paint`.
+
+    Args:
+        ax: matplotlib Axes.
+        picture: (3, H, W) in [0, 1], or uint8.
+        plan: for the patches of that grid, prefix tokens in front.
+        grid: (h, w).
+        row: which picture of the plan's batch.
+        colour: "kept" (blue frames), "slots", "roles" (frame by role), or "auto".
+        title: a line above it.
+        order: frame these patches only (a subset of steps); default all kept.
+    """
+    drawn = image(ax, paint(picture, plan, grid, row, colour, order), title)
+    if _colour(plan, colour) == "roles":
+        role = plan.role[row][plan.index[row] >= 0]
+        count = role.bincount(minlength=len(plan.roles)).tolist()
+        legend(ax, [f"{name}: {count[k]}" for k, name in enumerate(plan.roles)])
+    return drawn
+
+
+def legend(ax, names: Sequence[str]) -> None:
+    """Names in the palette's colours in one line under the picture on `ax`."""
+    look = {"fontsize": 7.5, "ha": "center", "va": "top", "transform": ax.transAxes}
+    for k, name in enumerate(names):
+        ax.text((k + 0.5) / len(names), -0.02, name, color=PALETTE[k], **look)
