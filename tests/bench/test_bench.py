@@ -1,5 +1,9 @@
-"""The references of the benchmark compute the same thing: a speed-up over something else would mean nothing."""
+"""The references of the benchmark compute the same thing.
 
+A speed-up over something else would mean nothing.
+"""
+
+from .__main__ import benches
 from .multiscale import against_naive
 
 
@@ -8,3 +12,8 @@ def test_references_agree():
     assert len(rows) == 4
     for name, _, difference, _ in rows:
         assert float(difference) < 1e-4, name
+
+
+def test_every_family_with_tables_is_asked():
+    names = {module.__name__.rpartition(".")[2] for module in benches()}
+    assert {"multiscale", "pruning", "superres", "tokens"} <= names and "before" not in names

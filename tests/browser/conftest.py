@@ -1,4 +1,7 @@
-"""One JupyterLab per worker; without a browser the tests are skipped on a reader's machine and fail in CI."""
+"""One JupyterLab per worker.
+
+Without a browser the tests are skipped on a reader's machine and fail in CI.
+"""
 
 import os
 from pathlib import Path

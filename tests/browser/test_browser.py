@@ -1,4 +1,4 @@
-"""Each notebook, solved, in a real JupyterLab: no error, and every control redraws its picture, quickly."""
+"""Each notebook, solved, in a real JupyterLab: no error, every control redraws its picture fast."""
 
 import statistics
 
@@ -16,7 +16,8 @@ from vtlib import teach
 def draw(keep, mode, size, bold, dots, colour):
     fig, ax = teach.figure()
     color = teach.PALETTE[int(colour) + (mode == "b")]
-    ax.plot(range(keep), [size] * keep, "o-" if dots == "yes" else "-", linewidth=3 if bold else 1, color=color)
+    line = "o-" if dots == "yes" else "-"
+    ax.plot(range(keep), [size] * keep, line, linewidth=3 if bold else 1, color=color)
     ax.set_title(f"{keep} {mode}")
     return fig
 p = teach.panel(draw, alt="A line whose length and colour follow the controls.",
@@ -34,7 +35,8 @@ import ipywidgets
 from vtlib import teach
 fig, ax = teach.figure()
 frame = teach.png(fig)
-teach.panel(lambda keep: frame, alt="A picture that never changes at all.", keep=ipywidgets.IntSlider(description="keep")).show()
+keep = ipywidgets.IntSlider(description="keep")
+teach.panel(lambda keep: frame, alt="A picture that never changes at all.", keep=keep).show()
 """
 BROKEN = """
 import ipywidgets
@@ -45,13 +47,15 @@ def draw(keep):
     fig, ax = teach.figure()
     ax.plot([0, keep])
     return fig
-teach.panel(draw, alt="A line that ends at the value of the slider.", keep=ipywidgets.IntSlider(description="keep")).show()
+keep = ipywidgets.IntSlider(description="keep")
+teach.panel(draw, alt="A line that ends at the value of the slider.", keep=keep).show()
 """
 
 
 def small(lab, name, *cells):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb.metadata["kernelspec"] = kernel
     nbformat.write(nb, lab.root / name)
     return name
 
@@ -84,7 +88,8 @@ def test_solved_notebook(path, lab, page, record_property):
     text = "".join("".join(o.get("text", "")) for cell in cells for o in cell["outputs"])
     assert "not attempted" not in text
     assert text.count(": correct.") >= sum(len(names) for _, names, _ in exercises(nb))
-    found = panels(page, expected=len([cell for cell in code_cells(nb) if "widget" in tags(cell)]))
+    widgets = [cell for cell in code_cells(nb) if "widget" in tags(cell)]
+    found = panels(page, expected=len(widgets))
     medians = []
     for k, panel in enumerate(found, start=1):
         times = redraws(page, panel)

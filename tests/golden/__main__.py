@@ -1,7 +1,8 @@
-"""python -m tests.golden FOLDER [--known]: run every golden case below FOLDER and print one line a case.
+"""python -m tests.golden FOLDER [--known]: run every golden case below FOLDER, one line a case.
 
-A case is a json beside a safetensors file (format: tests/golden/README.md). Ends non-zero when a case fails or has no adapter;
---known skips the cases without an adapter. Without FOLDER: the cases that ship with the tests.
+A case is a json beside a safetensors file (format: tests/golden/README.md). Ends non-zero when a
+case fails or has no adapter; --known skips the cases without an adapter. Without FOLDER: the cases
+that ship with the tests.
 """
 
 import argparse
@@ -14,8 +15,10 @@ HERE = pathlib.Path(__file__).parent
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=HERE, help="searched for cases, sub-folders included")
+    first = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=first)
+    searched = "searched for cases, sub-folders included"
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=HERE, help=searched)
     parser.add_argument("--known", action="store_true", help="skip cases without an adapter")
     args = parser.parse_args(arguments)
     cases = find_cases(args.folder)

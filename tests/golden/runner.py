@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,14 @@ from . import adapters
 
 @dataclass
 class Case:
-    """One golden case: `config` and the rest of the json as `info`, the tensors of the safetensors file as `tensors`."""
+    """One golden case.
+
+    Args:
+        path: the json.
+        info: what it says, `config` and the rest.
+        tensors: those of the safetensors file beside it.
+    """
+
     path: pathlib.Path
     info: dict
     tensors: dict
@@ -23,7 +31,8 @@ class Case:
 
     def weights(self, prefix="w."):
         """The weights below a prefix, under their official names."""
-        return {key[len(prefix):]: value for key, value in self.tensors.items() if key.startswith(prefix)}
+        named = {key: value for key, value in self.tensors.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): value for key, value in named.items()}
 
 
 @dataclass
@@ -39,7 +48,8 @@ class Result:
 
 def find_cases(folder):
     """The json files below `folder` that have a safetensors file beside them, sorted."""
-    return [p for p in sorted(pathlib.Path(folder).rglob("*.json")) if p.with_suffix(".safetensors").exists()]
+    found = sorted(pathlib.Path(folder).rglob("*.json"))
+    return [path for path in found if path.with_suffix(".safetensors").exists()]
 
 
 def load_case(path):
@@ -47,7 +57,10 @@ def load_case(path):
 
 
 def error_ratio(got, want, atol, rtol):
-    """Largest |got - want| / (atol + rtol |want|), 1 being the limit; integers and masks must be equal (0 or inf). Also the largest |got - want|."""
+    """(largest |got - want| / (atol + rtol |want|), 1 being the limit; largest |got - want|).
+
+    Integers and masks must be equal: 0 or inf.
+    """
     got = torch.as_tensor(got).detach()
     if got.shape != want.shape:
         return float("inf"), float("inf")
@@ -57,37 +70,58 @@ def error_ratio(got, want, atol, rtol):
     if want.numel() == 0:
         return 0.0, 0.0
     error = (got.double() - want.double()).abs()
-    error = torch.where(got.double() == want.double(), torch.zeros_like(error), error)           # inf == inf
+    error = error.masked_fill(got.double() == want.double(), 0)                      # inf == inf
     ratio = (error / (atol + rtol * want.double().abs())).nan_to_num(nan=float("inf"))
     return ratio.max().item(), error.nan_to_num(nan=float("inf")).max().item()
 
 
+@contextmanager
+def precision_of(case):
+    """The default dtype is double for a case in doubles: adapters build their models in it."""
+    usual = torch.get_default_dtype()
+    dtypes = {t.dtype for t in case.tensors.values() if t.is_floating_point()}
+    if dtypes == {torch.float64}:
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def run_case(path):
-    """Run one case; never raises for a wrong number, an exception in the adapter is a failed case."""
+    """Run one case. Never raises for a wrong number; an error in the adapter is a failed case."""
     case = load_case(path)
     slug, function = case.info["slug"], case.info["function"]
     name = f"{slug}/{case.info.get('case', path.stem)}"
     adapter = adapters.find(slug, function)
     if adapter is None:
-        return Result(name, function, "no adapter", f"write one for ({slug!r}, {function!r}) in tests/golden/adapters.py")
-    usual = torch.get_default_dtype()
-    if {t.dtype for t in case.tensors.values() if t.is_floating_point()} == {torch.float64}:
-        torch.set_default_dtype(torch.float64)                                   # adapters build their models in the case's precision
+        missing = f"write one for ({slug!r}, {function!r}) in tests/golden/adapters_<module>.py"
+        return Result(name, function, "no adapter", missing)
     try:
-        with torch.no_grad():
+        with precision_of(case), torch.no_grad():
             outputs = adapter(case)
-    except Exception as error:                                                   # noqa: BLE001 - reported as the case's failure
+    except Exception as error:                       # noqa: BLE001 - reported as the case's failure
         return Result(name, function, "FAILED", f"{type(error).__name__}: {error}")
-    finally:
-        torch.set_default_dtype(usual)
     compared = {key: value for key, value in outputs.items() if key in case.tensors}
     if not compared:
-        return Result(name, function, "FAILED", "the adapter returned nothing that the case holds")
+        nothing = "the adapter returned nothing that the case holds"
+        return Result(name, function, "FAILED", nothing)
+    ratio, detail = judge(case, compared)
+    return Result(name, function, "ok" if ratio <= 1 else "FAILED", detail)
+
+
+def judge(case, compared):
+    """(worst share of the tolerance, a line about it). compared: {name of a tensor: value}."""
     tolerance = case.info["tolerance"]
-    errors = {key: error_ratio(value, case.tensors[key], tolerance.get("atol", 0), tolerance.get("rtol", 0)) for key, value in compared.items()}
+    limits = tolerance.get("atol", 0), tolerance.get("rtol", 0)
+    errors = {key: error_ratio(got, case.tensors[key], *limits) for key, got in compared.items()}
     worst = max(errors, key=lambda key: errors[key][0])
     ratio, absolute = errors[worst]
-    ignored = [k for k in case.tensors if k not in compared and not k.startswith("w.") and k not in adapters.INPUTS.get((slug, function), ())]
-    detail = f"{len(compared)} tensors, largest error {absolute:.1e} = {ratio:.3f} of tolerance ({worst})"
-    detail += f"; not compared: {', '.join(ignored)}" if ignored else ""
-    return Result(name, function, "ok" if ratio <= 1 else "FAILED", detail)
+    share = f"{absolute:.1e} = {ratio:.3f} of tolerance ({worst})"
+    detail = f"{len(compared)} tensors, largest error {share}"
+    inputs = adapters.INPUTS[case.info["slug"], case.info["function"]]
+    seen = {*compared, *inputs}
+    ignored = [key for key in case.tensors if key not in seen and not key.startswith("w.")]
+    if ignored:
+        detail += f"; not compared: {', '.join(ignored)}"
+    return ratio, detail

@@ -1,4 +1,4 @@
-"""Parity with official code: every shipped case passes, and the runner notices when something is wrong."""
+"""Parity with official code: every shipped case passes, and the runner notices what is wrong."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_runner_notices(tmp_path, capsys):
     (tmp_path / "bent.json").write_text(json.dumps(info))
     assert main([str(tmp_path)]) == 1
     assert "no adapter" in capsys.readouterr().out
-    assert main([str(tmp_path), "--known"]) == 1                                 # nothing ran: that is not a pass
+    assert main([str(tmp_path), "--known"]) == 1                     # nothing ran: that is no pass
     assert main([str(tmp_path / "empty")]) == 2
 
 

@@ -1,4 +1,7 @@
-"""A wheel of this tree in an environment of its own, in seconds: dependencies come from the running one through a .pth file."""
+"""A wheel of this tree in an environment of its own, in seconds.
+
+Its dependencies come from the running environment, through a .pth file.
+"""
 
 import json
 import os
@@ -26,21 +29,26 @@ def build_wheel(folder):
 
 
 def empty_venv(folder):
-    """An environment without vtlib that sees the current one's other packages; return its python."""
+    """An environment without vtlib that sees the current one's other packages; its python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = next(p for p in (Path(folder) / "bin" / "python", Path(folder) / "Scripts" / "python.exe") if p.exists())
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
-    )
-    # A path in a .pth file is added as it is: the .pth files inside it, such as that of an editable vtlib, are not read.
+    places = [Path(folder) / "bin" / "python", Path(folder) / "Scripts" / "python.exe"]
+    python = next(path for path in places if path.exists())
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    # A path in a .pth file is added as it is: the .pth files inside it, such as that of an editable
+    # vtlib, are not read.
     seen = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     Path(site.stdout.strip(), "dependencies.pth").write_text("\n".join(seen) + "\n")
     return python
 
 
 def clean_env(folder, **extra):
-    """Environment of a process that must not find this repository: no PYTHONPATH, Jupyter and IPython folders of its own."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "JUPYTER", "PYTEST"))}
+    """Environment of a process that must not find this repository.
+
+    No PYTHONPATH; Jupyter and IPython get folders of their own.
+    """
+    left_out = ("PYTHONPATH", "JUPYTER", "PYTEST")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         env[name] = str(Path(folder) / name.lower())
     return env | {"OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"} | extra
@@ -66,9 +74,16 @@ def install(python, wheel, folder):
 
 
 def run_cells(python, notebook, folder, cells=None, **extra):
-    """Execute the first `cells` code cells (None: all) of `notebook` with `python`'s own kernel, from `folder`.
+    """Execute code cells of a notebook with `python`'s own kernel.
 
-    Returns [printed text of each cell]; a last cell added to the notebook prints where vtlib was found.
+    Returns [printed text of each cell]; a last cell is added, which prints where vtlib was found.
+
+    Args:
+        python: of an environment.
+        notebook: path.
+        folder: where the kernel runs.
+        cells: how many code cells, the first ones; None: all.
+        extra: environment variables.
     """
     out = run(python, [RUNNER, notebook, cells or 0], folder, **extra)
     return json.loads(out.strip().splitlines()[-1])

@@ -1,4 +1,7 @@
-"""Run by a test with the python of another environment: execute the first cells of a notebook there, print their text as JSON."""
+"""Run by a test with the python of another environment: python run_cells.py NOTEBOOK COUNT.
+
+Executes the first cells of a notebook there, 0 for all, and prints their text as JSON.
+"""
 
 import json
 import sys
@@ -9,5 +12,6 @@ from nbclient import NotebookClient
 nb = nbformat.read(sys.argv[1], as_version=4)
 cells = [cell for cell in nb.cells if cell.cell_type == "code"][: int(sys.argv[2]) or None]
 nb.cells = [*cells, nbformat.v4.new_code_cell("import vtlib; print(vtlib.__file__)")]
-NotebookClient(nb, timeout=120, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+here = {"metadata": {"path": "."}}
+NotebookClient(nb, timeout=120, kernel_name="python3", resources=here).execute()
 print(json.dumps(["".join(o.get("text", "") for o in cell.outputs) for cell in nb.cells]))

@@ -1,4 +1,4 @@
-"""What stands around the library: one set of version ranges, one address, a README that tells the truth, no litter."""
+"""What stands around the library: version ranges, one address, a true README, no litter."""
 
 import importlib.metadata
 import re
@@ -38,9 +38,16 @@ MACHINE = re.compile(
 def table(heading):
     """Rows of the first table below `## heading` of the README, as lists of cells."""
     part = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len({len(row) for row in rows}) == 1, "rows of different length"
     return rows[2:]
+
+
+def pins(name):
+    """The lines of a file of requirements, comments left out."""
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def ranges(requirements):
@@ -52,7 +59,7 @@ def ranges(requirements):
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------- versions
+# ----------------------------------------------------------------------------------------- versions
 def test_conda_and_pip_ask_for_the_same():
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = ranges([e for e in entries if isinstance(e, str)])
@@ -64,39 +71,38 @@ def test_conda_and_pip_ask_for_the_same():
 
 
 def test_constraints_are_exact_and_cover_what_we_ask_for():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = pins("constraints.txt")
     if not lines:
         pytest.skip("a run against the newest releases")
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "name==version, without local parts such as +cpu"
+    told = "name==version, without local parts such as +cpu"
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), told
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     meta = PYPROJECT["project"]
-    asked = ranges(meta["dependencies"] + [r for extra in meta["optional-dependencies"].values() for r in extra])
-    assert set(asked) <= pinned
+    extras = [r for extra in meta["optional-dependencies"].values() for r in extra]
+    assert set(ranges(meta["dependencies"] + extras)) <= pinned
     assert "torch==2.13.0" in lines
 
 
 def test_ranges_hold_here():
     meta = PYPROJECT["project"]
-    for name, specifier in ranges(meta["dependencies"] + meta["optional-dependencies"]["course"]).items():
+    asked = ranges(meta["dependencies"] + meta["optional-dependencies"]["course"])
+    for name, specifier in asked.items():
         if name == "ipywidgets":
             continue  # 7.7.1, Colab's, has a test environment of its own
         lowest = [int(n) for n in re.match(r">=([\d.]+)$", specifier).group(1).split(".")]
         here = [int(n) for n in re.findall(r"\d+", importlib.metadata.version(name))[: len(lowest)]]
         assert here >= lowest, name
-        assert "<" not in specifier and "==" not in specifier, f"{name}: ranges in pyproject have no upper end"
+        open_ended = "<" not in specifier and "==" not in specifier
+        assert open_ended, f"{name}: ranges in pyproject have no upper end"
 
 
 def test_colab_pins_are_exact():
-    lines = [
-        line
-        for line in (ROOT / "tests" / "notebooks" / "colab-pins.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
+    lines = pins("tests/notebooks/colab-pins.txt")
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     assert {"ipywidgets==7.7.1", "ipython==7.34.0"} <= set(lines)
 
 
-# --------------------------------------------------------------------------------------------------------------- address
+# ------------------------------------------------------------------------------------------ address
 def test_everything_is_stamped():
     assert [str(path) for path in stamp(dry=True)] == [], "make colab"
 
@@ -109,13 +115,14 @@ def test_one_address():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------------------- README
+# ------------------------------------------------------------------------------------------- README
 def test_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     text = README + contributing
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    named = set(re.findall(r"`make ([a-z-]+)", prose) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", prose))
+    named |= set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets
     assert targets - named <= {"help", "clean"}, "README or CONTRIBUTING names every other target"
     for extra in re.findall(r'"\.\[(\w+)\]"', README):
@@ -134,8 +141,9 @@ def test_ci_runs_the_same_command():
     made = re.findall(r"^make ([a-z-]+)$", run, re.MULTILINE)
     assert made == ["lint", "test", "test-colab"], "lint first"
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    assert "make test PYTHON=python" in [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
-    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+    job = workflow["jobs"]["test"]
+    assert "make test PYTHON=python" in [step.get("run") for step in job["steps"]]
+    matrix = job["strategy"]["matrix"]
     assert matrix == {"os": ["ubuntu-latest", "macos-latest"], "python": ["3.11", "3.13"]}
     assert "schedule" in workflow[True]  # YAML reads the key `on` as true
 
@@ -145,9 +153,12 @@ def test_course_map_lists_every_notebook():
     numbers = [row[0] for row in rows]
     assert numbers == sorted(set(numbers)), "in order; 01b follows 01"
     plain = [n for n in numbers if len(n) == 2]
-    assert plain == [f"{i:02d}" for i in range(len(plain))] and {n[:2] for n in numbers} == set(plain)
-    listed = {re.search(r"\(notebooks/([\w.]+)\)", row[1]).group(1): row for row in rows if "(notebooks/" in row[1]}
-    assert set(listed) == {path.name for path in paths()}, "notebooks that are here, and notebooks that the map links to"
+    assert plain == [f"{i:02d}" for i in range(len(plain))]
+    assert {n[:2] for n in numbers} == set(plain)
+    linked = [row for row in rows if "(notebooks/" in row[1]]
+    listed = {re.search(r"\(notebooks/([\w.]+)\)", row[1]).group(1): row for row in linked}
+    told = "notebooks that are here, and notebooks that the map links to"
+    assert set(listed) == {path.name for path in paths()}, told
     for name, row in listed.items():
         assert number(name) == row[0] and row[5] == "done" and row[3]
         assert BADGE_PATTERN.fullmatch(row[4]) and row[4] == badge(name)
@@ -157,11 +168,11 @@ def test_course_map_lists_every_notebook():
 
 
 def test_paper_table_and_course_map_agree():
-    """The table itself is generated (test_papers.py): here, that each row names a notebook that names it."""
+    """The table is generated (test_papers.py): each row names a notebook that names it."""
     course = {row[0]: row for row in table("Course map")}
     rows = table("Papers")
     assert len(rows) == 51
-    for slug, method, *_, notebook, _, status in rows:
+    for slug, method, *_, notebook, _official, status in rows:
         name = re.sub(r"\[(.*)\]\(.*\)", r"\1", method)
         methods = course[notebook][2].split(", ")
         assert name in methods, f"{slug}: the course map's row {notebook} does not name it"
@@ -170,38 +181,53 @@ def test_paper_table_and_course_map_agree():
     assert set(taught()) <= known | BEFORE_THE_COURSE
 
 
-# ---------------------------------------------------------------------------------------------------------------- litter
+# ------------------------------------------------------------------------------------------- litter
 def tracked():
-    """Files of the repository, ignored ones left out; in a copy without git, everything outside hidden and build folders."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    """Files of the repository, ignored ones left out.
+
+    In a copy without git: everything outside hidden and build folders.
+    """
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0 and listed.stdout:
-        return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    skip = re.compile(r"(^|/)(\.(?!ci|github|gitignore)[^/]*|__pycache__|build|dist|[^/]*\.egg-info)(/|$)")
-    return [p for p in ROOT.rglob("*") if p.is_file() and not skip.search(p.relative_to(ROOT).as_posix())]
+        found = [ROOT / name for name in listed.stdout.split("\0") if name]
+        return [path for path in found if path.is_file()]
+    hidden = r"\.(?!ci|github|gitignore)[^/]*"
+    skip = re.compile(rf"(^|/)({hidden}|__pycache__|build|dist|[^/]*\.egg-info)(/|$)")
+    found = [path for path in ROOT.rglob("*") if path.is_file()]
+    return [path for path in found if not skip.search(path.relative_to(ROOT).as_posix())]
+
+
+LITTER = re.compile(r"\.(orig|rej|bak|swp|pyc|log)$|~$|\.DS_Store|\.ipynb_checkpoints")
+MAY_BE_EMPTY = ("__init__.py", "py.typed", ".gitkeep")
+SOURCE_ENDINGS = (".py", ".md", ".toml", ".yml", ".txt", ".cff")
+SOURCE_NAMES = ("Makefile", "run", ".gitignore")
+
+
+def litter(path):
+    """What is wrong with a file, one line each."""
+    name, size = path.relative_to(ROOT).as_posix(), path.stat().st_size
+    if LITTER.search(name):
+        yield f"{name}: should not be here"
+    if size == 0 and path.name not in MAY_BE_EMPTY:
+        yield f"{name}: empty"
+    if size > 20e6:
+        yield f"{name}: {size / 1e6:.0f} MB"
+    if path.suffix in BINARY:
+        return
+    text = re.sub(r"base64,[A-Za-z0-9+/=\\n]+", "", path.read_text(encoding="utf-8"))
+    yield from (f"{name}: {match.group()}" for match in MACHINE.finditer(text))
+    if "LICENSES" in path.parts:  # word for word as their authors wrote them
+        return
+    if path.suffix in SOURCE_ENDINGS or path.name in SOURCE_NAMES:
+        if (text and not text.endswith("\n")) or text.endswith("\n\n"):
+            yield f"{name}: ends with one newline"
+        if path.suffix != ".md" and re.search(r"[ \t]+$", text, re.MULTILINE):
+            yield f"{name}: spaces at the end of a line"
 
 
 def test_no_litter():
-    bad = []
-    for path in tracked():
-        name = path.relative_to(ROOT).as_posix()
-        if re.search(r"\.(orig|rej|bak|swp|pyc|log)$|~$|\.DS_Store|\.ipynb_checkpoints", name):
-            bad.append(f"{name}: should not be here")
-        if path.stat().st_size == 0 and path.name not in ("__init__.py", "py.typed", ".gitkeep"):
-            bad.append(f"{name}: empty")
-        if path.stat().st_size > 20e6:
-            bad.append(f"{name}: {path.stat().st_size / 1e6:.0f} MB")
-        if path.suffix in BINARY:
-            continue
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"base64,[A-Za-z0-9+/=\\n]+", "", text)
-        bad += [f"{name}: {match.group()}" for match in MACHINE.finditer(text)]
-        if "LICENSES" in path.parts:
-            continue  # word for word as their authors wrote them
-        if path.suffix in (".py", ".md", ".toml", ".yml", ".txt", ".cff") or path.name in ("Makefile", "run", ".gitignore"):
-            if text and not text.endswith("\n") or text.endswith("\n\n"):
-                bad.append(f"{name}: ends with one newline")
-            if path.suffix != ".md" and re.search(r"[ \t]+$", text, re.MULTILINE):
-                bad.append(f"{name}: spaces at the end of a line")
+    bad = [line for path in tracked() for line in litter(path)]
     assert not bad
 
 

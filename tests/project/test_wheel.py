@@ -1,4 +1,4 @@
-"""vtlib as others install it: a wheel with its assets, usable from any folder, alone or with the extra [course]."""
+"""vtlib as others install it: a wheel with its assets, usable anywhere, with extras or not."""
 
 import json
 import re
@@ -35,10 +35,12 @@ for name in {EXTRAS}:
     sys.modules[name] = None  # an import now raises ImportError
 start = time.perf_counter()
 import vtlib
-print("torch" in sys.modules, [m for m in sys.modules if m.startswith("vtlib.")], time.perf_counter() - start)
+seconds = time.perf_counter() - start
+print("torch" in sys.modules, [m for m in sys.modules if m.startswith("vtlib.")], seconds)
 import torch, numpy, einops, safetensors.torch
 start = time.perf_counter()
-names = [m.name for m in pkgutil.walk_packages(vtlib.__path__, "vtlib.") if not m.name.startswith("vtlib.teach")]
+names = [module.name for module in pkgutil.walk_packages(vtlib.__path__, "vtlib.")]
+names = [name for name in names if not name.startswith("vtlib.teach")]
 for name in names:
     importlib.import_module(name)
 print(len(names), time.perf_counter() - start)
@@ -51,7 +53,8 @@ photos = data.photographs()
 digits, _ = data.digits()
 clip, fps = data.clip()
 saved = sorted((data.root() / "checkpoints").glob("*.safetensors"))
-print(tuple(images.shape), len(photos), digits.shape[0] > 1000, clip.shape[1], [p.stem for p in saved])
+print(tuple(images.shape), len(photos), digits.shape[0] > 1000, clip.shape[1])
+print([p.stem for p in saved])
 assert data.root().name == "assets"
 """
 
@@ -63,7 +66,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """(python, folder): an environment with the wheel in it, and a folder that has nothing to do with the repository."""
+    """(python of an environment with the wheel, a folder that has nothing to do with the tree)."""
     base = tmp_path_factory.mktemp("installed")
     python = empty_venv(base / "venv")
     install(python, wheel, base / "elsewhere")
@@ -77,14 +80,18 @@ def test_contents(wheel):
         meta = Parser().parsestr(z.read(next(n for n in names if n.endswith("METADATA"))).decode())
     assert folders == {"vtlib", f"vtlib-{meta['Version']}.dist-info"}
     assert set(assets(ROOT).values()) <= names, "an asset of data/ is missing"
-    assert any(n.startswith("vtlib/assets/") and "LICENSE" in n.upper() for n in names), "the licences travel with the assets"
+    licences = [n for n in names if n.startswith("vtlib/assets/") and "LICENSE" in n.upper()]
+    assert licences, "the licences travel with the assets"
     assert any(n.endswith("dist-info/licenses/LICENSE") for n in names)
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vtlib").rglob("*.py")}
-    assert modules == {n for n in names if n.endswith(".py")}, "only vtlib's modules, and all of them"
+    packed = {n for n in names if n.endswith(".py")}
+    assert modules == packed, "only vtlib's modules, and all of them"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core = {re.match(r"[\w-]+", r).group() for r in meta.get_all("Requires-Dist") if "extra ==" not in r}
+    asked = [r for r in meta.get_all("Requires-Dist") if "extra ==" not in r]
+    core = {re.match(r"[\w-]+", r).group() for r in asked}
     assert core == {"torch", "numpy", "einops", "safetensors"}
-    assert set(meta.get_all("Provides-Extra")) == set(project["optional-dependencies"]) == {"course", "hub", "dev"}
+    extras = {"course", "hub", "dev"}
+    assert set(meta.get_all("Provides-Extra")) == set(project["optional-dependencies"]) == extras
     assert wheel.stat().st_size < 40e6
 
 
@@ -93,11 +100,17 @@ def test_version_is_stated_once():
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert vtlib.__version__ == version
-    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE).group(1) == version
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE).group(1) == version
+
+
+def python_here(code):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 def test_imports_without_the_extras_and_fast():
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = python_here(BLOCKED)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     torch_too, eager, seconds = re.fullmatch(r"(\w+) (\[.*\]) ([\d.e-]+)", first).groups()
@@ -109,7 +122,7 @@ def test_imports_without_the_extras_and_fast():
 
 def test_teach_names_what_is_missing():
     code = "import sys; sys.modules['matplotlib'] = None\nimport vtlib.teach"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = python_here(code)
     assert done.returncode != 0 and "matplotlib" in done.stderr and "pip install" in done.stderr
 
 

@@ -1,35 +1,43 @@
 """Plausible wrong answers to the exercises of visiondrop.py, with what the check must say."""
 
+from tests.teach.slips import slips
+
 CONTEXT = '''
 import torch
 import torch.nn.functional as F
 def contextual(x, keys, kept, count):
     others = torch.tensor([n for n in range(len(x)) if n not in set(kept.tolist())])
     step = max(1, len(others) // count)
-    targets = %s
-    followers = torch.tensor([n for n in others.tolist() if n not in set(targets.tolist())], dtype=torch.long)
-    unit = %s
+    targets = others[::step][:count]
+    followers = others[~torch.isin(others, targets)]
+    unit = F.normalize(keys, dim=-1)
     goes_to = (unit[followers] @ unit[targets].T).argmax(dim=1)
     out = []
     for j, target in enumerate(targets):
         mine = followers[goes_to == j]
-        out.append(%s)
+        out.append(x[target] + x[mine].mean(dim=0) if len(mine) else x[target])
     return torch.stack(out)
 '''
-
-TARGETS, KEYS, SUM = "others[::step][:count]", "F.normalize(keys, dim=-1)", "x[target] + x[mine].mean(dim=0) if len(mine) else x[target]"
+SUM = "x[target] + x[mine].mean(dim=0) if len(mine) else x[target]"
+ENDS = "others[torch.linspace(0, len(others) - 1, count).round().long()]"
 
 WRONG = {
-    "visiondrop.contextual": [
-        ("mean of all", CONTEXT % (TARGETS, KEYS, "torch.cat([x[target][None], x[mine]]).mean(dim=0)"), "PLUS the mean"),
-        ("sum of all", CONTEXT % (TARGETS, KEYS, "x[target] + x[mine].sum(dim=0)"), "their mean is added"),
-        ("target lost", CONTEXT % (TARGETS, KEYS, "x[mine].mean(dim=0) if len(mine) else x[target] * 0"), "targets themselves are missing"),
-        ("first ones", CONTEXT % ("others[:count]", KEYS, SUM), "every (R // count)-th"),
-        ("too many targets", CONTEXT % ("others[::step]", KEYS, SUM), "too many targets"),
-        ("late start", CONTEXT % ("others[step - 1 :: step][:count]", KEYS, SUM), "at place 0"),
-        ("to both ends", CONTEXT % ("others[torch.linspace(0, len(others) - 1, count).round().long()]", KEYS, SUM), "reach to the last"),
-        ("dot product", CONTEXT % (TARGETS, "keys", SUM), "largest COSINE"),
-        ("by x", CONTEXT % (TARGETS, "F.normalize(x, dim=-1)", SUM), "measured on the keys"),
-        ("nan", CONTEXT % (TARGETS, KEYS, "x[target] + x[mine].mean(dim=0)"), "not finite"),
-    ],
+    "visiondrop.contextual": slips(
+        CONTEXT,
+        ("mean of all", SUM, "torch.cat([x[target][None], x[mine]]).mean(dim=0)", "PLUS the mean"),
+        ("sum of all", SUM, "x[target] + x[mine].sum(dim=0)", "their mean is added"),
+        (
+            "target lost",
+            SUM,
+            "x[mine].mean(dim=0) if len(mine) else x[target] * 0",
+            "targets themselves are missing",
+        ),
+        ("first ones", "others[::step][:count]", "others[:count]", "every (R // count)-th"),
+        ("too many targets", "[::step][:count]", "[::step]", "too many targets"),
+        ("late start", "[::step][:count]", "[step - 1 :: step][:count]", "at place 0"),
+        ("to both ends", "others[::step][:count]", ENDS, "reach to the last"),
+        ("dot product", "F.normalize(keys, dim=-1)", "keys", "largest COSINE"),
+        ("by x", "F.normalize(keys", "F.normalize(x", "measured on the keys"),
+        ("nan", " if len(mine) else x[target]", "", "not finite"),
+    ),
 }
