@@ -1,20 +1,29 @@
-"""CrossViT - Cross-Attention Multi-Scale Vision Transformer for Image Classification (Chen, Fan, Panda, ICCV 2021, arXiv 2103.14899).
+"""CrossViT - Cross-Attention Multi-Scale Vision Transformer for Image Classification (Chen, Fan,
+Panda, ICCV 2021, arXiv 2103.14899).
 
-The idea: fine patches help a ViT but cost quadratically, so keep two branches, small patches in a narrow shallow one and large patches in
-a wide deep one. They talk only through their [CLS] tokens: each [CLS] is projected to the other branch's width, visits the other
-branch's patch tokens as the single query of a cross-attention (linear cost), and carries what it learned home.
+The idea: fine patches help a ViT but cost quadratically, so keep two branches, small patches in a
+narrow shallow one and large patches in a wide deep one. They talk only through their [CLS] tokens:
+each [CLS] is projected to the other branch's width, visits the other branch's patch tokens as the
+single query of a cross-attention (linear cost), and carries what it learned home.
 
-    z = [f(x_cls); x_o]                       exchange_cls, f = _project       (paper eq. 5: f = LN -> GELU -> Linear)
-    y = f(x_cls) + MCA(LN(z))                 CrossAttentionBlock              (eq. 6, 7)
-    [g(y); x_patch]                           exchange_cls, g = _project       (eq. 7)
-    all-attention, class-token, pairwise      AllAttentionFusion, SumFusion    (eq. 2, 3, 4: the baselines)
+    z = [f(x_cls); x_o]                    exchange_cls, f = _project     (paper eq. 5: LN, GELU,
+                                                                           Linear)
+    y = f(x_cls) + MCA(LN(z))              CrossAttentionBlock            (eq. 6, 7)
+    [g(y); x_patch]                        exchange_cls, g = _project     (eq. 7)
+    all-attention, class-token, pairwise   AllAttentionFusion, SumFusion  (eq. 2, 3, 4: baselines)
 
-Branch 0 has the small patches, branch 1 the large ones. State-dict names are the official ones (IBM/CrossViT), so official checkpoints load as
-they are; timm's are renamed by `vtlib.hub.convert_timm_crossvit`. Different from the official code: exactly one cross-attention per
-encoder (there, a third depth entry of 0 means the same; stacking more makes the second attend to itself only); stochastic depth
-also accepts a small branch deeper than the large one; the four fusions of the paper's ablation are one argument (official: cross only).
-The common width of all-attention and pairwise fusion, the large branch's, is inferred: the paper does not state it.
+Branch 0 has the small patches, branch 1 the large ones. State-dict names are the official ones
+(IBM/CrossViT), so official checkpoints load as they are; timm's are renamed by
+`vtlib.hub.convert_timm_crossvit`.
+
+Different from the official code: exactly one cross-attention per encoder (there, a third depth
+entry of 0 means the same; stacking more makes the second attend to itself only); stochastic depth
+also accepts a small branch deeper than the large one; the four fusions of the paper's ablation are
+one argument (official: cross only). The common width of all-attention and pairwise fusion, the
+large branch's, is inferred: the paper does not state it.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +36,8 @@ from ..nn import (
     CrossAttention,
     DropPath,
     check_images,
+    check_int,
+    check_ints,
     check_multiple,
 )
 
@@ -45,27 +56,56 @@ def _project(in_dim, out_dim):
 
 
 class ConvStem(nn.Sequential):
-    """Patch embedding of the dagger models: three convolutions whose strides multiply to the patch size, 12 or 16."""
+    """Patch embedding of the dagger models: three convolutions.
+
+    Their strides multiply to the patch size.
+
+    Args:
+        patch_size: 12 or 16; ValueError otherwise.
+        in_chans: channels of the images.
+        embed_dim: D, a multiple of 4.
+    """
 
     def __init__(self, patch_size, in_chans, embed_dim):
         if patch_size not in (12, 16):
-            raise ValueError(f"patch_size={patch_size} has no convolutional stem; CrossViT's dagger models define it for 12 and 16")
-        middle = dict(stride=3, padding=0) if patch_size == 12 else dict(stride=2, padding=1)
+            raise ValueError(
+                f"patch_size={patch_size} has no convolutional stem; "
+                f"CrossViT's dagger models define it for 12 and 16"
+            )
+        if patch_size == 12:
+            middle, last = dict(stride=3, padding=0), 1
+        else:
+            middle, last = dict(stride=2, padding=1), 2
         super().__init__(
-            nn.Conv2d(in_chans, embed_dim // 4, 7, stride=4, padding=3), nn.ReLU(),
-            nn.Conv2d(embed_dim // 4, embed_dim // 2, 3, **middle), nn.ReLU(),
-            nn.Conv2d(embed_dim // 2, embed_dim, 3, stride=1 if patch_size == 12 else 2, padding=1))
+            nn.Conv2d(in_chans, embed_dim // 4, 7, stride=4, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(embed_dim // 4, embed_dim // 2, 3, **middle),
+            nn.ReLU(),
+            nn.Conv2d(embed_dim // 2, embed_dim, 3, stride=last, padding=1),
+        )
 
 
 class BranchEmbed(nn.Module):
-    """One branch's patches: resize the image to the branch's own size, embed. (B, C, H, W) -> (B, N, D)."""
+    """One branch's patches: resize the image to the branch's own size, embed.
+
+    (B, C, H, W) -> (B, N, D).
+
+    Args:
+        img_size: side of the branch's square image, a multiple of patch_size.
+        patch_size: P.
+        in_chans: C.
+        embed_dim: D.
+        multi_conv: whether a `ConvStem` takes the place of one strided convolution.
+    """
 
     def __init__(self, img_size, patch_size, in_chans, embed_dim, multi_conv):
         super().__init__()
         check_multiple((img_size, img_size), patch_size, "img_size of the branch")
         self.img_size, self.num_patches = img_size, (img_size // patch_size) ** 2
-        self.proj = (ConvStem(patch_size, in_chans, embed_dim) if multi_conv
-                     else nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size))
+        if multi_conv:
+            self.proj = ConvStem(patch_size, in_chans, embed_dim)
+        else:
+            self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, images):
         size = (self.img_size, self.img_size)
@@ -75,7 +115,14 @@ class BranchEmbed(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """y = z_cls + MCA(LN(z)) (eq. 6, 7). The residual is the projected [CLS]; there is no MLP after it."""
+    """y = z_cls + MCA(LN(z)) (eq. 6, 7). The residual is the projected [CLS]; no MLP follows.
+
+    Args:
+        dim: D.
+        num_heads: must divide D.
+        qkv_bias: whether the projections to query, keys and values have a bias.
+        drop_path: rate of stochastic depth.
+    """
 
     def __init__(self, dim, num_heads, qkv_bias=True, drop_path=0.0):
         super().__init__()
@@ -85,17 +132,25 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, z, return_attn=False):
         y = self.norm1(z)
-        y = self.attn(y[:, :1], y, return_attn)              # one query, the first token: cost N, not N^2
+        y = self.attn(y[:, :1], y, return_attn)              # one query, the first token: cost N
         y, attn = y if return_attn else (y, None)
         y = z[:, :1] + self.drop_path(y)
         return (y, attn) if return_attn else y
 
 
 def exchange_cls(xs, f, mca, g, return_attn=False):
-    """The exchange of [CLS] tokens, both directions computed from the same state; patch tokens leave as they came.
+    """The exchange of [CLS] tokens, both directions computed from the same state.
 
-    xs: two sequences (B, 1 + N_i, D_i); f, mca, g: two modules each, those of branch i map D_i -> D_o, work in D_o, map D_o -> D_i.
-    Returns two sequences of the same shapes; with return_attn=True also two weights (B, heads, 1, 1 + N_o). No residual around the whole.
+    Patch tokens leave as they came; there is no residual around the whole.
+
+    Args:
+        xs: two sequences (B, 1 + N_i, D_i).
+        f: two modules, that of branch i maps D_i -> D_o, the other branch's width.
+        mca: two modules, that of branch i works in D_o.
+        g: two modules, that of branch i maps D_o -> D_i.
+        return_attn: also return two weights (B, heads, 1, 1 + N_o).
+
+    Returns two sequences of the shapes of xs.
     """
     out, attns = [], []
     for i in (0, 1):
@@ -108,7 +163,15 @@ def exchange_cls(xs, f, mca, g, return_attn=False):
 
 
 class AllAttentionFusion(nn.Module):
-    """Baseline, eq. 2: project all tokens to one width, one self-attention over the union, project back. Quadratic cost."""
+    """Baseline, eq. 2: project all tokens to one width, attend over the union, project back.
+
+    Quadratic cost.
+
+    Args:
+        dims: the branches' widths; the second is the common one.
+        num_heads: the branches' heads; the second number is used.
+        qkv_bias: of the attention.
+    """
 
     def __init__(self, dims, num_heads, qkv_bias=True):
         super().__init__()
@@ -118,14 +181,19 @@ class AllAttentionFusion(nn.Module):
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
     def forward(self, xs):
-        y = torch.cat([f(x) for f, x in zip(self.projs, xs)], dim=1)             # b (1+n0)+(1+n1) d
+        parts = [f(x) for f, x in zip(self.projs, xs, strict=True)]
+        y = torch.cat(parts, dim=1)                                              # b (1+n0)+(1+n1) d
         y = y + self.attn(self.norm1(y))
-        return [g(part) for g, part in zip(self.revert_projs, y.split([x.shape[1] for x in xs], dim=1))]
+        parts = y.split([x.shape[1] for x in xs], dim=1)
+        return [g(part) for g, part in zip(self.revert_projs, parts, strict=True)]
 
 
 class SumFusion(nn.Module):
-    """Baselines: the [CLS] tokens are projected, summed and projected back (eq. 3, class-token fusion); with patches=True the patch
-    tokens too, after bilinear interpolation to the same grid (eq. 4, pairwise fusion)."""
+    """Baselines: the [CLS] tokens are projected, summed and projected back.
+
+    That is class-token fusion (eq. 3). With patches=True the patch tokens are summed too, after
+    bilinear interpolation to the same grid: pairwise fusion (eq. 4).
+    """
 
     def __init__(self, dims, patches=False):
         super().__init__()
@@ -134,107 +202,179 @@ class SumFusion(nn.Module):
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
     def forward(self, xs):
-        cls = sum(f(x[:, :1]) for f, x in zip(self.projs, xs))                   # b 1 d
-        parts = [f(x[:, 1:]) for f, x in zip(self.projs, xs)] if self.patches else [None, None]
-        out = []
-        for i, x in enumerate(xs):
-            rest = x[:, 1:]
-            if self.patches:
-                rest = self.revert_projs[i](parts[i] + _regrid(parts[1 - i], rest.shape[1]))
-            out.append(torch.cat([self.revert_projs[i](cls), rest], dim=1))
-        return out
+        cls = sum(f(x[:, :1]) for f, x in zip(self.projs, xs, strict=True))      # b 1 d
+        rests = [x[:, 1:] for x in xs]
+        if self.patches:
+            rests = self.sum_patches(rests)
+        heads = [g(cls) for g in self.revert_projs]
+        return [torch.cat(pair, dim=1) for pair in zip(heads, rests, strict=True)]
+
+    def sum_patches(self, rests):
+        """Two lots of patch tokens (B, N_i, D_i) -> two of the same shapes."""
+        parts = [f(rest) for f, rest in zip(self.projs, rests, strict=True)]
+        sums = [parts[i] + _regrid(parts[1 - i], parts[i].shape[1]) for i in (0, 1)]
+        return [g(both) for g, both in zip(self.revert_projs, sums, strict=True)]
 
 
 def _regrid(tokens, num_tokens):
     """Interpolate tokens (B, n*n, D) of a square grid to (B, num_tokens, D)."""
     old, new = round(tokens.shape[1] ** 0.5), round(num_tokens**0.5)
     maps = rearrange(tokens, "b (h w) d -> b d h w", h=old)
-    return rearrange(F.interpolate(maps, size=(new, new), mode="bilinear", align_corners=False), "b d h w -> b (h w) d")
+    maps = F.interpolate(maps, size=(new, new), mode="bilinear", align_corners=False)
+    return rearrange(maps, "b d h w -> b (h w) d")
 
 
 class MultiScaleEncoder(nn.Module):
-    """Ordinary ViT blocks in each branch (N in the small, M in the large), then one fusion."""
+    """Ordinary ViT blocks in each branch (N in the small, M in the large), then one fusion.
+
+    Args:
+        dims: the branches' widths.
+        depth: (N, M).
+        num_heads: the branches' heads.
+        mlp_ratio: the branches' hidden width / width.
+        qkv_bias: of all attentions.
+        drop_path: rates of stochastic depth, one for each block of the deeper branch.
+        fusion: one of FUSIONS.
+    """
 
     def __init__(self, dims, depth, num_heads, mlp_ratio, qkv_bias, drop_path, fusion):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*[Block(dims[i], num_heads[i], mlp_ratio[i], qkv_bias, drop_path[j]) for j in range(depth[i])])
-            for i in (0, 1))
+
+        def branch(i):
+            options = dims[i], num_heads[i], mlp_ratio[i], qkv_bias
+            return nn.Sequential(*[Block(*options, drop_path[j]) for j in range(depth[i])])
+
+        self.kind = fusion
+        self.blocks = nn.ModuleList(branch(i) for i in (0, 1))
         if fusion == "cross":
             self.projs = nn.ModuleList(_project(dims[i], dims[1 - i]) for i in (0, 1))
-            self.fusion = nn.ModuleList(CrossAttentionBlock(dims[1 - i], num_heads[1 - i], qkv_bias, drop_path[-1]) for i in (0, 1))
+            self.fusion = nn.ModuleList(
+                CrossAttentionBlock(dims[1 - i], num_heads[1 - i], qkv_bias, drop_path[-1])
+                for i in (0, 1)
+            )
             self.revert_projs = nn.ModuleList(_project(dims[1 - i], dims[i]) for i in (0, 1))
         elif fusion == "all":
             self.exchange = AllAttentionFusion(dims, num_heads, qkv_bias)
         elif fusion in ("cls", "pairwise"):
             self.exchange = SumFusion(dims, patches=fusion == "pairwise")
-        self.kind = fusion
 
     def forward(self, xs, return_attn=False):
-        xs = [blocks(x) for blocks, x in zip(self.blocks, xs)]
+        xs = [blocks(x) for blocks, x in zip(self.blocks, xs, strict=True)]
         if self.kind == "cross":
             return exchange_cls(xs, self.projs, self.fusion, self.revert_projs, return_attn)
         return self.exchange(xs) if self.kind != "none" else xs
 
 
 class CrossViT(nn.Module):
-    """Two-branch ViT, images (B, in_chans, H, W) -> logits (B, num_classes), the mean of the two branches' logits.
+    """Two-branch ViT, images (B, in_chans, H, W) -> logits (B, num_classes).
 
-    Pairs are (small-patch branch, large-patch branch). Args: img_size (each branch resizes the image, bicubic, to its own square size),
-    patch_size, embed_dim, num_heads, mlp_ratio; depth: one (N, M) per multi-scale encoder, or the official triples (N, M, 0);
-    fusion "cross" | "none" | "all" | "cls" | "pairwise"; multi_conv: convolutional stem of the dagger models; drop_path: last rate;
-    fan_in_projs: start f and g with a standard deviation of D^-0.5 instead of the official 0.02, which below a width of about 100 lets so
-    little through that whatever has to pass f and g learns late.
-    Defaults are CrossViT-Ti. Raises ValueError for wrong channels, sizes, heads, depths.
+    The logits are the mean of the two branches'. Pairs are (small-patch branch, large-patch
+    branch). Defaults are CrossViT-Ti. ValueError for wrong channels, sizes, heads, depths.
+
+    Args:
+        img_size: pair of sides; each branch resizes the image, bicubic, to its own square.
+        patch_size: pair.
+        in_chans: channels of the images.
+        num_classes: 0: no heads, features of [CLS] come out (then both branches need one width).
+        embed_dim: pair of widths.
+        depth: one (N, M) for each multi-scale encoder, or the official triples (N, M, 0).
+        num_heads: pair.
+        mlp_ratio: pair.
+        qkv_bias: of all attentions.
+        drop_path: rate of stochastic depth in the last layer, linear from 0.
+        fusion: "cross" | "none" | "all" | "cls" | "pairwise".
+        multi_conv: the convolutional stem of the dagger models.
+        fan_in_projs: start f and g with a standard deviation of D^-0.5 instead of the official
+            0.02, which below a width of about 100 lets so little through that whatever has to pass
+            f and g learns late.
     """
 
-    def __init__(self, img_size=(240, 224), patch_size=(12, 16), in_chans=3, num_classes=1000, embed_dim=(96, 192),
-                 depth=((1, 4), (1, 4), (1, 4)), num_heads=(3, 3), mlp_ratio=(4, 4), qkv_bias=True, drop_path=0.0,
-                 fusion="cross", multi_conv=False, fan_in_projs=False):
+    def __init__(
+        self,
+        img_size=(240, 224),
+        patch_size=(12, 16),
+        in_chans=3,
+        num_classes=1000,
+        embed_dim=(96, 192),
+        depth=((1, 4), (1, 4), (1, 4)),
+        num_heads=(3, 3),
+        mlp_ratio=(4, 4),
+        qkv_bias=True,
+        drop_path=0.0,
+        fusion="cross",
+        multi_conv=False,
+        fan_in_projs=False,
+    ):
         super().__init__()
         if fusion not in FUSIONS:
             raise ValueError(f"fusion={fusion!r} must be one of {FUSIONS}")
-        if any(len(d) == 3 and d[2] not in (0, 1) for d in depth):
-            raise ValueError(f"depth={depth}: only one cross-attention per encoder (third entry 0 or 1); "
-                             "a second one would attend to its own output only")
-        if any(max(d[:2]) < 1 for d in depth):
-            raise ValueError(f"depth={depth}: each encoder needs at least one block in one of its branches")
-        self.in_chans = in_chans
-        self.patch_embed = nn.ModuleList(BranchEmbed(s, p, in_chans, d, multi_conv) for s, p, d in zip(img_size, patch_size, embed_dim))
-        self.pos_embed = nn.ParameterList(torch.zeros(1, 1 + e.num_patches, d) for e, d in zip(self.patch_embed, embed_dim))
-        self.cls_token = nn.ParameterList(torch.zeros(1, 1, d) for d in embed_dim)
-        deepest = [max(d[0], d[1]) for d in depth]
+        img_size = check_ints(img_size, "img_size", 1, length=2)
+        patch_size = check_ints(patch_size, "patch_size", 1, length=2)
+        embed_dim = check_ints(embed_dim, "embed_dim", 1, length=2)
+        num_heads = check_ints(num_heads, "num_heads", 1, length=2)
+        num_classes = check_int(num_classes, "num_classes", 0)
+        depth = _check_depth(depth)
+        self.in_chans = check_int(in_chans, "in_chans", 1)
+        branches = zip(img_size, patch_size, embed_dim, strict=True)
+        self.patch_embed = nn.ModuleList(
+            BranchEmbed(size, patch, self.in_chans, dim, multi_conv)
+            for size, patch, dim in branches
+        )
+        self.pos_embed = nn.ParameterList(
+            torch.zeros(1, 1 + embed.num_patches, dim)
+            for embed, dim in zip(self.patch_embed, embed_dim, strict=True)
+        )
+        self.cls_token = nn.ParameterList(torch.zeros(1, 1, dim) for dim in embed_dim)
+        deepest = [max(pair) for pair in depth]
         rates = torch.linspace(0, drop_path, sum(deepest), device="cpu").split(deepest)
-        self.blocks = nn.ModuleList(MultiScaleEncoder(embed_dim, d[:2], num_heads, mlp_ratio, qkv_bias, r.tolist(), fusion)
-                                    for d, r in zip(depth, rates))
-        self.norm = nn.ModuleList(_norm(d) for d in embed_dim)
-        self.head = nn.ModuleList(nn.Linear(d, num_classes) if num_classes else nn.Identity() for d in embed_dim)
+        self.blocks = nn.ModuleList(
+            MultiScaleEncoder(
+                embed_dim, pair, num_heads, mlp_ratio, qkv_bias, rate.tolist(), fusion
+            )
+            for pair, rate in zip(depth, rates, strict=True)
+        )
+        self.norm = nn.ModuleList(_norm(dim) for dim in embed_dim)
+        self.head = nn.ModuleList(
+            nn.Linear(dim, num_classes) if num_classes else nn.Identity() for dim in embed_dim
+        )
+        self._start(fan_in_projs)
+
+    def _start(self, fan_in_projs):
+        """The weights before training."""
         for table in [*self.pos_embed, *self.cls_token]:
             nn.init.trunc_normal_(table, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias) if module.bias is not None else None
+        linear = {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear)}
+        for module in linear.values():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if fan_in_projs:
-            for name, module in self.named_modules():
-                if isinstance(module, nn.Linear) and "projs." in name:
+            for name, module in linear.items():
+                if "projs." in name:
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
     def embed(self, images):
         """images -> two sequences (B, 1 + N_i, D_i): own patches, own [CLS], own positions."""
         check_images(images, self.in_chans)
-        patches = [embed(images) for embed in self.patch_embed]
-        return [torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + pos
-                for x, cls, pos in zip(patches, self.cls_token, self.pos_embed)]
+        out = []
+        for embed, cls, pos in zip(self.patch_embed, self.cls_token, self.pos_embed, strict=True):
+            x = embed(images)
+            x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+            out.append(x + pos)
+        return out
 
     def tokens(self, images, return_attn=False):
         """Both branches' tokens after their last LayerNorm, [CLS] first: two (B, 1 + N_i, D_i).
 
-        With return_attn=True (fusion "cross" only) also, per encoder, two weights (B, heads, 1, 1 + N_other): entry i is the [CLS] of
-        branch i looking at itself (key 0) and at the other branch's patches.
+        With return_attn=True (fusion "cross" only) also, for each encoder, two weights
+        (B, heads, 1, 1 + N_other): entry i is the [CLS] of branch i looking at itself (key 0) and
+        at the other branch's patches.
         """
         if return_attn and self.blocks[0].kind != "cross":
-            raise ValueError(f"return_attn=True needs fusion='cross'; this model has fusion={self.blocks[0].kind!r}")
+            raise ValueError(
+                f"return_attn=True needs fusion='cross'; this model has "
+                f"fusion={self.blocks[0].kind!r}"
+            )
         xs, attns = self.embed(images), []
         for encoder in self.blocks:
             if return_attn:
@@ -242,26 +382,58 @@ class CrossViT(nn.Module):
                 attns.append(attn)
             else:
                 xs = encoder(xs)
-        xs = [norm(x) for norm, x in zip(self.norm, xs)]
+        xs = [norm(x) for norm, x in zip(self.norm, xs, strict=True)]
         return (xs, attns) if return_attn else xs
 
     def branch_logits(self, images):
         """The two heads' logits before averaging: two (B, num_classes)."""
-        return [head(x[:, 0]) for head, x in zip(self.head, self.tokens(images))]
+        return self._heads(self.tokens(images))
+
+    def _heads(self, xs):
+        return [head(x[:, 0]) for head, x in zip(self.head, xs, strict=True)]
 
     def forward(self, images, return_attn=False):
-        """Logits (B, num_classes), the mean over branches; with return_attn=True also the attention weights of `tokens`."""
+        """Logits (B, num_classes), the mean over branches.
+
+        With return_attn=True also the attention weights of `tokens`.
+        """
         if not return_attn:
             return torch.stack(self.branch_logits(images)).mean(dim=0)
         xs, attns = self.tokens(images, return_attn=True)
-        return torch.stack([head(x[:, 0]) for head, x in zip(self.head, xs)]).mean(dim=0), attns
+        return torch.stack(self._heads(xs)).mean(dim=0), attns
+
+
+def _check_depth(depth):
+    """(N, M) of each encoder, as integers; ValueError for what CrossViT cannot be built with."""
+    if not isinstance(depth, Sequence) or isinstance(depth, str) or not depth:
+        raise ValueError(f"depth={depth!r}: needs one (N, M) for each encoder")
+    depth = [check_ints(each, f"depth[{i}]", 0) for i, each in enumerate(depth)]
+    shown = tuple(depth)
+    if any(len(each) not in (2, 3) for each in depth):
+        raise ValueError(f"depth={shown}: needs pairs (N, M), or triples (N, M, 0)")
+    if any(len(each) == 3 and each[2] > 1 for each in depth):
+        raise ValueError(
+            f"depth={shown}: only one cross-attention per encoder (third entry 0 or 1); "
+            f"a second one would attend to its own output only"
+        )
+    if any(max(each[:2]) < 1 for each in depth):
+        raise ValueError(
+            f"depth={shown}: each encoder needs at least one block in one of its branches"
+        )
+    return [each[:2] for each in depth]
 
 
 def _official(embed_dim, num_heads, large_depth, mlp_ratio, multi_conv=False):
     def build(**kwargs):
-        sizes = dict(embed_dim=embed_dim, num_heads=(num_heads,) * 2, depth=((1, large_depth),) * 3, mlp_ratio=(mlp_ratio,) * 2,
-                     multi_conv=multi_conv)
+        sizes = dict(
+            embed_dim=embed_dim,
+            num_heads=(num_heads,) * 2,
+            depth=((1, large_depth),) * 3,
+            mlp_ratio=(mlp_ratio,) * 2,
+            multi_conv=multi_conv,
+        )
         return CrossViT(**{**sizes, **kwargs})
+
     return build
 
 

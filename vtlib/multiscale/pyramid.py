@@ -1,4 +1,4 @@
-"""The simple multi-scale baseline: what a plain ViT gains from seeing the picture at half size too."""
+"""The simple multi-scale baseline: what a plain ViT gains from seeing the picture at half size."""
 
 import torch
 import torch.nn.functional as F
@@ -8,24 +8,32 @@ from ..vit import ViT
 
 
 class PyramidViT(ViT):
-    """The simple multi-scale baseline: a plain ViT on one sequence, the patches of the image and of its 2 x 2 averages.
+    """A plain ViT on one sequence, the patches of the image and of its 2 x 2 averages.
 
-    Takes the arguments of `ViT` (positions are learned). Images (B, C, H, W) of exactly img_size; H and W are multiples of 2 P.
+    Takes the arguments of `ViT` (positions are learned). Images (B, C, H, W) of exactly img_size; H
+    and W are multiples of 2 P.
     """
 
     def __init__(self, img_size=48, **kwargs):
         super().__init__(img_size, **kwargs)
         if self.pos != "learned":
             raise ValueError(f"pos={self.pos!r}: the pyramid has learned positions only")
-        (h, w), patch = self.grid, self.patch_embed.proj.stride[0]
+        (h, w), patch = self.grid, self.patch_embed.patch_size
         if h % 2 or w % 2:
-            raise ValueError(f"img_size={img_size!r}: needs multiples of {2 * patch}, twice the patch size")
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + h * w + h * w // 4, self.pos_embed.shape[-1]))
+            raise ValueError(
+                f"img_size={img_size!r}: needs multiples of {2 * patch}, twice the patch size"
+            )
+        num_tokens = 1 + h * w + h * w // 4
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, self.pos_embed.shape[-1]))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def embed(self, images):
-        x = torch.cat([self.patch_embed(images), self.patch_embed(F.avg_pool2d(images, 2))], dim=1)   # b n+n/4 d
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        if x.shape[1] != self.pos_embed.shape[1]:
-            raise ValueError(f"images of shape {tuple(images.shape)} need to be {self.grid} patches high and wide")
-        return x + self.pos_embed, None
+        fine = self.patch_embed(images)                                          # b n d
+        if fine.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} need to be {self.grid} patches high and "
+                f"wide"
+            )
+        coarse = self.patch_embed(F.avg_pool2d(images, 2))                       # b n/4 d
+        cls = self.cls_token.expand(len(fine), -1, -1).to(fine.dtype)
+        return torch.cat([cls, fine, coarse], dim=1) + self.pos_embed, None

@@ -8,6 +8,7 @@ from .checks import (
     check_heads,
     check_images,
     check_int,
+    check_ints,
     check_multiple,
     check_number,
     check_tokens,
@@ -37,8 +38,8 @@ from .windows import (
 __all__ = [
     "Attention", "Block", "ChannelNorm", "CrossAttention", "DropPath", "Mlp", "PatchEmbed",
     "apply_rope", "attend", "check_finite", "check_float", "check_heads", "check_images",
-    "check_int", "check_multiple", "check_number", "check_tokens", "load_weights", "mirrored",
-    "pad_to_multiple", "patchify", "places_2d", "relative_index", "relative_offsets",
+    "check_int", "check_ints", "check_multiple", "check_number", "check_tokens", "load_weights",
+    "mirrored", "pad_to_multiple", "patchify", "places_2d", "relative_index", "relative_offsets",
     "resize_pos_embed", "rope_1d", "rope_2d", "rope_at", "sincos_2d", "unpatchify", "unwrap",
     "warp", "window_merge", "window_partition",
 ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import check_heads, check_tokens
+from .checks import check_heads, check_int, check_tokens
 from .positions import apply_rope
 
 
@@ -75,8 +75,9 @@ class Attention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
-        check_heads(embed_dim, num_heads)
-        self.num_heads = num_heads
+        head_dim = check_heads(embed_dim, num_heads)
+        self.num_heads = int(num_heads)
+        embed_dim = head_dim * self.num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
@@ -127,9 +128,10 @@ class CrossAttention(nn.Module):
         context_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_heads(embed_dim, num_heads)
-        context_dim = embed_dim if context_dim is None else context_dim
-        self.num_heads = num_heads
+        head_dim = check_heads(embed_dim, num_heads)
+        self.num_heads = int(num_heads)
+        embed_dim = head_dim * self.num_heads
+        context_dim = embed_dim if context_dim is None else check_int(context_dim, "context_dim", 1)
         self.wq = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
         self.wk = nn.Linear(context_dim, embed_dim, bias=qkv_bias)
         self.wv = nn.Linear(context_dim, embed_dim, bias=qkv_bias)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .checks import check_int, check_number
 
 
 class DropPath(nn.Module):
@@ -17,9 +18,9 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
+        self.rate = check_number(rate, "drop_path rate", 0)
+        if self.rate >= 1:
             raise ValueError(f"drop_path rate={rate} must lie in [0, 1)")
-        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
@@ -33,6 +34,8 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
+        embed_dim = check_int(embed_dim, "embed_dim", 1)
+        hidden_dim = check_int(hidden_dim, "hidden_dim", 1)
         self.fc1 = nn.Linear(embed_dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
@@ -63,10 +66,11 @@ class Block(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        embed_dim = check_int(embed_dim, "embed_dim", 1)
         self.norm1 = nn.LayerNorm(embed_dim, eps=eps)
         self.attn = Attention(embed_dim, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(embed_dim, eps=eps)
-        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.mlp = Mlp(embed_dim, int(embed_dim * check_number(mlp_ratio, "mlp_ratio", 0)))
         self.drop_path = DropPath(drop_path)
 
     def forward(

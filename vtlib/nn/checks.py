@@ -44,6 +44,27 @@ def check_int(
     return number
 
 
+def check_ints(
+    values: Any, name: str, least: int | None = None, length: int | None = None
+) -> tuple[int, ...]:
+    """`values` as a tuple of ints, each as `check_int` takes it.
+
+    Args:
+        values: a sequence, or a one-dimensional array or tensor.
+        name: what the message calls it; an entry is name[i].
+        least: the smallest value allowed; None: no bound.
+        length: how many there must be; None: any number.
+    """
+    many = f"{length} integers" if length is not None else "integers"
+    try:
+        entries = None if isinstance(values, str) else list(values)
+    except TypeError:                                                # a number, or a 0-dim tensor
+        entries = None
+    if entries is None or (length is not None and len(entries) != length):
+        raise ValueError(f"{name}={values!r}: needs a sequence of {many}")
+    return tuple(check_int(entry, f"{name}[{i}]", least) for i, entry in enumerate(entries))
+
+
 def _as_int(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
@@ -190,7 +211,9 @@ def check_multiple(
 
 def check_heads(embed_dim: int, num_heads: int) -> int:
     """Channels per head. ValueError unless the channels divide evenly among the heads."""
-    if num_heads < 1 or embed_dim % num_heads:
+    embed_dim = check_int(embed_dim, "embed_dim", 1)
+    num_heads = check_int(num_heads, "num_heads", 1)
+    if embed_dim % num_heads:
         raise ValueError(
             f"embed_dim={embed_dim} does not divide into num_heads={num_heads}: "
             f"each head needs the same number of channels"

@@ -4,12 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_int
+
 
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels at each position of (B, C, h, w), eps 1e-6."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        channels = check_int(channels, "channels", 1)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 

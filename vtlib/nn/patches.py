@@ -3,7 +3,7 @@
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import check_float, check_images, check_multiple
+from .checks import check_float, check_images, check_int, check_multiple
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -52,8 +52,10 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768) -> None:
         super().__init__()
-        self.patch_size, self.in_chans = patch_size, in_chans
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        embed_dim = check_int(embed_dim, "embed_dim", 1)
+        self.patch_size = check_int(patch_size, "patch_size", 1)
+        self.in_chans = check_int(in_chans, "in_chans", 1)
+        self.proj = nn.Conv2d(self.in_chans, embed_dim, self.patch_size, stride=self.patch_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(h, w): tokens per side for an image of this size."""

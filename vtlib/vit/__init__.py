@@ -1,6 +1,16 @@
 """The plain Vision Transformer, where everything starts."""
 
-from .pretrained import vit_emoji
-from .vit import ViT, deit_small, deit_tiny, tiny, vit_base
+from .._lazy import lazy
 
-__all__ = ["ViT", "deit_small", "deit_tiny", "tiny", "vit_base", "vit_emoji"]
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    __path__,
+    {
+        "ViT": "vtlib.vit.vit",
+        "deit_small": "vtlib.vit.vit",
+        "deit_tiny": "vtlib.vit.vit",
+        "tiny": "vtlib.vit.vit",
+        "vit_base": "vtlib.vit.vit",
+        "vit_emoji": "vtlib.vit.pretrained",
+    },
+)

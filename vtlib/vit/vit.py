@@ -1,15 +1,16 @@
-"""ViT - An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929); sizes of DeiT (Touvron et al., ICML 2021,
-arXiv 2012.12877).
+"""ViT - An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929); sizes of
+DeiT (Touvron et al., ICML 2021, arXiv 2012.12877).
 
-The idea: cut the image into P x P patches, embed each linearly as one token, prepend a learned [CLS] token, add positions, run
-ordinary pre-norm transformer blocks, and classify from [CLS].
+The idea: cut the image into P x P patches, embed each linearly as one token, prepend a learned
+[CLS] token, add positions, run ordinary pre-norm transformer blocks, and classify from [CLS].
 
     z_0 = [cls; x_1 E; ...; x_N E] + E_pos        ViT.embed         (paper eq. 1)
     z'  = z + MSA(LN(z));  z = z' + MLP(LN(z'))   vtlib.nn.Block    (eq. 2, 3)
     y   = head(LN(z_L)[cls])                      ViT.forward       (eq. 4)
 
-State-dict names are timm's, so DeiT and ViT checkpoints of the same size load as they are. Different from the official code: positions
-can also be "sincos", "rope" or "none"; inputs of another size are accepted and the learned table is resized (bicubic).
+State-dict names are timm's, so DeiT and ViT checkpoints of the same size load as they are.
+Different from the official code: positions can also be "sincos", "rope" or "none"; inputs of
+another size are accepted and the learned table is resized (bicubic).
 """
 
 from typing import Any
@@ -19,7 +20,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import Block, PatchEmbed, check_heads, resize_pos_embed, rope_2d, sincos_2d
+from ..nn import (
+    Block,
+    PatchEmbed,
+    check_heads,
+    check_int,
+    check_ints,
+    resize_pos_embed,
+    rope_2d,
+    sincos_2d,
+)
 
 POSITIONS = ("learned", "sincos", "rope", "none")
 
@@ -27,9 +37,20 @@ POSITIONS = ("learned", "sincos", "rope", "none")
 class ViT(nn.Module):
     """Plain Vision Transformer for images (B, in_chans, H, W) -> logits (B, num_classes).
 
-    Args: img_size (int or (H, W), the size the learned positions are made for), patch_size P, num_classes (0: no head, features of
-    [CLS] come out), embed_dim D, num_layers, num_heads, mlp_ratio, qkv_bias, drop_path (rate of the last layer, linear from 0),
-    pos "learned" | "sincos" | "rope" (2-D rotary on queries and keys) | "none".
+    ValueError for arguments that do not fit each other, and for images that P does not divide.
+
+    Args:
+        img_size: side or (H, W), the size the learned positions are made for.
+        patch_size: P.
+        in_chans: channels of the images.
+        num_classes: 0: no head, features of [CLS] come out.
+        embed_dim: D.
+        num_layers: how many blocks.
+        num_heads: must divide D.
+        mlp_ratio: hidden width of the MLPs / D.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        drop_path: rate of stochastic depth in the last block, linear from 0.
+        pos: "learned" | "sincos" | "rope" (2-D rotary on queries and keys) | "none".
     """
 
     def __init__(
@@ -50,16 +71,21 @@ class ViT(nn.Module):
         if pos not in POSITIONS:
             raise ValueError(f"pos={pos!r} must be one of {POSITIONS}")
         self.head_dim = check_heads(embed_dim, num_heads)
+        embed_dim = check_int(embed_dim, "embed_dim", 1)
+        num_layers = check_int(num_layers, "num_layers", 0)
+        num_classes = check_int(num_classes, "num_classes", 0)
         self.pos = pos
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = self.patch_embed.grid(height, width)
+        self.grid = self.patch_embed.grid(*_sides(img_size))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if pos == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+            num_patches = self.grid[0] * self.grid[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         rates = torch.linspace(0, drop_path, num_layers, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate) for rate in rates
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -67,19 +93,24 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """images -> (tokens (B, 1 + N, D) with positions, rotary tables or None)."""
-        x = self.patch_embed(images)                                                            # b n d
+        x = self.patch_embed(images)                                             # b n d
         grid = self.patch_embed.grid(*images.shape[-2:])
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)        # b 1+n d
+        cls = self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype)
+        x = torch.cat([cls, x], dim=1)                                           # b 1+n d
         if self.pos == "learned":
             x = x + resize_pos_embed(self.pos_embed, self.grid, grid)
         elif self.pos == "sincos":
             table = sincos_2d(grid, x.shape[-1], device=x.device).to(x.dtype)
             x = torch.cat([x[:, :1], x[:, 1:] + table], dim=1)
-        rope = rope_2d(grid, self.head_dim, num_prefix=1, device=x.device) if self.pos == "rope" else None
-        return x, rope
+        if self.pos != "rope":
+            return x, None
+        return x, rope_2d(grid, self.head_dim, num_prefix=1, device=x.device)
 
     def tokens(self, images: Tensor, return_attn: bool = False) -> Any:
-        """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first; with return_attn=True also a list of (B, heads, 1+N, 1+N)."""
+        """All tokens after the last LayerNorm: (B, 1 + N, D), [CLS] first.
+
+        With return_attn=True also the weights of each block, a list of (B, heads, 1 + N, 1 + N).
+        """
         x, rope = self.embed(images)
         attns = []
         for block in self.blocks:
@@ -91,25 +122,37 @@ class ViT(nn.Module):
         return (x, attns) if return_attn else x
 
     def feature_map(self, images: Tensor, blocks: int) -> Tensor:
-        """Patch tokens after the first `blocks` blocks as a map (B, D, H/P, W/P), each normalised to mean 0 and deviation 1.
+        """Patch tokens after the first `blocks` blocks as a map (B, D, H/P, W/P).
 
-        A classifier reads [CLS] alone, so nothing ever asked its *last* patch tokens to mean anything; those a little earlier carry more.
+        Each is normalised to mean 0 and deviation 1. A classifier reads [CLS] alone, so nothing
+        ever asked its *last* patch tokens to mean anything; those a little earlier carry more.
         ValueError when there are fewer blocks.
         """
-        if not 1 <= blocks <= len(self.blocks):
+        if not 1 <= check_int(blocks, "blocks") <= len(self.blocks):
             raise ValueError(f"blocks={blocks} but the ViT has {len(self.blocks)}")
         x, rope = self.embed(images)
         for block in self.blocks[:blocks]:
             x = block(x, rope=rope)
         height, width = self.patch_embed.grid(*images.shape[-2:])
-        return rearrange(F.layer_norm(x[:, 1:], x.shape[-1:]), "b (h w) d -> b d h w", h=height, w=width)
+        x = F.layer_norm(x[:, 1:], x.shape[-1:])
+        return rearrange(x, "b (h w) d -> b d h w", h=height, w=width)
 
     def forward(self, images: Tensor, return_attn: bool = False) -> Any:
-        """Logits (B, num_classes); with return_attn=True also the attention weights of each layer."""
+        """Logits (B, num_classes); with return_attn=True also the weights of each block."""
         x = self.tokens(images, return_attn)
         x, attns = x if return_attn else (x, None)
         logits = self.head(x[:, 0])
         return (logits, attns) if return_attn else logits
+
+
+def _sides(img_size: Any) -> tuple[int, int]:
+    """(H, W) of an image, given as a side or as a pair."""
+    shape = getattr(img_size, "shape", None)                  # a NumPy or torch integer has ()
+    if isinstance(img_size, (list, tuple)) or (shape is not None and len(shape)):
+        height, width = check_ints(img_size, "img_size", 1, length=2)
+        return height, width
+    side = check_int(img_size, "img_size", 1)
+    return side, side
 
 
 def _init(module: nn.Module) -> None:
@@ -120,8 +163,12 @@ def _init(module: nn.Module) -> None:
 
 
 def tiny(**kwargs: Any) -> ViT:
-    """A ViT for a laptop: 64 px, patch 8, D = 96, 4 layers, 3 heads (0.5 M parameters). Any argument of `ViT` can be given."""
-    return ViT(**{**dict(img_size=64, patch_size=8, embed_dim=96, num_layers=4, num_heads=3, num_classes=10), **kwargs})
+    """A ViT for a laptop: 64 px, patch 8, D = 96, 4 layers, 3 heads (0.5 M parameters).
+
+    Any argument of `ViT` can be given.
+    """
+    sizes = dict(img_size=64, patch_size=8, embed_dim=96, num_layers=4, num_heads=3)
+    return ViT(**{**sizes, "num_classes": 10, **kwargs})
 
 
 def deit_tiny(**kwargs: Any) -> ViT:
