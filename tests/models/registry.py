@@ -1,4 +1,7 @@
-"""Every model that vtlib ships, small enough for a test. A later family joins by adding lines to MODELS; test_models.py does the rest."""
+"""Every model that vtlib ships, small enough for a test.
+
+A later family joins by adding lines to MODELS; test_models.py does the rest.
+"""
 
 from dataclasses import dataclass
 from typing import Callable
@@ -7,6 +10,7 @@ import torch
 
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
+from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_images
 from vtlib.superres.catanet import CATANet
@@ -15,14 +19,20 @@ from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
 from vtlib.vit import ViT
+from vtlib.vit.vit import POSITIONS
 
 
 @dataclass
 class Model:
-    """build() -> module; inputs(batch, odd, device) -> tensor, odd=True: the least convenient size the model accepts."""
+    """build() -> module; inputs(batch, odd, device) -> tensor.
+
+    odd=True: the least convenient size the model accepts. output: shape of the output without the
+    batch axis, for inputs(odd=False).
+    """
+
     build: Callable
     inputs: Callable
-    output: tuple            # shape of the output without the batch axis, for inputs(odd=False)
+    output: tuple
 
 
 def images(plain, odd):
@@ -40,11 +50,59 @@ def clips(plain, odd):
     return make
 
 
-def ttvsr(**options):
-    return Model(lambda: TTVSR(8, 1, feat_blocks=1, head_channels=8, keyframe_stride=1, spynet=SPyNet(1, (4,)), **options),
-                 clips((4, 16, 24), (3, 12, 24)), (4, 3, 64, 96))
+def ids(batch, is_odd=False, device="cpu"):
+    return torch.randint(0, 11, (batch, 7 if is_odd else 8), device=device)
 
 
+# --------------------------------------------------------------------------- vit, multiscale
+VIT = dict(img_size=32, patch_size=8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3)
+
+
+def vit(pos):
+    return Model(lambda: ViT(**VIT, pos=pos), images((32, 32), (24, 40)), (5,))
+
+
+def crossvit(fusion):
+    sizes = dict(img_size=(24, 32), patch_size=(4, 8), num_classes=5, embed_dim=(16, 24))
+    sizes |= dict(depth=((1, 2), (1, 1)), num_heads=(2, 3), mlp_ratio=(2, 2), fusion=fusion)
+    return Model(lambda: CrossViT(**sizes), images((32, 32), (29, 41)), (5,))
+
+
+def crossformer(odd, **sizes):
+    def build():
+        return CrossFormer((4, 8), num_classes=5, embed_dim=32, **sizes)
+    return Model(build, images((32, 32), odd), (5,))
+
+
+MULTISCALE = {
+    **{f"vit_{pos}": vit(pos) for pos in POSITIONS},
+    "vit_pyramid": Model(lambda: PyramidViT(**VIT), images((32, 32), (32, 32)), (5,)),
+    **{f"crossvit_{fusion}": crossvit(fusion) for fusion in FUSIONS},
+    "crossformer": crossformer(
+        (48, 80),
+        depths=(2, 2, 1),
+        num_heads=(1, 2, 4),
+        group_size=(3, 3, 3),
+        interval=(2, 2, 1),
+        merge_size=((2, 4), (2, 4)),
+    ),
+    "crossformer_pp": crossformer(
+        (24, 56),
+        depths=(4, 2),
+        num_heads=(2, 2),
+        group_size=(2, 4),
+        interval=(2, 1),
+        merge_size=((2, 4),),
+        cooling=True,
+    ),
+    "tokenformer_vision": Model(
+        lambda: TokenFormerViT(**VIT, num_tokens=12), images((32, 32), (24, 40)), (5,)
+    ),
+    "tokenformer_language": Model(lambda: TokenFormer(11, 24, 2, 3, num_tokens=12), ids, (8, 11)),
+}
+
+
+# -------------------------------------------------------------------------------------- superres
 class Features(torch.nn.Module):
     """A patch embedding and an upsampler of its features: images (B, 3, H, W) -> (B, pixels, 6)."""
 
@@ -55,15 +113,6 @@ class Features(torch.nn.Module):
     def forward(self, images):
         check_images(images)
         return self.upsampler(images, self.backbone(images)).flatten(2).mT
-
-
-def ids(batch, is_odd=False, device="cpu"):
-    return torch.randint(0, 11, (batch, 7 if is_odd else 8), device=device)
-
-
-def crossvit(fusion):
-    return Model(lambda: CrossViT((24, 32), (4, 8), num_classes=5, embed_dim=(16, 24), depth=((1, 2), (1, 1)), num_heads=(2, 3),
-                                  mlp_ratio=(2, 2), fusion=fusion), images((32, 32), (29, 41)), (5,))
 
 
 class WithMirrored(torch.nn.Module):
@@ -77,30 +126,44 @@ class WithMirrored(torch.nn.Module):
         return self.net(images, images.flip(-1))
 
 
+def ttvsr(**options):
+    def build():
+        spynet = SPyNet(1, (4,))
+        sizes = dict(feat_blocks=1, head_channels=8, keyframe_stride=1)
+        return TTVSR(8, 1, spynet=spynet, **sizes, **options)
+    return Model(build, clips((4, 16, 24), (3, 12, 24)), (4, 3, 64, 96))
+
+
 def catanet(upscale, **options):
-    return Model(lambda: CATANet(upscale, 12, 2, 8, 16, 2, (8, 10), (4, 6), (32, 24), n_iter=(1, 3), **options), images((16, 22), (13, 22)),
-                 (3, 16 * upscale, 22 * upscale))
+    def build():
+        sizes = (8, 10), (4, 6), (32, 24)
+        return CATANet(upscale, 12, 2, 8, 16, 2, *sizes, n_iter=(1, 3), **options)
+    return Model(build, images((16, 22), (13, 22)), (3, 16 * upscale, 22 * upscale))
 
 
-MODELS = {
-    **{f"vit_{pos}": Model(lambda pos=pos: ViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, pos=pos),
-                           images((32, 32), (24, 40)), (5,)) for pos in ("learned", "sincos", "rope", "none")},
-    **{f"crossvit_{fusion}": crossvit(fusion) for fusion in FUSIONS},
-    "crossformer": Model(lambda: CrossFormer((4, 8), num_classes=5, embed_dim=32, depths=(2, 2, 1), num_heads=(1, 2, 4), group_size=(3, 3, 3),
-                                             interval=(2, 2, 1), merge_size=((2, 4), (2, 4))), images((32, 32), (48, 80)), (5,)),
-    "crossformer_pp": Model(lambda: CrossFormer((4, 8), num_classes=5, embed_dim=32, depths=(4, 2), num_heads=(2, 2), group_size=(2, 4),
-                                                interval=(2, 1), merge_size=((2, 4),), cooling=True), images((32, 32), (24, 56)), (5,)),
-    "tokenformer_vision": Model(lambda: TokenFormerViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, num_tokens=12),
-                                images((32, 32), (24, 40)), (5,)),
-    "tokenformer_language": Model(lambda: TokenFormer(11, 24, 2, 3, num_tokens=12), ids, (8, 11)),
-    "spynet": Model(lambda: WithMirrored(SPyNet(3, (8, 16, 8), 5)), images((16, 22), (13, 22)), (2, 16, 22)),
+def features(build, pixels=384):
+    return Model(lambda: Features(build()), images((16, 24), (20, 12)), (pixels, 6))
+
+
+def generative():
+    options = dict(decoder_convs=1, norm="layer", noise_channels=2, noise_scale=0.0)
+    return UPLiFT(6, 4, (4, (6, 6)), (8, (8, 8)), refiner=(8, 8), **options)
+
+
+SUPERRES = {
+    "spynet": Model(
+        lambda: WithMirrored(SPyNet(3, (8, 16, 8), 5)), images((16, 22), (13, 22)), (2, 16, 22)
+    ),
     "ttvsr": ttvsr(),
     "ttvsr_recurrent": ttvsr(trajectories=False),
     **{f"catanet_x{s}": catanet(s) for s in (2, 3, 4)},
     "catanet_local": catanet(2, aggregate=False),
-    "uplift": Model(lambda: Features(UPLiFT(6, 4, (4, 6), (8, 8))), images((16, 24), (20, 12)), (384, 6)),
-    "uplift_patch_6": Model(lambda: Features(UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9)), images((16, 24), (20, 12)), (1536, 6)),
-    "uplift_generative": Model(lambda: Features(UPLiFT(6, 4, (4, (6, 6)), (8, (8, 8)), decoder_convs=1, norm="layer", noise_channels=2, noise_scale=0.0,
-                                                       refiner=(8, 8))), images((16, 24), (20, 12)), (384, 6)),
-    "cross_attention_upsampler": Model(lambda: Features(CrossAttentionUpsampler(6, (4, 6), 8)), images((16, 24), (20, 12)), (384, 6)),
+    "uplift": features(lambda: UPLiFT(6, 4, (4, 6), (8, 8))),
+    "uplift_patch_6": features(
+        lambda: UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9), pixels=1536
+    ),
+    "uplift_generative": features(generative),
+    "cross_attention_upsampler": features(lambda: CrossAttentionUpsampler(6, (4, 6), 8)),
 }
+
+MODELS = {**MULTISCALE, **SUPERRES}

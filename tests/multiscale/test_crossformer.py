@@ -1,5 +1,7 @@
 """The checks of the paper's card: groups, masks, bias, sizes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,21 +11,34 @@ from vtlib.multiscale import crossformer as cf
 from vtlib.nn import pad_to_multiple
 from vtlib.teach import flops
 
-SIZES = dict(tiny=27_776_794, small=30_657_394, base=51_971_554, large=91_971_184, pp_small=23_325_340, pp_base=51_994_594,
-             pp_large=92_001_904, pp_huge=95_962_944)
+SIZES = dict(
+    tiny=27_776_794,
+    small=30_657_394,
+    base=51_971_554,
+    large=91_971_184,
+    pp_small=23_325_340,
+    pp_base=51_994_594,
+    pp_large=92_001_904,
+    pp_huge=95_962_944,
+)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_official_parameter_counts(name):
     with torch.device("meta"):
-        assert sum(p.numel() for p in getattr(cf, f"crossformer_{name}")().parameters()) == SIZES[name]
+        model = getattr(cf, f"crossformer_{name}")()
+    assert sum(p.numel() for p in model.parameters()) == SIZES[name]
 
 
-@pytest.mark.parametrize("name, giga", [("tiny", 2.858), ("small", 4.910), ("base", 9.165), ("pp_small", 4.389)])
+@pytest.mark.parametrize("name, giga", [
+    ("tiny", 2.858), ("small", 4.910), ("base", 9.165), ("pp_small", 4.389),
+])
 def test_multiply_adds_are_near_the_officially_counted_ones(name, giga):
-    """The repository's own count leaves out the merging convolutions' exact kernels and the bias MLP: 4 % is agreement."""
+    """The repository's own count leaves out the merging convolutions' exact kernels and the bias
+    MLP: 4 % is agreement."""
     with torch.device("meta"):
-        got = flops(getattr(cf, f"crossformer_{name}")(drop_path=0.0), torch.zeros(1, 3, 224, 224)) / 2e9
+        model = getattr(cf, f"crossformer_{name}")(drop_path=0.0)
+        got = flops(model, torch.zeros(1, 3, 224, 224)) / 2e9
     assert got == pytest.approx(giga, rel=0.04)
 
 
@@ -37,26 +52,33 @@ def test_channel_split():
 def test_official_names():
     with torch.device("meta"):
         names = set(cf.crossformer_pp_small().state_dict())
-    assert {"patch_embed.projs.3.weight", "patch_embed.norm.bias", "layers.0.blocks.1.attn.pos.pos_proj.weight", "layers.0.blocks.1.attn.pos.pos3.2.bias",
-            "layers.2.blocks.17.mlp.fc2.weight", "layers.0.downsample.reductions.1.weight", "layers.0.downsample.norm.weight",
-            "layers.2.blocks.2.ex_conv.weight", "layers.2.blocks.2.ex_ln.bias", "norm.weight", "head.bias"} <= names
-    cooled = {int(n.split(".")[3]) for n in names if n.startswith("layers.2") and "ex_conv.weight" in n}
-    assert cooled == {2, 5, 8, 11, 14}                                           # every third block, never the last
+    outside = "patch_embed.projs.3.weight patch_embed.norm.bias norm.weight head.bias"
+    inside = (
+        "0.blocks.1.attn.pos.pos_proj.weight 0.blocks.1.attn.pos.pos3.2.bias "
+        "0.downsample.reductions.1.weight 0.downsample.norm.weight 2.blocks.17.mlp.fc2.weight "
+        "2.blocks.2.ex_conv.weight 2.blocks.2.ex_ln.bias"
+    )
+    assert {*outside.split(), *(f"layers.{name}" for name in inside.split())} <= names
+    third = [n for n in names if n.startswith("layers.2") and "ex_conv.weight" in n]
+    cooled = {int(name.split(".")[3]) for name in third}
+    assert cooled == {2, 5, 8, 11, 14}                           # every third block, never the last
 
 
 def groups_by_hand(height, width, size, interval):
     """Pixel numbers of each group, by loops over regions and residues."""
     step = interval or 1
+    tops, lefts = range(0, height, size * step), range(0, width, size * step)
     out = []
-    for top in range(0, height, size * step):
-        for left in range(0, width, size * step):
-            for i in range(step):
-                for j in range(step):
-                    out.append([(top + i + y * step) * width + left + j + x * step for y in range(size) for x in range(size)])
+    for top, left, i, j in itertools.product(tops, lefts, range(step), range(step)):
+        rows = [top + i + y * step for y in range(size)]
+        cols = [left + j + x * step for x in range(size)]
+        out.append([row * width + col for row in rows for col in cols])
     return out
 
 
-@pytest.mark.parametrize("height, width, size, interval", [(6, 9, 3, None), (12, 8, 2, 2), (6, 6, 2, 3), (8, 8, 2, 4), (9, 18, 3, 3)])
+@pytest.mark.parametrize("height, width, size, interval", [
+    (6, 9, 3, None), (12, 8, 2, 2), (6, 6, 2, 3), (8, 8, 2, 4), (9, 18, 3, 3),
+])
 def test_groups_against_loops(height, width, size, interval):
     x = torch.arange(height * width).reshape(1, height, width, 1)
     groups = cf.group_sda(x, size) if interval is None else cf.group_lda(x, size, interval)
@@ -68,7 +90,10 @@ def test_groups_against_loops(height, width, size, interval):
 def test_ungroup_inverts_and_every_token_is_in_one_group(height, width, size, interval):
     x = torch.arange(1.0, 2 * height * width + 1).reshape(2, height, width, 1)
     padded, _ = pad_to_multiple(x, size * (interval or 1))
-    groups = cf.group_sda(padded, size) if interval is None else cf.group_lda(padded, size, interval)
+    if interval is None:
+        groups = cf.group_sda(padded, size)
+    else:
+        groups = cf.group_lda(padded, size, interval)
     assert torch.equal(cf.ungroup(groups, size, *padded.shape[1:3], interval), padded)
     assert torch.equal(groups[0][groups[0] > 0].sort().values, x[0].flatten())
 
@@ -83,8 +108,9 @@ def randomised(block):
 @pytest.mark.parametrize("kind, interval", [("sda", 2), ("lda", 2)])
 @pytest.mark.parametrize("grid", [(8, 8), (7, 9), (5, 11)])
 def test_block_equals_full_attention_with_a_mask(kind, interval, grid):
-    """Brute force: every query against every token of the map, allowed when the two share a group; bias by the slots' offset."""
-    size, dim, heads = 2, 32, 2
+    """Brute force: every query against every token of the map, allowed when the two share a group;
+    bias by the slots' offset."""
+    size, dim, heads, width = 2, 32, 2, 3
     block = randomised(cf.CrossFormerBlock(dim, heads, size, interval, kind, mlp_ratio=1.0))
     x = torch.randn(1, grid[0] * grid[1], dim)
     step = interval if kind == "lda" else 1
@@ -94,7 +120,8 @@ def test_block_equals_full_attention_with_a_mask(kind, interval, grid):
         for slot, pixel in enumerate(group):
             where[divmod(pixel, padded[1])] = (g, slot)
     table = block.attn.pos.table(size)
-    q, k, v = block.attn.qkv(block.norm1(x))[0].reshape(-1, 3, heads, dim // heads).permute(1, 2, 0, 3)
+    qkv = block.attn.qkv(block.norm1(x))[0].reshape(-1, 3, heads, dim // heads)
+    q, k, v = qkv.permute(1, 2, 0, 3)
     logits = q @ k.transpose(-2, -1) * (dim // heads) ** -0.5
     tokens = [(y, z) for y in range(grid[0]) for z in range(grid[1])]
     for i, a in enumerate(tokens):
@@ -104,7 +131,7 @@ def test_block_equals_full_attention_with_a_mask(kind, interval, grid):
                 logits[:, i, j] = float("-inf")
             else:
                 dy, dx = sa // size - sb // size, sa % size - sb % size
-                logits[:, i, j] += table[(dy + size - 1) * (2 * size - 1) + dx + size - 1]
+                logits[:, i, j] += table[(dy + size - 1) * width + dx + size - 1]
     out = (logits.softmax(-1) @ v).permute(1, 0, 2).reshape(1, -1, dim)
     want = x + block.attn.proj(out)
     want = want + block.mlp(block.norm2(want))
@@ -126,15 +153,19 @@ def test_padding_content_does_not_matter(monkeypatch):
 def test_official_sizes_need_no_padding_at_224():
     with torch.device("meta"):
         model = cf.crossformer_tiny()
-    plans = [block.plan(side, side) for side, stage in zip((56, 28, 14, 7), model.layers) for block in stage.blocks]
-    for (size, interval), side in zip(plans, [56, 28] + [14] * 8 + [7] * 6):
+    plans = []
+    for side, stage in zip((56, 28, 14, 7), model.layers, strict=True):
+        plans += [(side, *block.plan(side, side)) for block in stage.blocks]
+    assert len(plans) == 16
+    for side, size, interval in plans:
         assert side % (size * (interval or 1)) == 0
-    assert plans[-6:] == [(7, None)] * 6                                         # 7 x 7: one group, also where LDA's turn is
+    assert plans[-6:] == [(7, 7, None)] * 6            # 7 x 7: one group, also where LDA's turn is
 
 
 def test_small_maps_fall_back_to_one_group_per_square():
     block = cf.CrossFormerBlock(32, 2, 7, 4, "lda")
-    assert block.plan(7, 7) == (7, None) and block.plan(5, 9) == (5, None) and block.plan(8, 8) == (7, 4)
+    assert block.plan(7, 7) == (7, None) and block.plan(5, 9) == (5, None)
+    assert block.plan(8, 8) == (7, 4)
 
 
 def reach(kinds, side=6, dim=32):
@@ -164,7 +195,7 @@ def test_reach_without_training():
     two = (sda @ lda > 0).float()
     assert round(sda.mean().item(), 3) == 0.016 and round(two.mean().item(), 3) == 0.766
     assert (two @ sda > 0).all()
-    sda, lda = adjacency(8, 2, None), adjacency(8, 2, 4)                         # G < I, G divides I: never mixes
+    sda, lda = adjacency(8, 2, None), adjacency(8, 2, 4)         # G < I, G divides I: never mixes
     hops = torch.eye(64)
     for _ in range(5):
         hops = ((hops @ sda @ lda) > 0).float()
@@ -173,31 +204,40 @@ def test_reach_without_training():
 
 def test_bias_is_a_table_lookup_and_changes_size():
     bias = randomised(cf.DynamicPositionBias(4, 3))
-    assert bias.table(3).shape == (25, 3) and bias(3).shape == (3, 9, 9) and bias(5).shape == (3, 25, 25)
-    torch.testing.assert_close(bias.table(5).reshape(9, 9, 3)[2:7, 2:7], bias.table(3).reshape(5, 5, 3))   # same offsets, same bias
+    assert bias.table(3).shape == (25, 3)
+    assert bias(3).shape == (3, 9, 9) and bias(5).shape == (3, 25, 25)
+    inner = bias.table(5).reshape(9, 9, 3)[2:7, 2:7]                     # same offsets, same bias
+    torch.testing.assert_close(inner, bias.table(3).reshape(5, 5, 3))
     yx = [(s // 3, s % 3) for s in range(9)]
     for i in (0, 4, 7):
         for j in (1, 5, 8):
-            want = bias.pos3(bias.pos2(bias.pos1(bias.pos_proj(torch.tensor([float(a - b) for a, b in zip(yx[i], yx[j])])))))
+            offset = torch.tensor([float(a - b) for a, b in zip(yx[i], yx[j], strict=True)])
+            want = bias.pos3(bias.pos2(bias.pos1(bias.pos_proj(offset))))
             torch.testing.assert_close(bias(3)[:, i, j], want)
 
 
 def test_cost_is_linear_in_tokens():
     def cost(side):
         with torch.device("meta"):
-            return flops(cf.CrossFormerBlock(32, 2, 4, 2, "lda"), torch.zeros(1, side * side, 32), (side, side))
-    assert cost(32) / cost(16) == pytest.approx(4, rel=0.01)                     # 4 times the tokens; the bias MLP costs next to nothing
+            block, x = cf.CrossFormerBlock(32, 2, 4, 2, "lda"), torch.zeros(1, side * side, 32)
+        return flops(block, x, (side, side))
+    # 4 times the tokens; the bias MLP costs next to nothing
+    assert cost(32) / cost(16) == pytest.approx(4, rel=0.01)
 
 
 def test_stages_for_dense_tasks():
-    model = cf.CrossFormer((4, 8), num_classes=5, embed_dim=32, depths=(1, 1), num_heads=(1, 2), group_size=(3, 3), interval=(2, 1),
-                           merge_size=((2, 4),)).eval()
+    sizes = dict(depths=(1, 1), num_heads=(1, 2), group_size=(3, 3), interval=(2, 1))
+    model = cf.CrossFormer((4, 8), num_classes=5, embed_dim=32, merge_size=((2, 4),), **sizes)
+    model.eval()
     maps = model.stages(torch.rand(1, 3, 32, 48))
     assert [tuple(m.shape) for m in maps] == [(1, 32, 8, 12), (1, 64, 4, 6)]
 
 
 @pytest.mark.parametrize("call, words", [
     (lambda: cf.CrossFormer(group_size=(7, 7)), "group_size (2)"),
+    (lambda: cf.CrossFormer(group_size=((7, 7), 7, 7, 7)), "group_size[0]=(7, 7)"),
+    (lambda: cf.CrossFormer(patch_size=()), "patch_size=()"),
+    (lambda: cf.GroupAttention(8, 2), "dim=8"),
     (lambda: cf.CrossFormerBlock(32, 2, kind="global"), "kind='global'"),
     (lambda: cf.CrossScaleEmbed((4, 7)), "patch_size=(4, 7)"),
     (lambda: cf.CrossScaleEmbed(embed_dim=64)(torch.rand(1, 3, 30, 32)), "(30, 32)"),

@@ -25,7 +25,8 @@ def test_against_loops(layer):
         for t in range(3):
             scores = [sum(x[b, t, c] * key[c] for c in range(8)) for key in layer.key_param_tokens]
             norm = math.sqrt(sum(s.item() ** 2 for s in scores))
-            want = sum(F.gelu(s / norm * 4) * value for s, value in zip(scores, layer.value_param_tokens))
+            pairs = zip(scores, layer.value_param_tokens, strict=True)
+            want = sum(F.gelu(score / norm * 4) * value for score, value in pairs)
             torch.testing.assert_close(out[b, t], want, atol=1e-5, rtol=1e-4)
 
 
@@ -63,7 +64,7 @@ def test_mask_is_removal_except_for_tau(layer):
     x, visible = torch.randn(2, 5, 8), torch.rand(16) > 0.4
     masked = layer(x, mask=visible)
     few = layer(x, index=visible.nonzero()[:, 0])
-    assert not torch.allclose(masked, few)                                       # tau: sqrt(16) against sqrt(number visible)
+    assert not torch.allclose(masked, few)          # tau: sqrt(16) against sqrt(number visible)
     layer_few = tf.Pattention(8, 12, int(visible.sum()))
     layer_few.load_state_dict({k: v[visible] for k, v in layer.state_dict().items()})
     torch.testing.assert_close(layer_few(x), few)
@@ -76,13 +77,18 @@ def test_growth_keeps_the_function(layer):
     before = layer(x)
     layer.grow(8)
     assert layer.num_tokens == 24 and layer.key_param_tokens.requires_grad
-    assert torch.equal(layer.key_param_tokens[16:], torch.zeros(8, 8)) and layer.value_param_tokens[16:].abs().min() > 0
+    assert torch.equal(layer.key_param_tokens[16:], torch.zeros(8, 8))
+    assert layer.value_param_tokens[16:].abs().min() > 0
     assert (layer(x) - before).abs().max() < 1e-6
 
 
 def test_recomputed_tau_random_keys_and_softmax_do_not(layer):
     x = torch.randn(2, 5, 8)
-    for kind, kwargs in [("l2_norm_gelu", dict(keep_tau=False)), ("l2_norm_gelu", dict(init="random")), ("softmax", {})]:
+    for kind, kwargs in [
+        ("l2_norm_gelu", dict(keep_tau=False)),
+        ("l2_norm_gelu", dict(init="random")),
+        ("softmax", {}),
+    ]:
         other = tf.Pattention(8, 12, 16, kind=kind)
         other.load_state_dict(layer.state_dict())
         before = other(x)
@@ -92,13 +98,14 @@ def test_recomputed_tau_random_keys_and_softmax_do_not(layer):
 def new_gradients(layer, x):
     layer.zero_grad()
     layer(x).square().sum().backward()
-    return layer.key_param_tokens.grad[16:].abs().max(), layer.value_param_tokens.grad[16:].abs().max()
+    grads = layer.key_param_tokens.grad, layer.value_param_tokens.grad
+    return tuple(grad[16:].abs().max() for grad in grads)
 
 
 def test_gradients_after_growth(layer):
     x = torch.randn(2, 5, 8)
     keys, values = new_gradients(layer.grow(8), x)
-    assert keys > 0 and values == 0                                              # keys move first, values from the next step on
+    assert keys > 0 and values == 0           # keys move first, values from the next step on
     dead = tf.Pattention(8, 12, 16).grow(8, init="dead")
     optimizer = torch.optim.SGD(dead.parameters(), 0.1)
     for _ in range(3):
@@ -109,9 +116,10 @@ def test_gradients_after_growth(layer):
 
 def test_grown_state_dict_loads_into_a_small_model(layer):
     x = torch.randn(2, 5, 8)
-    assert set(layer.state_dict()) == {"key_param_tokens", "value_param_tokens"}  # official names, nothing else
+    official = {"key_param_tokens", "value_param_tokens"}
+    assert set(layer.state_dict()) == official
     grown = layer.grow(8)
-    assert set(grown.state_dict()) == {"key_param_tokens", "value_param_tokens", "tau"}
+    assert set(grown.state_dict()) == official | {"tau"}
     for start in (16, 24, 3):
         other = tf.Pattention(8, 12, start)
         other.load_state_dict(grown.state_dict())
@@ -121,36 +129,56 @@ def test_grown_state_dict_loads_into_a_small_model(layer):
 
 
 def test_growth_is_seeded():
-    a, b = (tf.Pattention(4, 4, 3).grow(5, generator=torch.Generator().manual_seed(1)).value_param_tokens[3:] for _ in range(2))
-    assert torch.equal(a, b)
+    def grown():
+        generator = torch.Generator("cpu").manual_seed(1)
+        return tf.Pattention(4, 4, 3).grow(5, generator=generator).value_param_tokens[3:]
+
+    want = grown()
+    assert torch.equal(grown(), want)
+    layer = tf.Pattention(4, 4, 3)
+    with torch.device("meta"):                       # whatever the default device is
+        layer.grow(5, generator=torch.Generator("cpu").manual_seed(1))
+    assert torch.equal(layer.value_param_tokens[3:], want)
 
 
-@pytest.mark.parametrize("build, layers", [(tf.tokenformer_150m, 113_246_208), (tf.tokenformer_124m, 84_934_656)])
+@pytest.mark.parametrize("build, layers", [
+    (tf.tokenformer_150m, 113_246_208), (tf.tokenformer_124m, 84_934_656),
+])
 def test_official_parameter_counts(build, layers):
     with torch.device("meta"):
         model = build()
     assert sum(p.numel() for p in model.blocks.parameters()) == layers
     assert model.embedding.weight.numel() == 50304 * 768
-    assert sum(p.numel() for p in model.parameters()) == layers + 50304 * 768   # LayerNorms have none, the head is tied
+    # LayerNorms have none, the head is tied
+    assert sum(p.numel() for p in model.parameters()) == layers + 50304 * 768
 
 
-@pytest.mark.parametrize("build, millions", [(tf.tokenformer_450m, 450), (tf.tokenformer_900m, 900), (tf.tokenformer_1_5b, 1500),
-                                             (tf.tokenformer_354m, 354), (tf.tokenformer_757m, 757), (tf.tokenformer_1_4b, 1400)])
+@pytest.mark.parametrize("build, millions", [
+    (tf.tokenformer_450m, 450),
+    (tf.tokenformer_900m, 900),
+    (tf.tokenformer_1_5b, 1500),
+    (tf.tokenformer_354m, 354),
+    (tf.tokenformer_757m, 757),
+    (tf.tokenformer_1_4b, 1400),
+])
 def test_other_official_sizes_are_what_their_names_say(build, millions):
     with torch.device("meta"):
-        assert sum(p.numel() for p in build().parameters()) / 1e6 == pytest.approx(millions, rel=0.07)
+        count = sum(p.numel() for p in build().parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.07)
 
 
 def test_parameters_per_layer():
     block = tf.TokenFormerBlock(24, 3, 20, 18, 40)
     assert sum(p.numel() for p in block.parameters()) == 2 * 24 * (3 * 20 + 18 + 40)
-    assert set(block.state_dict()) == {f"attention.{p}.{kv}_param_tokens" for p in ("query", "key", "value", "proj") for kv in ("key", "value")} | {
-        "mlp.key_param_tokens", "mlp.value_param_tokens"}
+    layers = "attention.query", "attention.key", "attention.value", "attention.proj", "mlp"
+    names = {f"{layer}.{kv}_param_tokens" for layer in layers for kv in ("key", "value")}
+    assert set(block.state_dict()) == names
 
 
 def test_rotary_turns_a_quarter_of_each_head():
     assert tf.TokenFormer(11, 48, 1, 3, num_tokens=4).blocks[0].attention.rotary_dim == 4
-    assert tf.TokenFormerViT(32, 8, embed_dim=48, num_layers=1, num_heads=3, num_tokens=4).blocks[0].attention.rotary_dim == 0
+    vision = tf.TokenFormerViT(32, 8, embed_dim=48, num_layers=1, num_heads=3, num_tokens=4)
+    assert vision.blocks[0].attention.rotary_dim == 0
 
 
 def test_language_model_is_causal():
@@ -165,19 +193,25 @@ def test_language_model_is_causal():
     assert not torch.allclose(a[:, 5:], b[:, 5:])
 
 
+SIZES = dict(embed_dim=24, num_layers=2, num_heads=3, num_tokens=12)
+
+
 @pytest.mark.parametrize("model, x", [
-    (tf.TokenFormer(11, 24, 2, 3, num_tokens=12), torch.randint(0, 11, (2, 8))),
-    (tf.TokenFormerViT(32, 8, num_classes=5, embed_dim=24, num_layers=2, num_heads=3, num_tokens=12), torch.rand(2, 3, 32, 32))])
+    (tf.TokenFormer(11, **SIZES), torch.randint(0, 11, (2, 8))),
+    (tf.TokenFormerViT(32, 8, num_classes=5, **SIZES), torch.rand(2, 3, 32, 32)),
+])
 def test_growing_a_whole_model(model, x):
     model.eval()
     before = model(x)
     model.grow(6)
     assert (model(x) - before).abs().max() < 1e-5
-    assert model.blocks[0].attention.query.num_tokens == 18 and model.blocks[1].mlp.num_tokens == 48 + 24
+    assert model.blocks[0].attention.query.num_tokens == 18
+    assert model.blocks[1].mlp.num_tokens == 48 + 24
 
 
 def test_growth_costs_parameter_attention_only():
-    """Arithmetic grows linearly in n; the token-token part, 4 N^2 D a layer (2 per multiply-add), does not move."""
+    """Arithmetic grows linearly in n; the token-token part, 4 N^2 D a layer (2 per multiply-add),
+    does not move."""
     def cost(n):
         with torch.device("meta"):
             return flops(tf.TokenFormerBlock(24, 3, n), torch.zeros(1, 10, 24))
@@ -187,15 +221,16 @@ def test_growth_costs_parameter_attention_only():
 
 def test_official_checkpoints_are_renumbered():
     model = tf.TokenFormer(11, 24, 3, 3, num_tokens=4)
-    official = {"sequential.0.word_embeddings.weight": model.embedding.weight, "sequential.6.word_embeddings.weight": model.embedding.weight}
+    official = {f"sequential.{i}.word_embeddings.weight": model.embedding.weight for i in (0, 6)}
     for name, weight in model.state_dict().items():
         if name.startswith("blocks."):
             _, number, rest = name.split(".", 2)
             official[f"sequential.{int(number) + 2}.{rest}"] = weight.half()
             official[f"sequential.{int(number) + 2}.attention.rotary_emb.inv_freq"] = torch.ones(2)
     converted = tf.convert_official({"module": official})
-    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
-    assert all(torch.allclose(converted[k], v, atol=1e-3) for k, v in model.state_dict().items())
+    own = model.state_dict()
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in own.items()}
+    assert all(torch.allclose(converted[k], v, atol=1e-3) for k, v in own.items())
     with pytest.raises(ValueError, match="not a TokenFormer"):
         tf.convert_official({"layers.0.weight": torch.ones(1)})
 
@@ -214,7 +249,11 @@ def test_identity_keys_are_not_a_linear_layer():
     (lambda: tf.Pattention(4, 4, 3).grow(1, init="ones"), "init='ones'"),
     (lambda: tf.Pattention(4, 4, 3)(torch.rand(2, 5)), "in_dim=4"),
     (lambda: tf.TokenFormer(11, 25, 2, 3), "embed_dim=25"),
-    (lambda: tf.TokenFormer(11, 24, 1, 3, num_tokens=4)(torch.zeros(3, dtype=torch.long)), "(B, T)"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.zeros(3, dtype=torch.long)), "(B, T)"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.rand(2, 3)), "ids is torch.float32"),
+    (lambda: tf.TokenFormer(11, **SIZES)([[1, 2]]), "ids is list"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[1, 11]])), "from 1 to 11"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[-1, 2]])), "from -1 to 2"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:

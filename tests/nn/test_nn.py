@@ -33,7 +33,8 @@ def test_unpatchify_inverts(batch, h, w, patch):
 def test_patch_embed_is_a_linear_layer_on_patches():
     embed, images = vnn.PatchEmbed(4, 3, 10), torch.rand(2, 3, 8, 12)
     weight = embed.proj.weight.permute(0, 2, 3, 1).reshape(10, -1)
-    torch.testing.assert_close(embed(images), vnn.patchify(images, 4) @ weight.t() + embed.proj.bias, atol=1e-5, rtol=1e-4)
+    want = vnn.patchify(images, 4) @ weight.t() + embed.proj.bias
+    torch.testing.assert_close(embed(images), want, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("call, words", [
@@ -50,7 +51,10 @@ def test_patch_embed_is_a_linear_layer_on_patches():
     (lambda: vnn.places_2d((2, 2), 6), ["channels=6", "multiple of 4"]),
     (lambda: vnn.rope_2d((2, 2), 6), ["head_dim=6"]),
     (lambda: vnn.rope_1d(4, 3), ["dim=3", "even"]),
-    (lambda: vnn.apply_rope(torch.rand(1, 1, 5, 8), *vnn.rope_1d(4, 8)), ["(4, 8)", "(1, 1, 5, 8)"]),
+    (
+        lambda: vnn.apply_rope(torch.rand(1, 1, 5, 8), *vnn.rope_1d(4, 8)),
+        ["(4, 8)", "(1, 1, 5, 8)"],
+    ),
     (lambda: vnn.resize_pos_embed(torch.rand(1, 5, 8), (3, 3), (4, 4)), ["5 rows", "(3, 3)"]),
     (lambda: vnn.window_partition(torch.rand(1, 5, 6, 2), 3), ["(5, 6)", "multiple of 3"]),
     (lambda: vnn.check_tokens(torch.rand(2, 3)), ["3 axes"]),
@@ -69,8 +73,9 @@ def loop_attention(q, k, v, allowed=None):
         for h in range(q.shape[1]):
             for i in range(q.shape[2]):
                 keys = [j for j in range(k.shape[2]) if allowed is None or allowed[i, j]]
-                logits = torch.stack([(q[b, h, i] * k[b, h, j]).sum() / math.sqrt(q.shape[-1]) for j in keys])
-                out[b, h, i] = (torch.softmax(logits, 0)[:, None] * torch.stack([v[b, h, j] for j in keys])).sum(0)
+                dots = [(q[b, h, i] * k[b, h, j]).sum() for j in keys]
+                weights = torch.softmax(torch.stack(dots) / math.sqrt(q.shape[-1]), 0)
+                out[b, h, i] = sum(w * v[b, h, j] for w, j in zip(weights, keys, strict=True))
     return out
 
 
@@ -124,7 +129,9 @@ def test_sincos_values():
     assert table.shape == (15, 8)
     row, col = 2, 4
     token = table[row * 5 + col]
-    want = [math.sin(row), math.sin(row / 100), math.cos(row), math.cos(row / 100), math.sin(col), math.sin(col / 100), math.cos(col), math.cos(col / 100)]
+    want = []
+    for place in (row, col):
+        want += [math.sin(place), math.sin(place / 100), math.cos(place), math.cos(place / 100)]
     torch.testing.assert_close(token, torch.tensor(want), atol=1e-5, rtol=1e-4)
 
 
@@ -140,7 +147,7 @@ def test_rope_1d_depends_on_differences_only():
 def test_rope_2d_depends_on_both_differences_only():
     h, w = 4, 5
     cos, sin = vnn.rope_2d((h, w), 8, num_prefix=1)
-    assert (cos[0] == 1).all() and (sin[0] == 0).all()                           # [CLS] is not turned
+    assert (cos[0] == 1).all() and (sin[0] == 0).all()                     # [CLS] is not turned
     q, k = torch.randn(8), torch.randn(8)
     a, b = (vnn.apply_rope(t.expand(1 + h * w, 8), cos, sin)[1:].reshape(h, w, 8) for t in (q, k))
     for y, x, v, u in [(0, 0, 1, 2), (1, 1, 3, 0)]:
@@ -148,7 +155,8 @@ def test_rope_2d_depends_on_both_differences_only():
         want = a[y, x] @ b[v, u]
         for yy in range(max(0, -dy), h - max(0, dy)):
             for xx in range(max(0, -dx), w - max(0, dx)):
-                torch.testing.assert_close(a[yy, xx] @ b[yy + dy, xx + dx], want, atol=1e-4, rtol=1e-4)
+                got = a[yy, xx] @ b[yy + dy, xx + dx]
+                torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(a[0, 0] @ b[0, 1], a[0, 0] @ b[1, 0])
 
 
@@ -172,11 +180,12 @@ def test_resize_pos_embed_keeps_prefix_and_constants():
 def test_windows(height, width, size):
     x = torch.arange(1.0, height * width + 1).reshape(1, height, width, 1)
     padded, (down, right) = vnn.pad_to_multiple(x, size)
-    assert padded.shape[1] % size == 0 == padded.shape[2] % size and 0 <= down < size and 0 <= right < size
+    assert padded.shape[1] % size == 0 == padded.shape[2] % size
+    assert 0 <= down < size and 0 <= right < size
     groups = vnn.window_partition(padded, size)
     assert torch.equal(vnn.window_merge(groups, size, *padded.shape[1:3]), padded)
     values = groups[groups > 0].sort().values
-    assert torch.equal(values, x.flatten())                                      # every real token exactly once
+    assert torch.equal(values, x.flatten())                         # every real token exactly once
 
 
 def test_relative_index_points_at_query_minus_key():
@@ -206,14 +215,15 @@ def test_mirrored_bounces():
 def test_places_are_the_same_at_every_resolution():
     fine = vnn.places_2d((6, 6), 16).view(6, 6, 16)
     coarse = vnn.places_2d((2, 2), 16).view(2, 2, 16)
-    torch.testing.assert_close(fine[1::3, 1::3], coarse)       # patches 1 of 6 and 0 of 2: one middle
+    # patches 1 of 6 and 0 of 2 have one middle
+    torch.testing.assert_close(fine[1::3, 1::3], coarse)
     many = vnn.places_2d((16, 16), 16)
     assert torch.cdist(many, many).fill_diagonal_(1).min() > 0.05
 
 
 def test_places_values():
     row, col = 1.5 / 2 * math.pi, 2.5 / 3 * math.pi
-    waves = [(wave, 2**k * at) for at in (row, col) for wave in (math.sin, math.cos) for k in (0, 1)]
+    waves = [(wave, k * at) for at in (row, col) for wave in (math.sin, math.cos) for k in (1, 2)]
     want = torch.tensor([wave(angle) for wave, angle in waves])
     torch.testing.assert_close(vnn.places_2d((2, 3), 8, math.pi)[5], want)
 

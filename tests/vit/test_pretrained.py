@@ -1,4 +1,5 @@
-"""The shipped ViT: loads, knows its classes, and still reaches its score on a fixed set of pictures."""
+"""The shipped ViT: loads, knows its classes, and still reaches its score on a fixed set of
+pictures."""
 
 import torch
 
@@ -25,7 +26,8 @@ def test_loading_leaves_the_random_state_alone():
 def test_accuracy_on_held_out_backgrounds():
     model, classes = vit_emoji()
     for artist, floor in FLOOR.items():
-        images, labels = EmojiWorld(96, "test", artist=artist, pictograms=classes).classify(96, seed=1, scale=(0.5, 0.9))
+        world = EmojiWorld(96, "test", artist=artist, pictograms=classes)
+        images, labels = world.classify(96, seed=1, scale=(0.5, 0.9))
         with torch.no_grad():
             accuracy = (model(images).argmax(1) == labels).float().mean().item()
         assert accuracy > floor, (artist, accuracy)

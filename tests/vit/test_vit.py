@@ -6,14 +6,19 @@ from vtlib import vit
 from vtlib.teach import flops
 
 
-@pytest.mark.parametrize("build, count", [(vit.deit_tiny, 5_717_416), (vit.deit_small, 22_050_664), (vit.vit_base, 86_567_656)])
+@pytest.mark.parametrize("build, count", [
+    (vit.deit_tiny, 5_717_416), (vit.deit_small, 22_050_664), (vit.vit_base, 86_567_656),
+])
 def test_official_sizes(build, count):
     with torch.device("meta"):
         assert sum(p.numel() for p in build().parameters()) == count
 
 
 def test_multiply_adds_of_deit_tiny():
-    """12 layers of 12 N D^2 + 2 N^2 D multiply-adds, N = 197, plus the embedding and the head: DeiT's table says 1.3 G."""
+    """12 layers of 12 N D^2 + 2 N^2 D multiply-adds, N = 197, plus the embedding and the head.
+
+    DeiT's table says 1.3 G.
+    """
     n, d = 197, 192
     want = 12 * (12 * n * d**2 + 2 * n**2 * d) + 196 * 768 * d + d * 1000
     with torch.device("meta"):
@@ -23,9 +28,10 @@ def test_multiply_adds_of_deit_tiny():
 
 
 def test_state_dict_names_are_timms():
-    names = set(vit.tiny().state_dict())
-    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.weight", "head.bias", "blocks.0.norm1.weight", "blocks.3.attn.qkv.bias",
-            "blocks.0.attn.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.bias"} <= names
+    outside = "cls_token pos_embed patch_embed.proj.weight norm.weight head.bias"
+    inside = "norm1.weight attn.qkv.bias attn.proj.weight mlp.fc1.weight mlp.fc2.bias"
+    names = {*outside.split(), *(f"blocks.{i}.{name}" for i in (0, 3) for name in inside.split())}
+    assert names <= set(vit.tiny().state_dict())
 
 
 def permute_patches(images, patch, order):
@@ -60,7 +66,12 @@ def test_other_sizes_resize_the_learned_table():
 
 
 @pytest.mark.parametrize("kwargs, words", [
-    (dict(pos="fourier"), "pos='fourier'"), (dict(embed_dim=97), "embed_dim=97"), (dict(img_size=65), "(65, 65)"), (dict(drop_path=1.5), "rate")])
+    (dict(pos="fourier"), "pos='fourier'"),
+    (dict(embed_dim=97), "embed_dim=97"),
+    (dict(img_size=65), "(65, 65)"),
+    (dict(img_size=(64, 64, 64)), "img_size"),
+    (dict(drop_path=1.5), "rate"),
+])
 def test_bad_arguments(kwargs, words):
     with pytest.raises(ValueError) as error:
         vit.tiny(**kwargs)
@@ -69,12 +80,15 @@ def test_bad_arguments(kwargs, words):
 
 def test_feature_map():
     torch.manual_seed(0)
-    model, images = vit.ViT(32, 8, num_classes=0, embed_dim=16, num_layers=3, num_heads=2).eval(), torch.rand(2, 3, 24, 40)
+    model = vit.ViT(32, 8, num_classes=0, embed_dim=16, num_layers=3, num_heads=2).eval()
+    images = torch.rand(2, 3, 24, 40)
     out = model.feature_map(images, 3)
     assert out.shape == (2, 16, 3, 5)
-    want = F.layer_norm(model.tokens(images), (16,))                                # the tokens are normalised already: once more changes eps only
+    # the tokens are normalised already: once more changes eps only
+    want = F.layer_norm(model.tokens(images), (16,))
     torch.testing.assert_close(out[1, :, 2, 3], want[1, 1 + 2 * 5 + 3], atol=2e-3, rtol=1e-3)
     tokens, _ = model.embed(images)
-    torch.testing.assert_close(model.feature_map(images, 1)[0, :, 0, 4], F.layer_norm(model.blocks[0](tokens)[0, 5], (16,)))
+    want = F.layer_norm(model.blocks[0](tokens)[0, 5], (16,))
+    torch.testing.assert_close(model.feature_map(images, 1)[0, :, 0, 4], want)
     with pytest.raises(ValueError, match="blocks=4 but the ViT has 3"):
         model.feature_map(images, 4)

@@ -1,4 +1,5 @@
-"""TinyVLM's encoder: signals on request, equal to the full maps, and nothing that was not asked for."""
+"""TinyVLM's encoder: signals on request, equal to the full maps, and nothing that was not asked
+for."""
 
 import pytest
 import torch
@@ -44,10 +45,12 @@ def test_keys_are_the_selected_layers_without_positions(encoder):
 def test_asking_changes_nothing(encoder):
     images = torch.rand(2, 3, 16, 24)
     plain = encoder(images)
-    assert set(plain) == {"grid", "attention", "hidden", "selected", "last"} and not plain["attention"] and not plain["hidden"]
+    assert set(plain) == {"grid", "attention", "hidden", "selected", "last"}
+    assert not plain["attention"] and not plain["hidden"]
     asked = encoder(images, need=("cls_row", "keys"), hidden=(0, 2))
     assert torch.equal(plain["selected"], asked["selected"])
-    torch.testing.assert_close(encoder(images, attention=(0, 1, 2))["last"], plain["last"], atol=1e-5, rtol=1e-4)
+    watched = encoder(images, attention=(0, 1, 2))["last"]
+    torch.testing.assert_close(watched, plain["last"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("make, message", [

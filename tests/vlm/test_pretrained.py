@@ -1,4 +1,5 @@
-"""The shipped TinyVLM: it looks. Floors on a fixed set of 200 held-out scenes, each type of question against its blind score."""
+"""The shipped TinyVLM: it looks. Floors on a fixed set of 200 held-out scenes, each type of
+question against its blind score."""
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from vtlib.tokens import Plan
 from vtlib.vlm import TinyVLM, exam
 
 # floors lie about two standard errors below what was measured (data/README.md)
-FLOOR = {"presence": 0.92, "count": 0.73, "count_category": 0.75, "side": 0.90, "height": 0.80, "relation": 0.65, "category": 0.80, "sign": 0.95, "all": 0.84}
+FLOOR = {
+    "presence": 0.92,
+    "count": 0.73,
+    "count_category": 0.75,
+    "side": 0.90,
+    "height": 0.80,
+    "relation": 0.65,
+    "category": 0.80,
+    "sign": 0.95,
+    "all": 0.84,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,8 @@ def test_it_looks(model, taken, vision):
     for kind, floor in FLOOR.items():
         assert seen[kind] >= floor, f"{kind}: {seen}"
     for kind in exam.KINDS:
-        assert seen[kind] - blind[kind] >= 0.2, f"{kind}: {seen[kind]:.2f} seeing, {blind[kind]:.2f} blind"
+        told = f"{kind}: {seen[kind]:.2f} seeing, {blind[kind]:.2f} blind"
+        assert seen[kind] - blind[kind] >= 0.2, told
 
 
 @pytest.mark.parametrize("size, lead", [("tiny", 0.08), ("middle", 0.3), ("huge", 0.25)])
@@ -43,7 +55,8 @@ def test_sizes_that_training_did_not_show(model, size, lead):
     taken = exam.by_scale(50)[size]
     with torch.no_grad():
         tokens = model.encode(taken.images).tokens
-        seen, blind = (taken.table(taken.right(model, t))["all"] for t in (tokens, tokens.roll(1, 0)))
+        seen = taken.table(taken.right(model, tokens))["all"]
+        blind = taken.table(taken.right(model, tokens.roll(1, 0)))["all"]
     assert seen > blind + lead, f"{size}: {seen:.2f} seeing, {blind:.2f} blind"
 
 
@@ -51,11 +64,13 @@ def test_the_header_tells_the_whole_story(model):
     held_out, blind = model.info["score"]["held out"], model.info["score"]["blind"]
     assert set(held_out) == {*exam.KINDS, "all"} and held_out["all"] >= 0.85
     assert all(held_out[kind] - blind[kind] >= 0.25 for kind in exam.KINDS)
-    assert "train/tinyvlm.py" in model.info["command"] and model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
+    assert "train/tinyvlm.py" in model.info["command"]
+    assert model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
 
 
 def test_cls_looks_at_objects(taken, vision):
-    """What FasterVLM, HoloV and VisionDrop rest on: the [CLS] row of the selected layer, far above chance, on objects."""
+    """What FasterVLM, HoloV and VisionDrop rest on: the [CLS] row of the selected layer, far above
+    chance, on objects."""
     objects = exam.oracle_mask(taken)
     score = vision.cls_row.mean(1)
     best = objects.gather(1, score.topk(28, dim=1).indices).float().mean().item()
@@ -63,10 +78,12 @@ def test_cls_looks_at_objects(taken, vision):
 
 
 def test_hiprunes_object_layer_is_the_best_before_the_deep_one(model, taken):
-    """`bench.OBJECT_LAYER`: of the layers that are not the registers' own, the one whose most attended patches overlap the objects best."""
+    """`bench.OBJECT_LAYER`: of the layers that are not the registers' own, the one whose most
+    attended patches overlap the objects best."""
     objects = exam.object_patches(taken.scenes)[:80].any(1)
     with torch.no_grad():
-        layers, overlap, _ = hiprune.layer_analysis(model.encode(taken.images[:80], attention=range(5)), objects)
+        vision = model.encode(taken.images[:80], attention=range(5))
+        layers, overlap, _ = hiprune.layer_analysis(vision, objects)
     deep = hiprune.attention_layers(len(model.encoder.blocks), bench.OBJECT_LAYER)[1] + 1
     best = max(range(1, deep), key=lambda layer: overlap[layers.index(layer)])
     assert bench.OBJECT_LAYER == best, overlap.tolist()
@@ -75,19 +92,22 @@ def test_hiprunes_object_layer_is_the_best_before_the_deep_one(model, taken):
 
 @pytest.mark.parametrize("method", ["fastervlm", "divprune", "fastv"])
 def test_a_third_is_enough_and_a_blank_is_not(model, taken, vision, method):
-    part = exam.Exam(taken.scenes, taken.asked[:40], taken.ids[:40], taken.target[:40], taken.kind[:40])
+    rows = (part[:40] for part in (taken.asked, taken.ids, taken.target, taken.kind))
+    part = exam.Exam(taken.scenes, *rows)
+    first = Plan(torch.zeros(40, 1, dtype=torch.long), 256)
     few = vision.rows(torch.arange(40))
     with torch.no_grad():
         whole = part.table(part.right(model, few.tokens))["all"]
         third = part.table(bench.grade(model, few, part, method, 85))["all"]
-        one = part.table(part.right(model, Plan(torch.zeros(40, 1, dtype=torch.long), 256).apply(few.tokens)))["all"]
+        one = part.table(part.right(model, first.apply(few.tokens)))["all"]
     assert third > one + 0.1 and third > whole - 0.25
 
 
 def test_a_real_photograph_is_answered(model):
     from vtlib.data import photographs
 
-    answers = model.answer(model.encode(photographs(128, ["coffee"])["coffee"][None]).tokens, ["is there a crab?"])
+    coffee = photographs(128, ["coffee"])["coffee"][None]
+    answers = model.answer(model.encode(coffee).tokens, ["is there a crab?"])
     assert answers.texts[0] in ("yes", "no") and 0 < answers.probability.item() <= 1
 
 

@@ -1,4 +1,5 @@
-"""TinyVLM untrained: packing equals separate runs, reduction goes in where it should, words and their errors."""
+"""TinyVLM untrained: packing equals separate runs, reduction goes in where it should, words and
+their errors."""
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ QUESTIONS = ["is there a crab?", "is there a key left of the owl?", "there"]
 def model():
     torch.manual_seed(0)
     vocabulary = "is there a crab owl ? yes no left of the key".split()
-    return TinyVLM(vocabulary, dict(embed_dim=32, num_layers=3, num_heads=4, place_dim=8), dict(embed_dim=32, num_layers=3, num_heads=4, hidden_dim=48)).eval()
+    encoder = dict(embed_dim=32, num_layers=3, num_heads=4, place_dim=8)
+    decoder = dict(embed_dim=32, num_layers=3, num_heads=4, hidden_dim=48)
+    return TinyVLM(vocabulary, encoder, decoder).eval()
 
 
 @pytest.fixture(scope="module")
 def vision(model):
     with torch.no_grad():
-        return model.encode(torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0)), need=("cls_row", "keys"))
+        images = torch.rand(3, 3, 24, 32, generator=torch.Generator("cpu").manual_seed(0))
+        return model.encode(images, need=("cls_row", "keys"))
 
 
 @torch.no_grad()
@@ -60,22 +64,28 @@ def test_padding_changes_nothing(model, vision):
 @torch.no_grad()
 @pytest.mark.parametrize("positions", ["renumber", "keep"])
 def test_answer_is_what_full_runs_would_say(model, vision, positions):
-    """Greedy decoding with the cache against running the whole sequence again for each word, with a cut inside the decoder."""
+    """Greedy decoding with the cache against running the whole sequence again for each word, with
+    cuts inside the decoder."""
+    def cuts(score):
+        return [
+            Stage(1, 7, lambda state, keep: state.top(score, keep)),
+            Stage(2, 3, lambda state, keep: state.top(score[:, :7], keep)),
+        ]
+
     score = torch.randn(3, vision.tokens.shape[1])
-    stages = [Stage(1, 7, lambda state, keep: state.top(score, keep)), Stage(2, 3, lambda state, keep: state.top(score[:, :7], keep))]
-    answers = model.answer(vision.tokens, QUESTIONS, stages, positions, max_words=3)
+    answers = model.answer(vision.tokens, QUESTIONS, cuts(score), positions, max_words=3)
     assert answers.prefill.cache.lengths[-1] < answers.prefill.cache.lengths[0]
     for b, question in enumerate(QUESTIONS):
         text, probability = question, 1.0
         for _ in range(4):
-            mine = [Stage(1, 7, lambda state, keep: state.top(score[b : b + 1], keep)),
-                    Stage(2, 3, lambda state, keep: state.top(score[b : b + 1, :7], keep))]
-            p, best = model.prefill(vision.tokens[b : b + 1], [text], mine, positions)[0].softmax(-1).max(-1)
+            mine = cuts(score[b : b + 1])
+            logits, _ = model.prefill(vision.tokens[b : b + 1], [text], mine, positions)
+            p, best = logits.softmax(-1).max(-1)
             probability *= p.item()
             if model.vocabulary[best] == "<end>":
                 break
             text += " " + model.vocabulary[best]
-            if model.vocabulary[best].startswith("<"):                           # the tokenizer cannot feed it back
+            if model.vocabulary[best].startswith("<"):       # the tokenizer cannot feed it back
                 return
         assert answers.probability[b].item() == pytest.approx(probability, rel=1e-4)
 
@@ -84,10 +94,11 @@ def test_answer_is_what_full_runs_would_say(model, vision, positions):
 def test_reduce_before_and_after_the_projector(model, vision):
     assert torch.equal(model.reduce(vision), vision.tokens)
     n = vision.tokens.shape[1]
-    for space, size, prefix in (("features", n, 0), ("tokens", n, 0)):
-        assert torch.equal(model.reduce(vision, keep_all(3, size), space), vision.tokens)
+    for space in ("features", "tokens"):
+        assert torch.equal(model.reduce(vision, keep_all(3, n), space), vision.tokens)
     index = torch.tensor([[0, 3, 5]]).expand(3, -1)
-    torch.testing.assert_close(model.reduce(vision, Plan(index, n), "features"), vision.tokens[:, [0, 3, 5]])
+    fewer = model.reduce(vision, Plan(index, n), "features")
+    torch.testing.assert_close(fewer, vision.tokens[:, [0, 3, 5]])
     with_cls = model.reduce(vision, Plan(index, n + 1, num_prefix=1), "selected")
     torch.testing.assert_close(with_cls[:, 1:], vision.tokens[:, [2, 4]])
     with pytest.raises(ValueError, match="space='patches'"):
@@ -95,13 +106,15 @@ def test_reduce_before_and_after_the_projector(model, vision):
 
 
 def test_words():
-    assert words('How many objects are of the category "Food & Drink"?') == "how many objects are of the category food & drink ?".split()
+    text = 'How many objects are of the category "Food & Drink"?'
+    assert words(text) == "how many objects are of the category food & drink ?".split()
 
 
 @pytest.mark.parametrize("questions, message", [
     (["is there a zebra?"] * 3, "does not know 'zebra'"),
     (["is there", "...", "crab"], "there is no word"),
     (["is there"], "1 entries but there are 3 pictures"),
+    ("is there a crab?", "1 entries but there are 3 pictures"),
 ])
 def test_bad_questions(model, vision, questions, message):
     with pytest.raises(ValueError, match=message):
@@ -115,15 +128,17 @@ def test_vocabulary_twice():
 
 def test_meta_and_bfloat16(model):
     with torch.device("meta"):
-        far = TinyVLM(["a", "?"], dict(embed_dim=32, num_layers=2, num_heads=4), dict(embed_dim=32, num_layers=2, num_heads=4))
+        sizes = dict(embed_dim=32, num_layers=2, num_heads=4)
+        far, ids = TinyVLM(["a", "?"], sizes, sizes), torch.zeros(2, 3, 4, dtype=torch.long)
         vision = far.encode(torch.rand(2, 3, 16, 24), need=("cls_row", "keys"), attention=(0,))
         assert vision.tokens.shape == (2, 6, 32) and vision.cls_row.device.type == "meta"
-        assert far.packed(vision.tokens, torch.zeros(2, 3, 4, dtype=torch.long)).shape == (2, 3, 4, 5)
+        assert far.packed(vision.tokens, ids).shape == (2, 3, 4, 5)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(torch.rand(1, 3, 16, 16), ["is there a crab?"])
     assert logits.isfinite().all()
     loss = model(torch.rand(2, 3, 16, 16), ["is there a crab?", "no"]).square().mean()
     loss.backward()
-    used = [p.grad for name, p in model.named_parameters() if not name.startswith(("encoder.blocks.2", "encoder.norm"))]
-    assert all(g is not None and g.isfinite().all() for g in used)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(("encoder.blocks.2", "encoder.norm")):        # behind select=-2
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     model.zero_grad()
