@@ -1,5 +1,6 @@
 """Packages: by attribute, by star, by tab; nothing is loaded that was not asked for."""
 
+import importlib
 import pkgutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 import vtlib
 
-FAMILIES = ("multiscale", "pruning", "superres")
+FAMILIES = ("multiscale", "pruning", "superres", "vit", "vlm")
 EXTRAS = {"teach"}                                              # needs what [course] installs
 
 
@@ -81,3 +82,28 @@ def test_one_pruning_method_is_light():
 
 def test_one_super_resolution_net_is_light():
     assert not {"vtlib.superres.ttvsr", "vtlib.data"} & loaded("vtlib.superres.catanet")
+
+
+def test_a_vit_and_a_decoder_are_light():
+    """No loader and no world comes with a network, no TinyVLM with its decoder."""
+    assert not {"vtlib.vit.pretrained", "vtlib.checkpoints", "vtlib.data"} & loaded("vtlib.vit.vit")
+    families = {name.split(".")[1] for name in loaded("vtlib.vlm.decoder")}
+    assert families == {"_lazy", "nn", "tokens", "vlm"}
+    assert not {"vtlib.vlm.tinyvlm", "vtlib.vlm.exam"} & loaded("vtlib.vlm.decoder")
+
+
+@pytest.mark.parametrize("name, home", [
+    ("vit.ViT", "vit.vit"),
+    ("vit.vit_emoji", "vit.pretrained"),
+    ("vlm.TinyVLM", "vlm.tinyvlm"),
+    ("vlm.Decoder", "vlm.decoder"),
+    ("vlm.Encoder", "vlm.encoder"),
+    ("vlm.State", "vlm.decoder"),
+    ("vlm.Transition", "vlm.decoder"),
+    ("vlm.Cache", "vlm.decoder"),
+    ("vlm.Prefill", "vlm.decoder"),
+])
+def test_a_family_shows_what_its_modules_hold(name, home):
+    package, _, attribute = name.partition(".")
+    shown = getattr(getattr(vtlib, package), attribute)
+    assert shown is getattr(importlib.import_module(f"vtlib.{home}"), attribute)

@@ -82,7 +82,11 @@ class Block(nn.Module):
     ) -> Any:
         """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N).
 
-        bias, rope: see `Attention.forward`.
+        Args:
+            x: tokens.
+            bias: see `Attention.forward`.
+            rope: see `Attention.forward`.
+            return_attn: also return the weights.
         """
         y = self.attn(self.norm1(x), bias, rope, return_attn)
         y, attn = y if return_attn else (y, None)

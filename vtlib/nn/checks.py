@@ -157,7 +157,13 @@ def readable(x: Tensor) -> bool:
 
 
 def check_images(images: Tensor, in_chans: int = 3, name: str = "images") -> None:
-    """Raise unless `images` is a floating batch (B, in_chans, H, W) with B, H, W >= 1."""
+    """Raise unless `images` is a floating batch (B, in_chans, H, W) with B, H, W >= 1.
+
+    Args:
+        images: what was given.
+        in_chans: channels that are needed.
+        name: what the message calls it.
+    """
     check_float(images, name)
     shape = tuple(images.shape)
     if len(shape) != 4:
@@ -178,7 +184,13 @@ def check_images(images: Tensor, in_chans: int = 3, name: str = "images") -> Non
 
 
 def check_tokens(x: Tensor, dim: int | None = None, name: str = "tokens") -> None:
-    """Raise unless `x` is floating (B, N, D) with B, N >= 1 and, if given, D == dim."""
+    """Raise unless `x` is floating (B, N, D) with B, N >= 1.
+
+    Args:
+        x: what was given.
+        dim: the D that is needed; None: any.
+        name: what the message calls it.
+    """
     check_float(x, name)
     shape = tuple(x.shape)
     if len(shape) != 3:
