@@ -1,4 +1,7 @@
-"""The set-up cell's Colab branch, without Colab: a fake google.colab, a %pip that writes down or installs a local wheel."""
+"""The set-up cell's Colab branch, without Colab.
+
+There is a fake google.colab, and a %pip that writes down or installs a local wheel.
+"""
 
 import json
 import subprocess
@@ -21,23 +24,25 @@ result = shell.run_cell({source!r})
 result.raise_error()
 print(json.dumps(lines))
 """
-# An IPython start-up file that makes the kernel look like Colab's: there is google.colab, and %pip takes the local wheel.
+# An IPython start-up file that makes the kernel look like Colab's: there is google.colab, and %pip
+# takes the local wheel.
 STARTUP = """
 import re, subprocess, sys, types
 sys.modules["google"] = types.ModuleType("google")
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 def pip(line):
     assert re.match(r'install -q --no-deps "vtlib @ git\\+https://', line), line
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", {wheel!r}], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*install, {wheel!r}], check=True)
     print("installed vtlib")
 get_ipython().register_magic_function(pip, "line", "pip")
 """
 
 
 def record(colab):
-    done = subprocess.run(
-        [sys.executable, "-c", RECORD.format(colab=colab, source=setup_source())], capture_output=True, text=True, timeout=120
-    )
+    code = RECORD.format(colab=colab, source=setup_source())
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -72,12 +77,13 @@ ROWS = [ALL[0], *(pytest.param(path, marks=pytest.mark.nightly) for path in ALL[
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: p.stem)
 def test_first_cells_in_a_clean_environment(path, wheel, tmp_path):
-    """vtlib is not there, the set-up cell brings it, and the next cells find it and its assets from a folder of their own."""
+    """vtlib is not there; the set-up cell brings it, and the next cells find it and its assets."""
     python = empty_venv(tmp_path / "venv")
     startup = tmp_path / "ipythondir" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "00-colab.py").write_text(STARTUP.format(wheel=str(wheel)))
-    probe = subprocess.run([python, "-c", "import vtlib"], cwd=tmp_path, capture_output=True, text=True)
+    command = [python, "-c", "import vtlib"]
+    probe = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "No module named 'vtlib'" in probe.stderr
     printed = run_cells(python, path, tmp_path / "content", cells=4)
     assert printed[0].startswith("installed vtlib") and "torch" in printed[0]

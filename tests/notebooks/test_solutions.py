@@ -1,4 +1,4 @@
-"""The exercises: a stub is not an error, folded solutions are accepted, mistakes are turned down with a message that helps.
+"""The exercises: a stub is no error, solutions are accepted, mistakes are told what is wrong.
 
 tests/teach/wrong/PAPER.py holds the mistakes:
 WRONG = {"PAPER.name": [("short name", "python source", "fragment of the message"), ...]}.
@@ -36,35 +36,45 @@ CASES = [
     for name in re.findall(r"""teach\.exercise\(\s*["']([^"']+)["']""", cell.source)
 ]
 HOME = {name: stem for stem, name in CASES}
+FILES = sorted((ROOT / "tests" / "teach" / "wrong").glob("*.py"))
 WRONG = {
-    name: rows
-    for file in sorted((ROOT / "tests" / "teach" / "wrong").glob("*.py"))
-    for name, rows in runpy.run_path(str(file))["WRONG"].items()
+    name: rows for file in FILES for name, rows in runpy.run_path(str(file))["WRONG"].items()
 }
 MISTAKES = [(HOME.get(name), name, *row) for name, rows in WRONG.items() for row in rows]
 
 
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+
 def define(source, namespace):
-    """Run what a cell defines: imports, functions, classes, plain constants. The rest (training, plots) is left out."""
+    """Run what a cell defines: imports, functions, classes, plain constants.
+
+    The rest (training, plots) is left out, and what needs a value that only a real run has.
+    """
     for node in ast.parse(plain_python(source)).body:
-        plain = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
-        if isinstance(node, ast.Assign):
-            try:
-                ast.literal_eval(node.value)
-                plain = True
-            except (ValueError, TypeError):
-                plain = ast.unparse(node.value) in ("teach.device()",)
-        if plain:
-            try:
+        if isinstance(node, DEFINITIONS) or is_constant(node):
+            with contextlib.suppress(NameError):
                 exec(compile(ast.Module([node], []), "<notebook>", "exec"), namespace)
-            except NameError:  # needs a value that only a real run has
-                pass
+
+
+def is_constant(node):
+    if not isinstance(node, ast.Assign):
+        return False
+    try:
+        ast.literal_eval(node.value)
+    except (ValueError, TypeError):
+        return ast.unparse(node.value) == "teach.device()"
+    return True
 
 
 @functools.cache
 def prepared(stem):
-    """{exercise name: (names known before its cell, source of the cell, solution, expression handed to teach.exercise)}."""
-    namespace, found, cells = {"__name__": "__notebook__"}, {}, read(NOTEBOOKS[stem]).cells
+    """{exercise name: (names known before its cell, its source, solution, what is handed in)}.
+
+    What is handed in: the expression that teach.exercise gets.
+    """
+    namespace, found = {"__name__": "__notebook__"}, {}
+    cells = read(NOTEBOOKS[stem]).cells
     for i, cell in enumerate(cells):
         if cell.cell_type != "code":
             continue
@@ -73,22 +83,31 @@ def prepared(stem):
             continue
         solution = solution_code(next(c for c in cells[i:] if "solution" in tags(c)))
         for name, line in exercise_lines(cell.source):
-            call = next(
-                n for n in ast.walk(ast.parse(line)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "teach.exercise"
-            )
-            found[name] = (dict(namespace), cell.source, solution, ast.unparse(call.args[1]))
+            found[name] = (dict(namespace), cell.source, solution, handed_in(line))
         exec(compile(solution, f"<solution {i}>", "exec"), namespace)
     return found
 
 
+def handed_in(line):
+    """The second argument of teach.exercise, as source."""
+    calls = [node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
+    (call,) = (node for node in calls if ast.unparse(node.func) == "teach.exercise")
+    return ast.unparse(call.args[1])
+
+
 def attempt(stem, name, source):
-    """What teach.exercise makes of `source` in the place of the stub: (what it returned, what it was given)."""
+    """What teach.exercise makes of `source` in the place of the stub: (what it returned, got)."""
+    fn = answer_of(stem, name, source)
+    return teach.exercise(name, fn), fn
+
+
+def answer_of(stem, name, source):
+    """What `source`, in the place of the stub, hands to teach.exercise."""
     before, _, _, expression = prepared(stem)[name]
     namespace = dict(before)
     exec(compile(source, f"<{name}>", "exec"), namespace)
     torch.manual_seed(0)
-    fn = eval(expression, namespace)
-    return teach.exercise(name, fn), fn
+    return eval(expression, namespace)
 
 
 def stub(stem, name):
@@ -121,7 +140,9 @@ def test_reference_is_accepted(stem, name, capsys):
 
 
 @pytest.mark.parametrize(
-    "stem,name,short,source,fragment", MISTAKES, ids=[f"{m[1]}-{m[2]}".replace(" ", "_") for m in MISTAKES]
+    "stem,name,short,source,fragment",
+    MISTAKES,
+    ids=[f"{name}-{short}".replace(" ", "_") for _, name, short, *_ in MISTAKES],
 )
 def test_mistake_is_explained(stem, name, short, source, fragment):
     with pytest.raises(teach.Wrong) as caught:
@@ -131,7 +152,7 @@ def test_mistake_is_explained(stem, name, short, source, fragment):
     assert name in message
 
 
-# ------------------------------------------------------------- every check, whatever torch is set to
+# --------------------------------------------------- every check, whatever torch is set to
 
 
 def meta_device():
@@ -167,11 +188,7 @@ SETTINGS = [meta_device, doubles, torch.no_grad, torch.inference_mode, determini
 @pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
 def test_right_is_right_under_any_setting_of_torch(stem, name, setting, capsys):
     reference, _ = teach.exercises.get(name)
-    before, _, solution, expression = prepared(stem)[name]
-    namespace = dict(before)
-    exec(compile(solution, f"<{name}>", "exec"), namespace)
-    torch.manual_seed(0)
-    own = eval(expression, namespace)
+    own = answer_of(stem, name, prepared(stem)[name][2])
     with setting():
         assert teach.exercise(name, own) is own
         assert teach.exercise(name, reference) is reference
@@ -203,7 +220,9 @@ def test_a_reference_follows_its_inputs(stem, name, setting):
 
 
 def flat(value):
-    return [x for part in value for x in flat(part)] if isinstance(value, (tuple, list)) else [value]
+    if isinstance(value, (tuple, list)):
+        return [x for part in value for x in flat(part)]
+    return [value]
 
 
 # ------------------------------------------------------------------- what a check asks of an answer
@@ -239,10 +258,8 @@ def copy_of(value):
 
 def parameters(stem, name):
     """The names of the arguments, as the notebook's stub has them."""
-    before, _, solution, expression = prepared(stem)[name]
-    namespace = dict(before)
-    exec(compile(solution, f"<{name}>", "exec"), namespace)
-    return list(inspect.signature(eval(expression, namespace)).parameters)
+    answer = answer_of(stem, name, prepared(stem)[name][2])
+    return list(inspect.signature(answer).parameters)
 
 
 @pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
@@ -281,7 +298,7 @@ def overwrite(value):
 
 @pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
 def test_an_answer_may_not_overwrite_an_argument(stem, name):
-    """Not in one of the calls, whichever it is, and not after the right result has been computed."""
+    """Not in any one of the calls, and not after the right result has been computed."""
     reference, _ = teach.exercises.get(name)
     signature = inspect.signature(reference)
     for number, (arguments, _) in enumerate(calls(name)):
@@ -313,6 +330,6 @@ def test_registry_and_mistakes_cover_the_notebooks():
     assert not few, f"at least three wrong answers each, in tests/teach/wrong: {few}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "teach" / "wrong").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_of_mistakes_is_about_one_paper(file):
     assert {name.partition(".")[0] for name in runpy.run_path(str(file))["WRONG"]} == {file.stem}

@@ -1,14 +1,19 @@
-"""What a notebook must look like, checked on the file itself, without a kernel. One test per rule, each over all notebooks."""
+"""What a notebook must look like, checked on the file itself, without a kernel.
+
+One test per rule, each over all notebooks.
+"""
 
 import ast
 import re
 import statistics
 import sys
 import tomllib
+from pathlib import Path
 
 import nbformat
 import pytest
 
+from tools import papers
 from tools.notebook import (
     BADGE_PATTERN,
     ROOT,
@@ -25,7 +30,8 @@ from tools.notebook import (
 )
 
 NOTEBOOKS = paths()
-MACHINE_PATH = re.compile(r"(?<![\w.:/])/(root|home|Users|work|tmp|opt|usr|private|var|content|mnt)/\w|\b[A-Z]:\\\w")
+FOLDERS = "root|home|Users|work|tmp|opt|usr|private|var|content|mnt"
+MACHINE_PATH = re.compile(rf"(?<![\w.:/])/({FOLDERS})/\w|\b[A-Z]:\\\w")
 DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
 IMG = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
 ALT = re.compile(r"""\balt\s*=\s*("([^"]*)"|'([^']*)')""", re.IGNORECASE)
@@ -63,11 +69,15 @@ def head(nb):
 
 
 def sections(nb):
-    """{slug: cells} of the paper sections: from the heading tagged paper:slug to the next heading of level 2."""
+    """{slug: cells} of the paper sections.
+
+    From the heading tagged paper:slug to the next heading of level 2.
+    """
     found, slug = {}, None
     for cell in nb.cells:
         if cell.cell_type == "markdown" and cell.source.lstrip().startswith("## "):
-            slug = next((tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")), None)
+            slugs = [tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")]
+            slug = slugs[0] if slugs else None
             if slug:
                 found[slug] = []
         if slug:
@@ -86,8 +96,8 @@ def text_of(output):
         return output.text
     if output.output_type == "error":
         return "\n".join(output.traceback)
-    data = output.get("data", {})
-    return DATA_URI.sub("", "\n".join(v for k, v in data.items() if k.startswith("text/") and isinstance(v, str)))
+    texts = [v for mime, v in output.get("data", {}).items() if mime.startswith("text/")]
+    return DATA_URI.sub("", "\n".join(text for text in texts if isinstance(text, str)))
 
 
 def lines_of(cell):
@@ -102,39 +112,47 @@ def words(nb):
     return len(re.findall(r"[^\W_][\w'’.-]*", text))
 
 
-# ------------------------------------------------------------------------------------------------------------------ shape
+# -------------------------------------------------------------------------------------------- shape
 def test_valid_and_normalised(nb):
     nbformat.validate(nb)
     assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
-    assert [cell.id for cell in nb.cells] == [f"c{i:03d}" for i in range(len(nb.cells))], "run tools/notebook.py run on it"
+    ids = [f"c{i:03d}" for i in range(len(nb.cells))]
+    assert [cell.id for cell in nb.cells] == ids, "run tools/notebook.py run on it"
     assert nb.metadata.kernelspec.name == "python3"
-    assert "version" not in nb.metadata.language_info, "the Python version of the machine is in the metadata"
+    told = "the Python version of the machine is in the metadata"
+    assert "version" not in nb.metadata.language_info, told
 
 
 def test_name(path):
     assert re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+\.ipynb", path.name)
 
 
+def is_title(cell):
+    prose = re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL)
+    return cell.cell_type == "markdown" and re.search(r"^# ", prose, re.MULTILINE)
+
+
+HEAD = {
+    r"^\|.*\bpaper\b.*\|.*\byear\b.*\|": "a table | paper | year | idea | section |",
+    r"read[^\n]*?\d+|\d+[^\n]*?\bread": "the time to read",
+    r"\brun[^\n]*?\d+|\d+[^\n]*?\brun": "the time to run",
+    r"\byou\s+(will\s+be\s+able|can)\b": "what you will be able to do",
+    r"you\s+need|needs?:": "what you need to know",
+}
+"""What stands before the set-up cell."""
+
+
 def test_head(nb, path):
     first = nb.cells[0]
-    assert first.cell_type == "markdown" and first.source.startswith("# "), "the first cell is the title"
+    assert is_title(first) and first.source.startswith("# "), "the first cell is the title"
     assert badge(path.name) in first.source, "the Colab badge is missing or stale: make colab"
-    titles = [
-        c
-        for c in nb.cells
-        if c.cell_type == "markdown" and re.search(r"^# ", re.sub(r"```.*?```", "", c.source, flags=re.DOTALL), re.MULTILINE)
-    ]
-    assert len(titles) == 1, f"one heading of level 1, found {[show(c) for c in titles]}"
+    titles = [show(cell) for cell in nb.cells if is_title(cell)]
+    assert len(titles) == 1, f"one heading of level 1, found {titles}"
     text = head(nb)
-    assert re.search(r"^\|.*\bpaper\b.*\|.*\byear\b.*\|", text, re.MULTILINE | re.IGNORECASE), (
-        "a table | paper | year | idea | section |"
-    )
-    assert re.search(r"read[^\n]*?\d+|\d+[^\n]*?\bread", text, re.IGNORECASE), "the time to read"
-    assert re.search(r"\brun[^\n]*?\d+|\d+[^\n]*?\brun", text, re.IGNORECASE), "the time to run"
-    assert re.search(r"\byou\s+(will\s+be\s+able|can)\b", text, re.IGNORECASE), "what you will be able to do"
-    assert re.search(r"you\s+need|needs?:", text, re.IGNORECASE), "what you need to know"
-    table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-    rows = [line for line in table.splitlines() if re.search(r"\]\(#", line)]
+    for pattern, what in HEAD.items():
+        assert re.search(pattern, text, re.MULTILINE | re.IGNORECASE), what
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line for line in table if re.search(r"\]\(#", line)]
     assert len(rows) >= max(1, len(sections(nb))), "the table links to the section of each paper"
 
 
@@ -146,7 +164,8 @@ def test_setup_cell_is_the_first_code_cell_and_the_same_everywhere(nb):
 
 
 def test_length(nb, path):
-    second = len(number(path)) > 2  # 01b: the second notebook of a family, which may be the shorter half of an evening
+    # 01b: the second notebook of a family, which may be the shorter half of an evening
+    second = len(number(path)) > 2
     cells, prose = (35, 1800) if second else (40, 2500)
     assert cells <= len(nb.cells) <= 90, f"{len(nb.cells)} cells"
     assert prose <= words(nb) <= 5000, f"{words(nb)} words"
@@ -154,55 +173,80 @@ def test_length(nb, path):
 
 def test_code_cells_are_short(nb):
     counts = {show(cell): len(lines_of(cell)) for cell in code_cells(nb)}
-    assert not {k: v for k, v in counts.items() if v > 25}, "split it, or move what is not the lesson into vtlib"
+    too_long = {k: v for k, v in counts.items() if v > 25}
+    assert not too_long, "split it, or move what is not the lesson into vtlib"
     long = {k: v for k, v in counts.items() if v > 20}
     assert len(long) <= len(counts) / 10, f"rarely over 20 lines: {long}"
     assert statistics.median(counts.values()) <= 15
 
 
 def test_last_sections(nb):
-    headings = [
-        m.lower() for c in nb.cells if c.cell_type == "markdown" for m in re.findall(r"^#{2,3} (.*)$", c.source, re.MULTILINE)
-    ]
+    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    headings = [text.lower() for text in re.findall(r"^#{2,3} (.*)$", prose, re.MULTILINE)]
     for name in ("recall", "further", "references"):
         assert any(name in heading for heading in headings), f"no heading '{name}'"
 
 
-# ------------------------------------------------------------------------------------------------------------- the papers
+# --------------------------------------------------------------------------------------- the papers
 def test_each_paper_has_its_parts(nb, path):
     found = sections(nb)
-    assert found or path.name.startswith("00_"), "no heading of level 2 is tagged paper:slug"
+    is_first = path.name.startswith("00_")
+    assert found or is_first, "no heading of level 2 is tagged paper:slug"
     scopes = found or {"the notebook": nb.cells}
-    missing = [
-        f"{slug}: {tag}"
-        for slug, cells in scopes.items()
-        for tag in ("exercise", "hint", "solution", "check", "widget") + (("claim",) if found else ())
-        if not tagged(cells, tag)
-    ]
+    parts = ["exercise", "hint", "solution", "check", "widget"]
+    if found:
+        parts.append("claim")
+    pairs = [(slug, tag, cells) for slug, cells in scopes.items() for tag in parts]
+    missing = [f"{slug}: {tag}" for slug, tag, cells in pairs if not tagged(cells, tag)]
     assert not missing
 
 
-def test_exercises(nb, path):
+def papers_of(nb):
+    """Names of the modules whose PAPER has a section here, and `basics`."""
+    modules = {slug: Path(file).stem for slug, file in papers.files().items()}
+    return {"basics"} | {modules[slug] for slug in sections(nb) if slug in modules}
+
+
+def test_exercises(nb):
     found = exercises(nb)  # raises when a solution is missing or not a single block
-    papers = {"basics"} | {slug.partition("-")[0] for slug in sections(nb)}  # a module has the first word of its slug
+    modules = papers_of(nb)
     for i, names, _ in found:
-        cell = nb.cells[i]
         assert len(names) == 1, f"{names}: one exercise a cell"
-        assert names[0].partition(".")[0] in papers, f"{names[0]}: named after a paper of the notebook, or basics: {papers}"
-        assert "NotImplementedError" in cell.source, f"{show(cell)}: the stub raises NotImplementedError"
-        tree = ast.parse(plain_python(cell.source))
-        stubs = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-        assert stubs and all(ast.get_docstring(stub) for stub in stubs), f"{show(cell)}: each stub has a docstring"
-        assert "teach.exercise(" in lines_of(cell)[-1], f"{show(cell)}: ends with the call of teach.exercise"
-        others = [ast.unparse(n) for n in tree.body if n not in stubs and "teach.exercise(" not in ast.unparse(n)]
-        assert not [o for o in others if not o.startswith(("import ", "from "))], f"{show(cell)}: nothing else belongs here"
-        card = next(c for c in reversed(nb.cells[:i]) if c.cell_type == "markdown").source
-        assert re.search(r"difficulty", card, re.IGNORECASE) and re.search(r"\d+\s*min", card), f"{show(cell)}: card above it"
-        after = nb.cells[i + 1 :]
-        order = [next((k for k, c in enumerate(after) if tag in tags(c)), None) for tag in ("hint", "solution")]
-        assert None not in order and order[0] < order[1], f"{show(cell)}: a hint cell, then a solution cell, after it"
+        told = f"{names[0]}: named after a paper's module, or basics: {sorted(modules)}"
+        assert names[0].partition(".")[0] in modules, told
+        check_stub(nb.cells[i])
+        check_surroundings(nb, i)
     names = [name for _, group, _ in found for name in group]
     assert names and len(set(names)) == len(names)
+
+
+def check_stub(cell):
+    """The stub of an exercise, with nothing beside it."""
+    assert "NotImplementedError" in cell.source, f"{show(cell)}: it raises NotImplementedError"
+    body = ast.parse(plain_python(cell.source)).body
+    stubs = [n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    documented = stubs and all(ast.get_docstring(stub) for stub in stubs)
+    assert documented, f"{show(cell)}: each stub has a docstring"
+    last = lines_of(cell)[-1]
+    assert "teach.exercise(" in last, f"{show(cell)}: ends with the call of teach.exercise"
+    others = [ast.unparse(node) for node in body if node not in stubs]
+    beside = [o for o in others if not o.startswith(("import ", "from "))]
+    assert all("teach.exercise(" in o for o in beside), f"{show(cell)}: nothing else belongs here"
+
+
+def check_surroundings(nb, i):
+    """A card above the exercise in cell i; a hint and a solution after it."""
+    cell = nb.cells[i]
+    card = next(c for c in reversed(nb.cells[:i]) if c.cell_type == "markdown").source
+    described = re.search(r"difficulty", card, re.IGNORECASE) and re.search(r"\d+\s*min", card)
+    assert described, f"{show(cell)}: card above it, with difficulty and minutes"
+    after = [tags(c) for c in nb.cells[i + 1 :]]
+    order = [
+        next((k for k, found in enumerate(after) if tag in found), None)
+        for tag in ("hint", "solution")
+    ]
+    told = f"{show(cell)}: a hint cell, then a solution cell, after it"
+    assert None not in order and order[0] < order[1], told
 
 
 def test_hints_and_solutions_are_folded(nb):
@@ -213,28 +257,28 @@ def test_hints_and_solutions_are_folded(nb):
 
 
 def test_widgets_are_moved_by_a_cell(nb):
-    for i, cell in enumerate(nb.cells):
-        if cell.cell_type == "code" and "widget" in tags(cell):
-            later = nb.cells[i:]
-            until = next((k for k, c in enumerate(later[1:], 1) if "widget" in tags(c)), len(later))
-            code = "\n".join(c.source for c in later[:until] if c.cell_type == "code")
-            assert re.search(r"\.set\(|\.value\s*=[^=]", code), (
-                f"{show(cell)}: no cell moves the control, so nbval never calls it"
-            )
+    places = [i for i, cell in enumerate(nb.cells) if "widget" in tags(cell)]
+    places = [i for i in places if nb.cells[i].cell_type == "code"]
+    for i in places:
+        following = [k for k, cell in enumerate(nb.cells) if k > i and "widget" in tags(cell)]
+        until = following[0] if following else len(nb.cells)
+        part = nb.cells[i:until]
+        code = "\n".join(cell.source for cell in part if cell.cell_type == "code")
+        told = f"{show(nb.cells[i])}: no cell moves the control, so nbval never calls it"
+        assert re.search(r"\.set\(|\.value\s*=[^=]", code), told
 
 
 def test_widget_and_claim_outputs(nb):
-    for cell in tagged(code_cells(nb), "widget"):
-        assert any("<img" in o.get("data", {}).get("text/html", "") for o in cell.outputs), (
-            f"{show(cell)}: no static first frame"
-        )
-    for cell in tagged(code_cells(nb), "claim"):
-        assert any("<table" in o.get("data", {}).get("text/html", "") for o in cell.outputs), (
-            f"{show(cell)}: no table of claims"
-        )
+    for tag, wanted, what in (
+        ("widget", "<img", "static first frame"),
+        ("claim", "<table", "table of claims"),
+    ):
+        for cell in tagged(code_cells(nb), tag):
+            shown = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
+            assert any(wanted in text for text in shown), f"{show(cell)}: no {what}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- outputs
+# ------------------------------------------------------------------------------------------ outputs
 def test_was_run_from_top_to_bottom(nb):
     cells = code_cells(nb)
     assert all(cell.source.strip() for cell in cells), "an empty code cell"
@@ -248,7 +292,8 @@ def test_outputs_are_clean(nb):
         assert output.get("name") != "stderr", f"{show(cell)}: {text_of(output)}"
         text = text_of(output)
         assert not re.search(r"\b\w*Warning:", text), f"{show(cell)}: a warning"
-        assert not re.search(r"\bat 0x[0-9a-f]{6,}|<Figure size|\btensor\(", text), f"{show(cell)}: the repr of an object"
+        written = re.search(r"\bat 0x[0-9a-f]{6,}|<Figure size|\btensor\(", text)
+        assert not written, f"{show(cell)}: the repr of an object"
         assert not re.search(r"\d(it/s|s/it)\b", text), f"{show(cell)}: a progress bar"
 
 
@@ -256,31 +301,32 @@ def test_no_machine_paths(nb):
     for cell in nb.cells:
         assert not MACHINE_PATH.search(DATA_URI.sub("", cell.source)), show(cell)
     for cell, output in outputs(nb):
-        assert not MACHINE_PATH.search(text_of(output)), f"{show(cell)}: {MACHINE_PATH.search(text_of(output))}"
+        found = MACHINE_PATH.search(text_of(output))
+        assert not found, f"{show(cell)}: {found}"
 
 
 def test_no_widget_state(nb):
     assert "widgets" not in nb.metadata, "GitHub refuses a notebook with saved widget state"
     for cell, output in outputs(nb):
         data = output.get("data", {})
-        assert WIDGET not in data or "text/html" in data, f"{show(cell)}: a widget without a static picture"
+        told = f"{show(cell)}: a widget without a static picture"
+        assert WIDGET not in data or "text/html" in data, told
 
 
 def test_pictures_have_alt_text(nb):
     for cell, output in outputs(nb):
         data = output.get("data", {})
-        assert not [mime for mime in data if mime.startswith("image/")], (
-            f"{show(cell)}: figures go through teach.show(fig, alt=...)"
-        )
+        bare = [mime for mime in data if mime.startswith("image/")]
+        assert not bare, f"{show(cell)}: figures go through teach.show(fig, alt=...)"
         for tag in IMG.findall(data.get("text/html", "")):
             assert alt(tag) >= 20, f"{show(cell)}: {tag[:80]}"
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             text = BADGE_PATTERN.sub("", cell.source)
-            assert all(len(m) >= 10 for m in re.findall(r"!\[([^\]]*)\]\(", text)), (
-                f"{show(cell)}: a picture without alt text"
-            )
-            assert all(alt(tag) >= 10 for tag in IMG.findall(text)), f"{show(cell)}: a picture without alt text"
+            lengths = [len(found) for found in re.findall(r"!\[([^\]]*)\]\(", text)]
+            lengths += [alt(tag) for tag in IMG.findall(text)]
+            told = f"{show(cell)}: a picture without alt text"
+            assert all(length >= 10 for length in lengths), told
 
 
 def alt(tag):
@@ -292,37 +338,44 @@ def test_size(path):
     assert path.stat().st_size < 2.5e6, f"{path.stat().st_size / 1e6:.2f} MB"
 
 
+def cells_with(nb, pattern, any_of):
+    """Code cells whose source has the pattern, or that have one of these tags."""
+    return [c for c in code_cells(nb) if re.search(pattern, c.source) or any_of & set(tags(c))]
+
+
 def test_few_compared_outputs(nb):
-    marked = [cell for cell in code_cells(nb) if "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in tags(cell)]
+    marked = cells_with(nb, "NBVAL_CHECK_OUTPUT", {"nbval-check-output"})
     assert len(marked) <= 6
     assert all(cell.outputs for cell in marked), "a cell to compare has no output"
-    skipped = [
-        show(cell)
-        for cell in code_cells(nb)
-        if re.search(r"NBVAL_(SKIP|RAISES)", cell.source)
-        or {"nbval-skip", "raises-exception", "nbval-raises-exception"} & set(tags(cell))
-    ]
-    assert not skipped, "every cell runs, and none may fail"
+    excused = {"nbval-skip", "raises-exception", "nbval-raises-exception"}
+    skipped = cells_with(nb, "NBVAL_(SKIP|RAISES)", excused)
+    assert not [show(cell) for cell in skipped], "every cell runs, and none may fail"
 
 
-# ---------------------------------------------------------------------------------------------------------------- imports
+# ------------------------------------------------------------------------------------------ imports
 def allowed_modules():
     meta = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = meta["optional-dependencies"]
-    names = [re.match(r"[\w.-]+", r).group() for r in meta["dependencies"] + extras["course"] + extras["hub"]]
-    return {MODULES.get(n, n) for n in names} | {"vtlib", "IPython"} | set(sys.stdlib_module_names)
+    asked = meta["dependencies"] + extras["course"] + extras["hub"]
+    names = [re.match(r"[\w.-]+", requirement).group() for requirement in asked]
+    own = {"vtlib", "IPython"}
+    return {MODULES.get(name, name) for name in names} | own | set(sys.stdlib_module_names)
+
+
+def imported(source):
+    """Top names of what a cell imports."""
+    names = []
+    for node in ast.walk(ast.parse(plain_python(source))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+    return [name.split(".")[0] for name in names]
 
 
 def test_imports(nb):
+    """Dependencies only; the set-up cell, which may bring vtlib, is the first code cell."""
     allowed = allowed_modules()
-    for k, cell in enumerate(code_cells(nb)):
-        for node in ast.walk(ast.parse(plain_python(cell.source))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module]
-            for name in names:
-                top = name.split(".")[0]
-                assert top in allowed, f"{show(cell)}: {top} is not among the dependencies"
-                assert top != "vtlib" or k > 0 or "setup" in tags(cell), "vtlib is imported before the set-up cell"
+    for cell in code_cells(nb):
+        for top in imported(cell.source):
+            assert top in allowed, f"{show(cell)}: {top} is not among the dependencies"

@@ -73,8 +73,10 @@ def test_convert_normalises_and_stamps(nb):
     assert [cell.id for cell in got.cells] == [f"c{i:03d}" for i in range(7)]
     assert got.cells[1].source == tool.setup_source()
     assert tool.badge("99_small.ipynb") in got.cells[0].source
-    assert got.cells[0].source.startswith("# A title") and got.cells[0].source.endswith("First words.")
-    assert [tool.tags(cell) for cell in got.cells] == [[], ["setup"], [], ["exercise"], ["hint"], ["solution"], []]
+    assert got.cells[0].source.startswith("# A title")
+    assert got.cells[0].source.endswith("First words.")
+    found = [tool.tags(cell) for cell in got.cells]
+    assert found == [[], ["setup"], [], ["exercise"], ["hint"], ["solution"], []]
     nbformat.validate(got)
 
 
@@ -103,8 +105,10 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     assert index in (1, 2, 3, 6) and 0 <= dearest < spent["processor_seconds"]
     cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4]
-    assert cells[1]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]}]
-    assert cells[3]["outputs"][0]["data"] == {"text/plain": ["-4"]} and "execution" not in cells[3]["metadata"]
+    printed = {"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]}
+    assert cells[1]["outputs"] == [printed]
+    assert cells[3]["outputs"][0]["data"] == {"text/plain": ["-4"]}
+    assert "execution" not in cells[3]["metadata"]
     tool.run(nb)
     second = json.loads(nb.read_text())
     second["metadata"].pop("vtlib")
@@ -114,16 +118,17 @@ def test_run_stores_outputs_and_is_repeatable(nb):
 def test_widget_view_gives_way_to_html():
     data = {tool.WIDGET: {"model_id": "x"}, "text/html": "<img>", "text/plain": "a picture"}
     bare = {tool.WIDGET: {"model_id": "x"}}
-    cell = nbformat.v4.new_code_cell(
-        "x", outputs=[nbformat.v4.new_output("display_data", data=data), nbformat.v4.new_output("display_data", data=bare)]
-    )
+    outputs = [nbformat.v4.new_output("display_data", data=shown) for shown in (data, bare)]
+    cell = nbformat.v4.new_code_cell("x", outputs=outputs)
     tool.tidy_outputs(nbformat.v4.new_notebook(cells=[cell]))
-    assert set(cell.outputs[0].data) == {"text/html", "text/plain"} and set(cell.outputs[1].data) == {tool.WIDGET}
+    assert set(cell.outputs[0].data) == {"text/html", "text/plain"}
+    assert set(cell.outputs[1].data) == {tool.WIDGET}
 
 
-@pytest.mark.parametrize(
-    "code,said", [("1 / 0", "ZeroDivisionError"), ("import warnings; warnings.warn('careful')", "careful")]
-)
+WARNS = "import warnings; warnings.warn('careful')"
+
+
+@pytest.mark.parametrize("code,said", [("1 / 0", "ZeroDivisionError"), (WARNS, "careful")])
 def test_run_refuses_errors_and_stderr(nb, code, said, capsys):
     without_vtlib(nb)
     bad = tool.read(nb)
@@ -146,7 +151,8 @@ def test_run_names_the_cell_that_takes_too_long(nb):
 
 def test_solve_puts_the_solution_in_its_place(nb):
     solved = tool.solve(tool.read(nb))
-    assert solved.cells[3].source == 'def double(x):\n    return 2 * x\n\n\ndouble = teach.exercise("toy.double", double)'
+    call = 'double = teach.exercise("toy.double", double)'
+    assert solved.cells[3].source == f"def double(x):\n    return 2 * x\n\n\n{call}"
     without_vtlib(nb)
     out = nb.parent / "solved.ipynb"
     assert tool.main(["solve", str(nb), str(out)]) == 0
@@ -174,5 +180,6 @@ def test_magics_do_not_stop_the_parser():
 
 
 def test_command_line(nb):
-    got = subprocess.run([sys.executable, tool.ROOT / "tools" / "notebook.py", "check", nb], capture_output=True, text=True)
+    command = [sys.executable, tool.ROOT / "tools" / "notebook.py", "check", nb]
+    got = subprocess.run(command, capture_output=True, text=True)
     assert got.returncode == 0, got.stderr
