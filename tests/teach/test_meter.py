@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ B, H, N, M, D = 2, 3, 17, 11, 8
 
 def test_flops_of_products_and_convolutions():
     assert teach.flops(nn.Linear(8, 5), torch.rand(3, 8)) == 2 * 3 * 8 * 5
-    assert teach.flops(nn.Conv2d(3, 6, 3, padding=1), torch.rand(2, 3, 9, 9)) == 2 * 2 * 6 * (3 * 9) * 81
-    assert teach.flops(nn.Conv2d(4, 8, 3, groups=4, padding=1), torch.rand(2, 4, 9, 9)) == 2 * 2 * 8 * 9 * 81
-    assert teach.flops(torch.einsum, "bhnd,bhmd->bhnm", torch.rand(B, H, N, D), torch.rand(B, H, M, D)) == 2 * B * H * N * M * D
+    conv, depthwise = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(4, 8, 3, groups=4, padding=1)
+    assert teach.flops(conv, torch.rand(2, 3, 9, 9)) == 2 * 2 * 6 * (3 * 9) * 81
+    assert teach.flops(depthwise, torch.rand(2, 4, 9, 9)) == 2 * 2 * 8 * 9 * 81
+    q, k = torch.rand(B, H, N, D), torch.rand(B, H, M, D)
+    assert teach.flops(torch.einsum, "bhnd,bhmd->bhnm", q, k) == 2 * B * H * N * M * D
     assert teach.flops(torch.mv, torch.rand(4, 5), torch.rand(5)) == 2 * 4 * 5
     assert teach.flops(torch.dot, torch.rand(5), torch.rand(5)) == 2 * 5
     assert teach.flops(torch.relu, torch.rand(5)) == 0
@@ -29,7 +32,10 @@ def test_flops_of_cdist(n, grad):
     assert teach.flops(torch.cdist, a, torch.rand(50, 8)) == 2 * n * 50 * 8
 
 
-@pytest.mark.parametrize("kind", ["plain", "grad", "masked", "causal", "dropout", "bfloat16", "meta"])
+KINDS = ["plain", "grad", "masked", "causal", "dropout", "bfloat16", "meta"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_flops_of_fused_attention(kind):
     q, k, v = torch.rand(B, H, N, D), torch.rand(B, H, N, D), torch.rand(B, H, N, D)
     keywords = {
@@ -41,14 +47,16 @@ def test_flops_of_fused_attention(kind):
         q = q.requires_grad_()
     if kind in ("bfloat16", "meta"):
         q, k, v = (t.to(torch.bfloat16 if kind == "bfloat16" else "meta") for t in (q, k, v))
-    assert teach.flops(F.scaled_dot_product_attention, q, k, v, **keywords.get(kind, {})) == 4 * B * H * N * N * D
+    counted = teach.flops(F.scaled_dot_product_attention, q, k, v, **keywords.get(kind, {}))
+    assert counted == 4 * B * H * N * N * D
 
 
 def test_flops_of_cross_attention_and_of_the_backward_pass():
     q, k = torch.rand(B, H, N, D, requires_grad=True), torch.rand(B, H, M, D)
     assert teach.flops(F.scaled_dot_product_attention, q, k, k) == 4 * B * H * N * M * D
     both = teach.flops(lambda: F.scaled_dot_product_attention(q, k, k).sum().backward())
-    assert both in (12 * B * H * N * M * D, 14 * B * H * N * M * D)  # with and without the scores computed again
+    # with and without the scores computed again
+    assert both in (12 * B * H * N * M * D, 14 * B * H * N * M * D)
     w = torch.rand(8, 5, requires_grad=True)
     assert teach.flops(lambda: (torch.rand(3, 8) @ w).sum().backward()) == 2 * (2 * 3 * 8 * 5)
 
@@ -67,20 +75,25 @@ def test_latency():
     calls = []
     teach.latency(calls.append, 1, repeat=4, warmup=3)
     assert len(calls) == 7
-    with pytest.raises(ValueError, match="repeat=0"):
-        teach.latency(time.sleep, 0, repeat=0)
+    teach.latency(calls.append, 1, repeat=np.int64(2), warmup=torch.tensor(1))
+    assert len(calls) == 10
+    for repeat in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"repeat={repeat}"):
+            teach.latency(time.sleep, 0, repeat=repeat)
 
 
 def test_activation_bytes():
     x = torch.rand(4, 8)
     layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
-    want = 4 * (4 * 8 + 4 * 16)  # the input and what comes out of the ReLU, once, though two layers save it
+    # the input and what comes out of the ReLU, once, though two layers save it
+    want = 4 * (4 * 8 + 4 * 16)
     assert teach.activation_bytes(layers, x) == want
     assert teach.activation_bytes(lambda t: layers(t), x) == want
     assert teach.activation_bytes(layers.forward, x) == want
     assert teach.activation_bytes(layers, x.clone().requires_grad_()) == want
-    with torch.no_grad():
-        assert teach.activation_bytes(layers, x) == want
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert teach.activation_bytes(layers, x) == want
     assert teach.activation_bytes(nn.Conv2d(3, 6, 3), torch.rand(1, 3, 8, 8)) == 4 * 3 * 64
     assert teach.activation_bytes(lambda t: t * 2, x) == 0
 
@@ -89,4 +102,5 @@ def test_activation_bytes_counts_views_once_and_no_parameters():
     weight = nn.Parameter(torch.rand(3, 8))
     x = torch.rand(4, 8)
     assert teach.activation_bytes(lambda: x @ weight.T) == 4 * 4 * 8
-    assert teach.activation_bytes(lambda: (x[:2] @ weight.T) * (x[2:] @ weight.T)) == 4 * (4 * 8 + 2 * (2 * 3))
+    halves = teach.activation_bytes(lambda: (x[:2] @ weight.T) * (x[2:] @ weight.T))
+    assert halves == 4 * (4 * 8 + 2 * (2 * 3))

@@ -5,12 +5,14 @@ import html
 import re
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 
 from vtlib import teach
 from vtlib.teach import live, widgets
 
+FALLS = "The loss falls steadily from 3 to 0."
 ALT = "A bar that grows with keep & nothing else."
 
 
@@ -26,11 +28,13 @@ def draw(keep, mode="a"):
 
 @pytest.fixture
 def panel():
-    return teach.panel(draw, alt=ALT, keep=slider(), mode=ipywidgets.Dropdown(options=["a", "b"], description="mode"))
+    mode = ipywidgets.Dropdown(options=["a", "b"], description="mode")
+    return teach.panel(draw, alt=ALT, keep=slider(), mode=mode)
 
 
 def test_the_first_frame_stands_at_once(panel):
-    assert panel.frame.startswith(b"\x89PNG") and panel.image.value == panel.frame and len(panel.milliseconds) == 1
+    assert panel.frame.startswith(b"\x89PNG") and panel.image.value == panel.frame
+    assert len(panel.milliseconds) == 1
     assert panel.values == {"keep": 3, "mode": "a"}
     assert panel.controls["keep"].continuous_update is False
 
@@ -70,7 +74,8 @@ def test_an_error_is_written_below_the_picture_and_reaches_the_caller():
     before = panel.image.value
     with pytest.raises(ZeroDivisionError):
         panel.set(keep=8)
-    assert panel.message.value == "<pre>ZeroDivisionError: no tokens &lt;left&gt;</pre>" and panel.image.value == before
+    assert panel.message.value == "<pre>ZeroDivisionError: no tokens &lt;left&gt;</pre>"
+    assert panel.image.value == before
     with pytest.raises(ZeroDivisionError):
         panel.controls["keep"].value = 7
     panel.set(keep=2)
@@ -134,13 +139,17 @@ def test_show_is_one_bundle_for_all_places(panel, monkeypatch, capsys):
     assert base64.b64decode(match[2]) == panel._first != panel.frame
 
 
-# ------------------------------------------------------------------------------------------------------------- live curves
+# -------------------------------------------------------------------------------------- live curves
 
 
 @pytest.fixture
 def outputs(monkeypatch):
     calls = []
-    monkeypatch.setattr(live, "publish", lambda bundle, display_id, update: calls.append((bundle, display_id, update)))
+
+    def publish(bundle, display_id, update):
+        calls.append((bundle, display_id, update))
+
+    monkeypatch.setattr(live, "publish", publish)
     return calls
 
 
@@ -148,43 +157,52 @@ def test_train_is_the_plain_loop():
     torch.manual_seed(0)
     model, x, seen = torch.nn.Linear(3, 1), torch.randn(64, 3), []
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
-    losses = teach.train(
-        model, lambda step: (model(x) - y).square().mean(), steps=80, rate=0.1, decay=0, each=lambda *row: seen.append(row)
-    )
+
+    def loss(step):
+        return (model(x) - y).square().mean()
+
+    def each(step, value):
+        seen.append((step, value))
+
+    losses = teach.train(model, loss, steps=80, rate=0.1, decay=0, each=each)
     assert len(losses) == 80 and losses[-1] < 0.05 * losses[0] and not model.training
     assert seen == list(enumerate(losses))
 
 
 def test_a_live_curve_updates_one_output(outputs):
-    with teach.LiveCurve(30, "It falls", "loss", alt="The loss falls steadily from 3 to 0.", every=0) as curve:
+    with teach.LiveCurve(30, "It falls", "loss", alt=FALLS, every=0) as curve:
         for step in range(5):
             curve.update(step, train=3 - step, test=torch.tensor(4.0 - step))
     assert len(outputs) == 6 and [update for _, _, update in outputs] == [False] + [True] * 5
     assert len({display_id for _, display_id, _ in outputs}) == 1
-    assert outputs[-1][0]["text/plain"] == "The loss falls steadily from 3 to 0. Last values: train -1, test 0."
+    assert outputs[-1][0]["text/plain"] == f"{FALLS} Last values: train -1, test 0."
     assert set(outputs[-1][0]) == {"text/html", "text/plain"}
-    assert curve.history == {"train": ([0, 1, 2, 3, 4], [3, 2, 1, 0, -1]), "test": ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0])}
+    steps = [0, 1, 2, 3, 4]
+    assert curve.history == {"train": (steps, [3, 2, 1, 0, -1]), "test": (steps, [4, 3, 2, 1, 0])}
 
 
 def test_a_live_curve_redraws_now_and_then_only(outputs):
-    with teach.LiveCurve(500, "It falls", "loss", alt="The loss falls steadily from 3 to 0.", every=60) as curve:
+    with teach.LiveCurve(500, "It falls", "loss", alt=FALLS, every=60) as curve:
         for step in range(500):
             curve.update(step, train=1 / (step + 1))
     assert len(outputs) == 2  # the first point and the end
 
 
 def test_a_live_curve_survives_what_training_does(outputs):
-    with teach.LiveCurve(10, "It breaks", "loss", alt="The loss turns into NaN after a while.", every=0) as curve:
+    breaks = "The loss turns into NaN after a while."
+    with teach.LiveCurve(10, "It breaks", "loss", alt=breaks, every=0) as curve:
         curve.update(0, train=float("nan"))
         curve.update(1, train=2.0)
-        curve.update(25, train=float("inf"), test=0.5, third=0.5)  # beyond the end, and another name
+        # beyond the end, and another name
+        curve.update(25, train=float("inf"), test=0.5, third=0.5)
     ax = curve.figure().axes[0]
     assert ax.get_xlim() == (0, 25)
     labels = {t.get_text(): t.xy[1] for t in ax.texts}
     assert set(labels) == {"train 2", "test 0.5", "third 0.5"}
     assert abs(labels["test 0.5"] - labels["third 0.5"]) > 0.05  # they do not lie on each other
     with pytest.raises(KeyError):
-        with teach.LiveCurve(10, "It stops", "loss", alt="The loss until the error came up.", every=0) as curve:
+        stops = "The loss until the error came up."
+        with teach.LiveCurve(10, "It stops", "loss", alt=stops, every=0) as curve:
             curve.update(0, train=1.0)
             raise KeyError("stop")
     assert "Last values: train 1." in outputs[-1][0]["text/plain"]  # what there was stays
@@ -195,3 +213,35 @@ def test_a_live_curve_survives_what_training_does(outputs):
     for total, alt, said in [(0, ALT, "total=0"), (3, "", "alt=")]:
         with pytest.raises(ValueError, match=said):
             teach.LiveCurve(total, "t", "y", alt=alt)
+
+
+def plain_training():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1, device="cpu", dtype=torch.float32)
+    x = torch.arange(24.0, device="cpu", dtype=torch.float32).view(8, 3) / 24
+    return teach.train(model, lambda step: model(x).square().mean(), steps=5, rate=0.1)
+
+
+@pytest.mark.parametrize("setting", [torch.no_grad, torch.inference_mode])
+def test_training_needs_no_grad_mode_of_the_caller(setting):
+    want = plain_training()
+    with setting():
+        with torch.inference_mode(False):
+            model = torch.nn.Linear(3, 1)
+        losses = teach.train(model, lambda step: model(torch.ones(2, 3)).sum(), np.int64(3), 0.1)
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    with torch.device("meta"):
+        assert plain_training() == want
+
+
+def test_a_live_curve_reads_numbers_of_any_kind(outputs):
+    with teach.LiveCurve(np.int64(3), "It falls", "loss", alt=FALLS, every=60) as curve:
+        value = torch.tensor(2.0, requires_grad=True)
+        curve.update(0, a=value, b=np.float32(1), c=torch.tensor(1, dtype=torch.bfloat16))
+    assert curve.history == {"a": ([0], [2.0]), "b": ([0], [1.0]), "c": ([0], [1.0])}
+    with pytest.raises(ValueError):
+        with teach.LiveCurve(3, "It falls", "loss", alt=FALLS) as curve:
+            curve.update(0, a="x")                # the error is that of the number, not of a curve
+    for total in (2.5, True):
+        with pytest.raises(ValueError, match="total="):
+            teach.LiveCurve(total, "t", "y", alt=FALLS)

@@ -1,7 +1,6 @@
-"""The pruning bench and its pictures: what is drawn is what the plan says, what is billed is what was run."""
+"""The pruning bench: what is drawn is what the plan says, what is billed is what was run."""
 
-import re
-
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from vtlib.tokens import Plan, keep_all
 from vtlib.vlm import TinyVLM, exam
 from vtlib.vlm.tinyvlm import words
 
+BLUE = torch.tensor([0, 0x72 / 255, 0xB2 / 255])
 QUESTION = "is there a crab?"
 
 
@@ -35,7 +35,7 @@ def vision(model, test):
         return encode(model, test.images[:1])                             # 8 x 8 patches
 
 
-# --------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 def tiles(picture, grid):
     """(3, H, W) -> (N, 3, p, p)"""
     h, w = grid
@@ -55,42 +55,67 @@ def test_kept_patches_stay_bright_and_dropped_ones_turn_grey(grid):
             inner = out[n, :, 2:-2, 2:-2]
             if n in plan.index[row]:
                 assert torch.equal(inner, big[n, :, 2:-2, 2:-2])
-                assert torch.allclose(out[n, :, 0, 0], torch.tensor([0, 0x72 / 255, 0xB2 / 255]))        # the frame
+                assert torch.allclose(out[n, :, 0, 0], BLUE)                             # the frame
             else:
                 assert torch.allclose(inner[0], inner[1]) and inner.min() > 0.7
 
 
 def test_merged_patches_carry_the_colour_of_their_slot():
     """Six patches: 0 and 3 into slot 0, 1 alone in slot 1, 2 and 4 into slot 2, 5 nowhere."""
-    plan = Plan(torch.tensor([[0, 1, 2]]), 6, torch.tensor([[0, 3, 1, 2, 4]]), torch.tensor([[0, 0, 1, 2, 2]]), torch.ones(1, 5))
+    index, src_idx = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3, 1, 2, 4]])
+    plan = Plan(index, 6, src_idx, torch.tensor([[0, 0, 1, 2, 2]]), torch.ones(1, 5))
     picture = torch.full((3, 16, 24), 0.5)
     out = tiles(pruning.paint(picture, plan, (2, 3)), (2, 3))
     middle, corner = out[:, :, 8, 8], out[:, :, 0, 0]
-    assert torch.allclose(middle[:3], torch.full((3, 3), 0.5))                   # where slots sit the picture shows
-    assert not torch.allclose(middle[3], middle[4]) and not torch.allclose(middle[3], torch.full((3,), 0.5))
-    assert torch.allclose(middle[3], 0.225 + 0.55 * corner[0]) and torch.allclose(middle[4], 0.225 + 0.55 * corner[2])
+    assert torch.allclose(middle[:3], torch.full((3, 3), 0.5))   # where slots sit the picture shows
+    assert not torch.allclose(middle[3], middle[4])
+    assert not torch.allclose(middle[3], torch.full((3,), 0.5))
+    assert torch.allclose(middle[3], 0.225 + 0.55 * corner[0])
+    assert torch.allclose(middle[4], 0.225 + 0.55 * corner[2])
     assert torch.allclose(middle[5], torch.full((3,), 0.84))                     # dropped: pale
-    assert torch.allclose(corner[1], torch.tensor([0, 0x72 / 255, 0xB2 / 255]))  # alone in its slot: framed as kept
+    assert torch.allclose(corner[1], BLUE)                       # alone in its slot: framed as kept
 
 
 def test_frames_tell_roles_and_prefix_tokens_are_left_out():
-    plan = Plan(torch.tensor([[0, 2, 5]]), 5 + 1, role=torch.tensor([[1, 0, 2]]), roles=("a", "b", "c"), num_prefix=1)
+    roles = {"role": torch.tensor([[1, 0, 2]]), "roles": ("a", "b", "c")}
+    plan = Plan(torch.tensor([[0, 2, 5]]), 5 + 1, num_prefix=1, **roles)
     out = tiles(pruning.paint(torch.zeros(3, 8, 40), plan, (1, 5)), (1, 5))
     corner = out[:, :, 0, 0]
-    want = [torch.tensor([int(teach.PALETTE[k][i : i + 2], 16) / 255 for i in (1, 3, 5)]) for k in (0, 2)]
-    assert torch.allclose(corner[1], want[0]) and torch.allclose(corner[4], want[1])      # tokens 2 and 5 are patches 1 and 4
+    third = [int(teach.PALETTE[2][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    assert torch.allclose(corner[1], BLUE)                          # token 2 is patch 1
+    assert torch.allclose(corner[4], torch.tensor(third))           # token 5 is patch 4
     assert (corner[[0, 2, 3]] > 0.7).all()
 
 
 def test_order_shows_the_first_steps_only():
     plan = Plan(torch.tensor([[0, 1, 2]]), 4)
     out = tiles(pruning.paint(torch.rand(3, 16, 16), plan, (2, 2), order=[2]), (2, 2))
-    assert [bool((t[0] - t[1]).abs()[3:-3, 3:-3].max() < 1e-6) for t in out] == [True, True, False, True]
+    grey = [bool((t[0] - t[1]).abs()[3:-3, 3:-3].max() < 1e-6) for t in out]
+    assert grey == [True, True, False, True]
+
+
+def test_a_picture_is_painted_alike_however_it_comes():
+    plan = Plan(torch.tensor([[0, 3]]), 4)
+    picture = torch.rand(3, 32, 32, generator=torch.Generator("cpu").manual_seed(0))
+    picture = (picture * 255).round() / 255
+    want = pruning.paint(picture, plan, (2, 2))
+    for same in ((255 * picture).byte(), picture.double().requires_grad_(), picture.numpy()):
+        assert torch.allclose(pruning.paint(same, plan, (2, 2)), want, atol=1e-6)
+    with torch.device("meta"):
+        grid = (np.int64(2), torch.tensor(2, device="cpu"))
+        got = pruning.paint(picture, plan, grid, np.int64(0))
+    assert torch.equal(got, want)
+    with pytest.raises(ValueError, match="picture is torch.int64"):
+        pruning.paint((255 * picture).long(), plan, (2, 2))
+    with pytest.raises(ValueError, match="picture is on the meta device"):
+        pruning.paint(picture.to("meta"), plan, (2, 2))
+    with pytest.raises(ValueError, match="row=1"):
+        pruning.paint(picture, plan, (2, 2), row=1)
 
 
 def test_paint_says_what_does_not_fit():
     picture, plan = torch.rand(3, 16, 16), Plan(torch.tensor([[0]]), 4)
-    with pytest.raises(ValueError, match=re.escape("the plan is for 4 patches but the grid 2 x 3 has 6")):
+    with pytest.raises(ValueError, match="the plan is for 4 patches but the grid 2 x 3 has 6"):
         pruning.paint(picture, plan, (2, 3))
     with pytest.raises(ValueError, match="colour='role'"):
         pruning.paint(picture, plan, (2, 2), colour="role")
@@ -99,7 +124,8 @@ def test_paint_says_what_does_not_fit():
 
 
 def test_draw_writes_how_many_of_each_role():
-    plan = Plan(torch.tensor([[0, 2, -1]]), 4, role=torch.tensor([[1, 0, 0]]), roles=("anchor", "buffer"))
+    role, roles = torch.tensor([[1, 0, 0]]), ("anchor", "buffer")
+    plan = Plan(torch.tensor([[0, 2, -1]]), 4, role=role, roles=roles)
     fig, ax = teach.figure()
     pruning.draw(ax, torch.rand(3, 16, 16), plan, (2, 2), title="two")
     assert [t.get_text() for t in ax.texts] == ["anchor: 1", "buffer: 1"]
@@ -115,10 +141,10 @@ def test_every_method_can_be_painted(model, vision, test, name):
     assert not torch.equal(out, pruning.paint(test.images[0], keep_all(1, 64), vision.grid))
 
 
-# ----------------------------------------------------------------------------------------------------------------- the bill
+# ----------------------------------------------------------------------------------------- the bill
 @pytest.mark.parametrize("name", METHODS)
 def test_the_bill_is_what_was_run(model, vision, name):
-    """Counted tokens, FLOPs and cache bytes equal those of the real prefill, for methods before and inside the decoder."""
+    """Counted tokens, FLOPs and cache bytes equal those of the real prefill."""
     made = pruning.trial(model, vision, name, 12, QUESTION, torch.Generator().manual_seed(0))
     with torch.no_grad():
         done = reduce(model, vision, name, 12, [QUESTION], torch.Generator().manual_seed(0))
@@ -145,22 +171,34 @@ def test_a_trial_is_about_one_picture(model, test):
         pruning.trial(model, both, "random", 4, QUESTION)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the bench
+# ---------------------------------------------------------------------------------------- the bench
 @pytest.fixture(scope="module")
 def bench(model, test):
     return pruning.bench(model, test, keeps=(4, 12, 64), keep=12, pictures=2)
 
 
+def picture_in(fig):
+    """(3, H, W): the bench's picture."""
+    return torch.as_tensor(fig.axes[0].images[0].get_array()).permute(2, 0, 1)
+
+
 def test_bench_moves(bench):
     frames = {bench.frame}
-    for values in ({"keep": 4}, {"method": "tome"}, {"question": 1}, {"method": "fastv", "keep": 12}, {"method": "zooprune"}, {"keep": 64}):
+    for values in (
+        {"keep": 4},
+        {"method": "tome"},
+        {"question": 1},
+        {"method": "fastv", "keep": 12},
+        {"method": "zooprune"},
+        {"keep": 64},
+    ):
         bench.set(**values)
         frames.add(bench.frame)
     assert len(frames) == 7
 
 
 def test_bench_repeats_itself(bench):
-    """A setting's result is kept: its picture, time included, does not change when one comes back to it."""
+    """A setting's result is kept: its picture, time included, is the same when one comes back."""
     bench.set(method="random", keep=12, question=0)
     first = bench.frame
     bench.set(method="random", keep=4)
@@ -170,17 +208,25 @@ def test_bench_repeats_itself(bench):
 
 def test_bench_offers_its_methods_and_questions(model, test, bench):
     assert [value for _, value in bench.controls["method"].options] == list(METHODS)
-    assert len(bench.controls["question"].options) in (2, 3, 4) and bench.controls["question"].options[0][0].startswith("1: ")
-    few = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=1)
-    assert [value for _, value in few.controls["method"].options] == ["pool", "tome"] and few.values["method"] == "pool"
-    third = pruning.bench(model, test, methods=("pool", "tome"), keeps=(4, 64), keep=4, pictures=[2])
+    asked = bench.controls["question"].options
+    assert len(asked) in (2, 3, 4) and asked[0][0].startswith("1: ")
+    two = {"methods": ("pool", "tome"), "keeps": (4, 64)}
+    few = pruning.bench(model, test, keep=torch.tensor(4), pictures=np.int64(1), **two)
+    assert [value for _, value in few.controls["method"].options] == ["pool", "tome"]
+    assert few.values["method"] == "pool"
+    third = pruning.bench(model, test, keep=4, pictures=torch.tensor([2]), **two)
     want = pruning.paint(test.images[2], reduce(model, test.images[2:3], "pool", 4).plan, (8, 8))
-    drawn = torch.as_tensor(third.draw(method="pool", keep=4, question=0).axes[0].images[0].get_array()).permute(2, 0, 1)
-    assert torch.allclose(drawn, want, atol=1e-6)
+    shown = picture_in(third.draw(method="pool", keep=4, question=0))
+    assert torch.allclose(shown, want, atol=1e-6)
     with pytest.raises(ValueError, match="method='best'"):
         pruning.bench(model, test, methods=("best",))
     with pytest.raises(ValueError, match="keep=5 is not among"):
         pruning.bench(model, test, keep=5)
+    with pytest.raises(ValueError, match="method='tome' is not among methods: pool"):
+        pruning.bench(model, test, methods=("pool",), method="tome")
+    for pictures in (0, [3], True):
+        with pytest.raises(ValueError, match="pictures="):
+            pruning.bench(model, test, pictures=pictures)
 
 
 def test_zooprune_on_the_bench_is_the_real_one(model, vision, test):
@@ -189,8 +235,8 @@ def test_zooprune_on_the_bench_is_the_real_one(model, vision, test):
     with torch.no_grad():
         done = reduce(model, vision, "zooprune", 8, generator=torch.Generator().manual_seed(0))
     want = pruning.paint(test.images[0], done.plan, (8, 8))
-    drawn = torch.as_tensor(panel.draw(method="zooprune", keep=8, question=0).axes[0].images[0].get_array()).permute(2, 0, 1)
-    assert torch.allclose(drawn, want, atol=1e-6)
+    shown = picture_in(panel.draw(method="zooprune", keep=8, question=0))
+    assert torch.allclose(shown, want, atol=1e-6)
 
 
 def test_bench_with_a_method_of_ones_own(model, test):

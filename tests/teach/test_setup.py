@@ -28,9 +28,11 @@ def test_setup_says_one_line_and_seeds(capsys):
 
     assert numbers() == numbers()
     first, second = capsys.readouterr().out.splitlines()
-    assert first == second and first.startswith(f"vtlib {vtlib.__version__} | torch {torch.__version__.split('+')[0]} | ")
+    version = torch.__version__.split("+")[0]
+    assert first == second and first.startswith(f"vtlib {vtlib.__version__} | torch {version} | ")
     assert "/" not in first and "+" not in first
-    assert matplotlib.rcParams["axes.titlelocation"] == "left" and matplotlib.rcParams["figure.dpi"] <= 110
+    assert matplotlib.rcParams["axes.titlelocation"] == "left"
+    assert matplotlib.rcParams["figure.dpi"] <= 110
 
 
 def test_setup_leaves_threads_alone_unless_told(monkeypatch, capsys):
@@ -41,7 +43,9 @@ def test_setup_leaves_threads_alone_unless_told(monkeypatch, capsys):
     monkeypatch.setenv("VTLIB_THREADS", "1")
     try:
         teach.setup()
-        assert torch.get_num_threads() == 1 and torch.cuda.is_available() == ("cpu, 1 thread\n" not in capsys.readouterr().out)
+        assert torch.get_num_threads() == 1
+        on_cpu = "cpu, 1 thread\n" in capsys.readouterr().out
+        assert on_cpu != torch.cuda.is_available()
     finally:
         torch.set_num_threads(before)
     monkeypatch.setenv("VTLIB_THREADS", "many")
@@ -69,21 +73,22 @@ def test_device():
 
 def test_require_names_the_pip_command():
     teach.require()
-    with pytest.raises(ImportError, match="need nothing_like_it; run:  pip install nothing_like_it"):
+    command = "need nothing_like_it; run:  pip install nothing_like_it"
+    with pytest.raises(ImportError, match=command):
         teach.require(["torch", "nothing_like_it"])
 
 
 def test_a_missing_package_is_named_at_import():
     code = (
         "import importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name in ('matplotlib', 'IPython') else find(name, *a)\n"
+        "gone = ('matplotlib', 'IPython')\n"
+        "u.find_spec = lambda name, *a: None if name in gone else find(name, *a)\n"
         "from vtlib import teach"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert (
-        run.stderr.splitlines()[-1] == "ImportError: the notebooks need matplotlib, ipython; run:  pip install matplotlib ipython"
-    )
+    told = "the notebooks need matplotlib, ipython; run:  pip install matplotlib ipython"
+    assert run.stderr.splitlines()[-1] == f"ImportError: {told}"
 
 
 CELLS = [
@@ -96,13 +101,15 @@ def draw(keep):
     fig, ax = teach.figure()
     ax.plot(range(keep))
     return fig
-panel = teach.panel(draw, alt="A line of as many points as keep says.", keep=ipywidgets.IntSlider(3, 1, 9, description="keep"))
+slider = ipywidgets.IntSlider(3, 1, 9, description="keep")
+panel = teach.panel(draw, alt="A line of as many points as keep says.", keep=slider)
 panel.show()""",
     """\
 panel.set(keep=8)
 assert len(panel.milliseconds) == 2""",
     """\
-with teach.LiveCurve(4, "It falls", "loss", alt="The loss falls from 4 to 1 in four steps.", every=0) as live:
+alt = "The loss falls from 4 to 1 in four steps."
+with teach.LiveCurve(4, "It falls", "loss", alt=alt, every=0) as live:
     for step in range(4):
         live.update(step, train=4 - step)""",
     """\
@@ -132,14 +139,18 @@ def test_a_notebook_runs_without_warnings_and_each_cell_has_one_output(tmp_path,
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    nbclient.NotebookClient(
-        nb, timeout=60, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(
+        nb, timeout=60, kernel_name="python3", store_widget_state=False, resources=place
+    )
+    client.execute()
     outputs = [cell.outputs for cell in nb.cells]
     assert [len(o) for o in outputs] == [1, 1, 0, 1, 1, 1, 1, 1]
     assert not [o for cell in outputs for o in cell if o.get("name") == "stderr"]
-    assert set(outputs[1][0].data) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
-    assert outputs[3][0].data["text/plain"] == "The loss falls from 4 to 1 in four steps. Last values: train 1."
+    widget = "application/vnd.jupyter.widget-view+json"
+    assert set(outputs[1][0].data) == {widget, "text/html", "text/plain"}
+    said = "The loss falls from 4 to 1 in four steps. Last values: train 1."
+    assert outputs[3][0].data["text/plain"] == said
     for i in (3, 4, 5):
         assert set(outputs[i][0].data) == {"text/html", "text/plain"}
     assert "not attempted yet" in outputs[6][0].text

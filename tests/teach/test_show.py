@@ -1,6 +1,7 @@
 """Figures, tables, colours."""
 
 import base64
+import contextlib
 import html
 import io
 import re
@@ -37,14 +38,15 @@ def pixels(data: bytes) -> np.ndarray:
         return np.asarray(picture)
 
 
-# ----------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def test_show_is_one_html_image_with_alt_and_the_sentence(published):
     teach.show(line(), alt=ALT)
     (bundle,) = published
     assert set(bundle) == {"text/html", "text/plain"} and bundle["text/plain"] == ALT
-    match = re.fullmatch(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"[^>]*>\n<p>([^<]*)</p>', bundle["text/html"])
+    image = r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)"[^>]*>'
+    match = re.fullmatch(rf"{image}\n<p>([^<]*)</p>", bundle["text/html"])
     assert html.unescape(match[1]) == html.unescape(match[3]) == ALT
     assert pixels(base64.b64decode(match[2])).shape == (280, 320, 3)
 
@@ -82,7 +84,8 @@ def test_png_is_bounded():
 
 def test_figure_gives_axes_like_subplots():
     fig, ax = teach.figure()
-    assert isinstance(fig, Figure) and not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible()
+    assert isinstance(fig, Figure)
+    assert not any(ax.spines[side].get_visible() for side in ("top", "right"))
     assert ax.get_title(loc="left") == ""
     assert teach.figure(3)[1].shape == (3,)
     fig, axes = teach.figure(2, 2, size=(4, 3), sharey=True)
@@ -117,7 +120,8 @@ def test_picture_panels_fill_the_figure():
     places = [ax.get_tightbbox(fig.canvas.get_renderer()) for ax in axes.flat]
     assert all(p.x0 >= 0 and p.y0 >= 0 and p.x1 <= width and p.y1 <= height for p in places)
     assert sum(p.width * p.height for p in places) > 0.9 * width * height
-    assert places[0].x1 < places[1].x0 and places[3].y1 < places[0].y0  # a title does not touch the picture above it
+    # a title does not touch the picture above it
+    assert places[0].x1 < places[1].x0 and places[3].y1 < places[0].y0
 
 
 def test_two_panels_draw_fast():
@@ -142,13 +146,16 @@ def test_two_panels_draw_fast():
     raise AssertionError(f"two panels take {1000 * best:.0f} ms")
 
 
-# ---------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def test_grid_puts_each_picture_in_its_place():
     colours = torch.eye(3)[:, :, None, None].expand(3, 3, 20, 30)
-    data = pixels(teach.png(teach.grid(colours, titles=["red", "green", "blue\n2"], cols=2, title="Three colours"), dpi=100))
-    found = [tuple(np.argwhere((data == np.array(c)).all(-1)).mean(0)) for c in ([255, 0, 0], [0, 255, 0], [0, 0, 255])]
+    titles = ["red", "green", "blue\n2"]
+    fig = teach.grid(colours, titles=titles, cols=2, title="Three colours")
+    data = pixels(teach.png(fig, dpi=100))
+    where = [(data == 255 * np.eye(3, dtype=int)[k]).all(-1) for k in range(3)]
+    found = [tuple(np.argwhere(mask).mean(0)) for mask in where]
     (ry, rx), (gy, gx), (by, bx) = found
     assert abs(ry - gy) < 2 and rx < gx and abs(rx - bx) < 2 and ry < by
     assert len(teach.grid(colours).axes) == 1
@@ -177,7 +184,8 @@ def test_overlay_resizes_for_real():
     array = np.asarray(drawn.get_array())
     assert array.shape == (12, 8) and np.array_equal(array, np.kron(heat.numpy(), np.ones((4, 4))))
     smooth = np.asarray(teach.overlay(ax, image, heat).get_array())
-    assert smooth.shape == (12, 8) and (np.diff(smooth, axis=0) >= 0).all() and len(np.unique(smooth)) > 20
+    assert smooth.shape == (12, 8) and (np.diff(smooth, axis=0) >= 0).all()
+    assert len(np.unique(smooth)) > 20
     assert drawn.get_clim() == (0, 5)
     assert teach.overlay(ax, image, heat, vmin=-1, vmax=9).get_clim() == (-1, 9)
     teach.png(fig)
@@ -188,7 +196,8 @@ def test_overlay_with_nan_and_constants():
     heat = torch.tensor([[float("nan"), 1.0], [2.0, 3.0]])
     drawn = teach.overlay(ax, torch.zeros(3, 8, 8), heat)
     alpha = np.asarray(drawn.get_alpha())
-    assert (alpha[:4, :4] == 0).all() and (alpha[4:] > 0).all() and np.isfinite(np.asarray(drawn.get_array())).all()
+    assert (alpha[:4, :4] == 0).all() and (alpha[4:] > 0).all()
+    assert np.isfinite(np.asarray(drawn.get_array())).all()
     teach.overlay(ax, torch.zeros(3, 8, 8), torch.full((2, 2), float("nan")))
     teach.overlay(ax, torch.zeros(3, 8, 8), torch.ones(2, 2))
     teach.png(fig)
@@ -202,17 +211,21 @@ def test_box_outlines_a_square():
     _, ax = teach.figure()
     teach.box(ax, (3, 5), 4)
     (line,) = ax.lines
-    assert set(zip(line.get_ydata(), line.get_xdata())) == {(y, x) for y in (1, 5) for x in (3, 7)}
+    corners = set(zip(line.get_ydata(), line.get_xdata(), strict=True))
+    assert corners == {(y, x) for y in (1, 5) for x in (3, 7)}
 
 
 def test_tiles_colour_by_key():
     _, ax = teach.figure()
-    drawn = teach.tiles(ax, torch.tensor([[0, 1, -1], [0, 6, -2]]), "Groups", numbers=True).get_array()
+    keys = torch.tensor([[0, 1, -1], [0, 6, -2]])
+    drawn = teach.tiles(ax, keys, "Groups", numbers=True).get_array()
     assert np.allclose(drawn[0, 0], drawn[1, 0]) and not np.allclose(drawn[0, 0], drawn[0, 1])
-    assert np.allclose(drawn[0, 2], 0.75) and np.allclose(drawn[1, 2], 0) and np.allclose(drawn[1, 1], 1)
+    assert np.allclose(drawn[0, 2], 0.75) and np.allclose(drawn[1, 2], 0)
+    assert np.allclose(drawn[1, 1], 1)
     assert [t.get_text() for t in ax.texts] == ["0", "1", "2", "3", "4"]  # padding has no number
     assert [t.get_position() for t in ax.texts][-1] == (2, 1)
-    assert np.allclose(teach.tiles(ax, torch.tensor([[7, 0]])).get_array()[0, 0], drawn[0, 0])  # colours come again
+    again = teach.tiles(ax, torch.tensor([[7, 0]])).get_array()
+    assert np.allclose(again[0, 0], drawn[0, 0])  # colours come again
     for bad in (torch.zeros(2, 2), torch.zeros(3, dtype=torch.long), torch.tensor([[-4]])):
         with pytest.raises(ValueError, match="keys"):
             teach.tiles(ax, bad)
@@ -223,8 +236,9 @@ def test_seeds_gives_each_run_a_dot():
     teach.seeds(ax, ["a", "b"], {"one": [[1, 2], [3]], "two": [[4], [5, 6]]})
     first, second = ax.lines
     assert list(first.get_ydata()) == [1, 2, 3] and list(second.get_ydata()) == [4, 5, 6]
-    assert list(first.get_xdata()) == pytest.approx([-0.1, -0.1, 0.9]) and first.get_marker() != second.get_marker()
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"] and first.get_label() == "one"
+    assert list(first.get_xdata()) == pytest.approx([-0.1, -0.1, 0.9])
+    assert first.get_marker() != second.get_marker() and first.get_label() == "one"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="series.'two'. has values for 1 groups but there are 2"):
         teach.seeds(ax, ["a", "b"], {"two": [[1]]})
 
@@ -244,17 +258,17 @@ def test_lines_lie_between_patches():
     teach.png(fig)
 
 
-# ------------------------------------------------------------------------------------------------------------------ tables
+# ------------------------------------------------------------------------------------------- tables
 
 
 def test_table_has_scopes_and_a_plain_twin(published):
-    teach.table(
-        ["method", "accuracy", "ok"], [["a < b", 0.123456, True], ["c", torch.tensor(2.0), None]], caption="Which is better"
-    )
+    rows = [["a < b", 0.123456, True], ["c", torch.tensor(2.0, requires_grad=True), None]]
+    teach.table(["method", "accuracy", "ok"], rows, caption="Which is better")
     (bundle,) = published
     text = bundle["text/html"]
     assert text.count('scope="col"') == 3 and text.count('scope="row"') == 2
-    assert "a &lt; b" in text and "<caption>Which is better</caption>" in text and ">0.1235<" in text and ">yes<" in text
+    for piece in ("a &lt; b", "<caption>Which is better</caption>", ">0.1235<", ">yes<"):
+        assert piece in text
     assert bundle["text/plain"].splitlines() == [
         "Which is better",
         "method  accuracy  ok",
@@ -274,22 +288,31 @@ def test_claims(published):
         teach.claims([("a", "b")])
 
 
-# ----------------------------------------------------------------------------------------------------------------- colours
+# ------------------------------------------------------------------------------------------ colours
 
 VISION = {  # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB
     "usual": np.eye(3),
-    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    "protanopia": np.array([
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ]),
+    "deuteranopia": np.array([
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]),
 }
+
+
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
 def lab(rgb: np.ndarray, vision: str) -> np.ndarray:
     """(n, 3) sRGB in [0, 1] as seen -> CIE L*a*b* (D65)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = (linear @ VISION[vision].T).clip(0, 1)
-    xyz = (
-        linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T / [0.9505, 1.0, 1.089]
-    )
+    xyz = linear @ XYZ.T / [0.9505, 1.0, 1.089]
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
@@ -307,5 +330,109 @@ def test_colour_maps_read_in_one_direction(vision):
     lightness = lab(matplotlib.colormaps[teach.CMAP](np.linspace(0, 1, 64))[:, :3], vision)[:, 0]
     assert (np.diff(lightness) > 0).all()
     both = lab(matplotlib.colormaps[teach.CMAP_DIV](np.linspace(0, 1, 65))[:, :3], vision)
-    assert (np.diff(both[:33, 0]) > -0.3).all() and (np.diff(both[32:, 0]) < 0.3).all() and both[32, 0] > 90
+    rise, fall = np.diff(both[:33, 0]), np.diff(both[32:, 0])
+    assert (rise > -0.3).all() and (fall < 0.3).all() and both[32, 0] > 90
     assert np.linalg.norm(both[8] - both[-9]) > 40  # the two sides are told apart
+
+
+# ------------------------------------------------------- what is drawn, whatever it is and wherever
+
+
+@contextlib.contextmanager
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def drawings(picture, heat, keys):
+    """What each function of the pictures draws, as arrays."""
+    _, ax = teach.figure(np.int64(3), torch.tensor(2, device="cpu"))[1][0][:2]
+    drawn = [
+        teach.image(ax, picture).get_array(),
+        teach.grid([picture, picture], cols=np.int64(1)).axes[0].images[1].get_array(),
+        teach.overlay(ax, picture, heat).get_array(),
+        teach.tiles(ax, keys).get_array(),
+    ]
+    teach.lines(ax, np.int64(4))
+    teach.lines(ax, (torch.tensor(4, device="cpu"), 2))
+    return [np.asarray(array) for array in drawn]
+
+
+PICTURE = (torch.arange(3 * 8 * 8).view(3, 8, 8) * 37 % 256).float() / 255
+HEAT, KEYS = torch.arange(4.0).view(2, 2), torch.tensor([[0, 1], [2, 6]])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [lambda: torch.device("meta"), doubles, torch.no_grad, torch.inference_mode],
+    ids=["meta", "double", "no_grad", "inference"],
+)
+def test_global_settings_of_torch_change_no_picture(setting):
+    want = drawings(PICTURE, HEAT, KEYS)
+    with setting():
+        got = drawings(PICTURE, HEAT, KEYS)
+        from_numpy = drawings(PICTURE.numpy(), HEAT.numpy(), KEYS.numpy())
+    for a, b, c in zip(want, got, from_numpy, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(a, c) and a.dtype == b.dtype
+
+
+def test_every_dtype_of_a_picture_is_shown_right_or_refused():
+    _, ax = teach.figure()
+    want = np.asarray(teach.image(ax, PICTURE).get_array())
+    graph = PICTURE.clone().requires_grad_()
+    for same in (PICTURE.double(), graph, (PICTURE * 255).round().byte()):
+        assert np.allclose(teach.image(ax, same).get_array(), want, atol=1e-6)
+    for near in (PICTURE.bfloat16(), PICTURE.half()):
+        assert np.allclose(teach.image(ax, near).get_array(), want, atol=4e-3)
+    mask = PICTURE > 0.5
+    assert np.array_equal(teach.image(ax, mask).get_array(), mask.permute(1, 2, 0).float().numpy())
+    for draw in (
+        lambda x: teach.image(ax, x),
+        lambda x: teach.overlay(ax, x, HEAT),
+        lambda x: teach.grid([x]),
+    ):
+        with pytest.raises(ValueError, match="image is torch.int64 but needs floats"):
+            draw((PICTURE * 255).long())
+        with pytest.raises(ValueError, match="image is on the meta device"):
+            draw(PICTURE.to("meta"))
+        with pytest.raises(ValueError, match="image is torch.complex64"):
+            draw(PICTURE.to(torch.complex64))
+        with pytest.raises(ValueError, match="image is a str"):
+            draw("picture.png")
+
+
+def test_whole_numbers_of_every_dtype_are_keys_and_heat():
+    _, ax = teach.figure()
+    want = np.asarray(teach.tiles(ax, KEYS).get_array())
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert np.array_equal(teach.tiles(ax, KEYS.to(dtype)).get_array(), want)
+    mask = [teach.tiles(ax, keys).get_array() for keys in (KEYS > 0, (KEYS > 0).long())]
+    assert np.array_equal(*mask)
+    heat = np.asarray(teach.overlay(ax, PICTURE, HEAT).get_array())
+    for dtype in (torch.long, torch.uint8, torch.bfloat16):
+        assert np.array_equal(teach.overlay(ax, PICTURE, HEAT.to(dtype)).get_array(), heat)
+    for name, draw in (
+        ("keys", lambda x: teach.tiles(ax, x)),
+        ("heat", lambda x: teach.overlay(ax, PICTURE, x)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: got shape \(0, 3\)"):
+            draw(torch.zeros(0, 3))
+        with pytest.raises(ValueError, match=f"{name} is on the meta device"):
+            draw(torch.zeros(2, 3, device="meta"))
+
+
+@pytest.mark.parametrize("wrong", [0, 1.0, True, "2", np.float64(2)])
+def test_what_is_no_whole_number_is_refused_by_name(wrong):
+    _, ax = teach.figure()
+    teach.image(ax, PICTURE)
+    for name, call in (
+        ("ncols", lambda: teach.figure(wrong)),
+        ("nrows", lambda: teach.figure(1, wrong)),
+        ("cols", lambda: teach.grid([PICTURE], cols=wrong)),
+        ("patch", lambda: teach.lines(ax, wrong)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            call()
