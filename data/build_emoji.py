@@ -1,10 +1,13 @@
-"""Build data/emoji.npz and data/emoji.json from the npm packages emoji-datasource-google and emoji-datasource-twitter.
+"""Build data/emoji.npz and data/emoji.json from the npm packages emoji-datasource-google and
+emoji-datasource-twitter.
 
-    python data/build_emoji.py                                            # downloads both with `npm pack`
+    python data/build_emoji.py                                  # downloads both with `npm pack`
     python data/build_emoji.py --google FOLDER_OR_TGZ --twitter FOLDER_OR_TGZ
 
-Keeps the pictograms that both artists drew (1,911), as 64 x 64 RGBA without loss; the colour under fully transparent pixels is
-set to zero. Needs pillow. The result does not depend on the clock or the folder: building twice gives the same bytes.
+Keeps the pictograms that both artists drew (1,911), as 64 x 64 RGBA without loss; the colour under
+fully transparent pixels is set to zero. Arrays `noto` and `twemoji` hold zlib streams of four
+drawings each, `noto_start` and `twemoji_start` where each starts. Needs pillow. The result does not
+depend on the clock or the folder: building twice gives the same bytes.
 """
 
 import argparse
@@ -21,20 +24,24 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from pack import save_json, save_npz  # noqa: E402
+from pack import in_blocks, save_json, save_npz  # noqa: E402
 
 VERSION = "16.0.0"
 COUNT = 1911
 ARTISTS = {"noto": "google", "twemoji": "twitter"}
-LOOKALIKE = 0.1  # two drawings nearer than this (L2 of the 16 x 16 premultiplied RGBA in [0, 1]) count as the same picture
+PACKED = 4  # drawings in one stream: as small as all in one, and few are unpacked in vain
+# two drawings nearer than this (L2 of the 16 x 16 premultiplied RGBA in [0, 1]) are the same picture
+LOOKALIKE = 0.1
 
 
 def open_package(source, artist, scratch):
     """Folder of an npm package, from a folder, a .tgz or the registry."""
     if source is None:
+        package = f"emoji-datasource-{artist}"
         if shutil.which("npm") is None:
-            raise SystemExit(f"this machine has no npm: pass the package emoji-datasource-{artist} with --{artist}")
-        subprocess.run(["npm", "pack", f"emoji-datasource-{artist}@{VERSION}"], cwd=scratch, check=True, capture_output=True)
+            raise SystemExit(f"this machine has no npm: pass the package {package} with --{artist}")
+        command = ["npm", "pack", f"{package}@{VERSION}"]
+        subprocess.run(command, cwd=scratch, check=True, capture_output=True)
         source = scratch / f"emoji-datasource-{artist}-{VERSION}.tgz"
     source = pathlib.Path(source)
     if source.is_file():
@@ -45,10 +52,12 @@ def open_package(source, artist, scratch):
     if not (source / "emoji.json").exists():
         source = source / "package"
     if not (source / "emoji.json").exists():
-        raise SystemExit(f"no emoji.json in {source}: expected the unpacked package emoji-datasource-{artist}")
+        needs = f"expected the unpacked package emoji-datasource-{artist}"
+        raise SystemExit(f"no emoji.json in {source}: {needs}")
     found = json.loads((source / "package.json").read_text())["version"]
     if found != VERSION:
-        raise SystemExit(f"emoji-datasource-{artist} is version {found}, this builder needs {VERSION}")
+        needs = f"this builder needs {VERSION}"
+        raise SystemExit(f"emoji-datasource-{artist} is version {found}, {needs}")
     return source
 
 
@@ -61,13 +70,18 @@ def read_drawing(path):
 
 
 def names_of(entries):
-    """Unicode names in lower case (countries keep their capitals), unique: a repeated one gets its short name in brackets."""
-    names = [e["name"].lower() if e["name"].isupper() else e["name"].replace(" Flag", " flag") for e in entries]
-    return [f"{n} ({e['short_name'].replace('_', ' ')})" if names.count(n) > 1 else n for n, e in zip(names, entries)]
+    """Unicode names in lower case (countries keep their capitals), unique: a repeated one gets its
+    short name in brackets."""
+    names = [e["name"] for e in entries]
+    names = [n.lower() if n.isupper() else n.replace(" Flag", " flag") for n in names]
+    short = [e["short_name"].replace("_", " ") for e in entries]
+    pairs = zip(names, short, strict=True)
+    return [f"{name} ({other})" if names.count(name) > 1 else name for name, other in pairs]
 
 
 def lookalikes(drawings):
-    """For each pictogram the first one that looks the same in at least one artist's drawing (flags of territories, families)."""
+    """For each pictogram the first one that looks the same in at least one artist's drawing: flags
+    of territories, families."""
     count = len(drawings[0])
     parent = list(range(count))
 
@@ -82,7 +96,7 @@ def lookalikes(drawings):
         x = x.reshape(count, 16, 4, 16, 4, 4).mean(axis=(2, 4)).reshape(count, -1)
         square = (x * x).sum(1)
         near = square[:, None] + square[None] - 2 * x @ x.T < LOOKALIKE**2
-        for i, j in zip(*np.nonzero(np.triu(near, 1))):
+        for i, j in zip(*np.nonzero(np.triu(near, 1)), strict=True):
             a, b = sorted((find(int(i)), find(int(j))))
             parent[b] = a
     return [find(i) for i in range(count)]
@@ -93,42 +107,67 @@ def split_of(code):
     return "test" if int(hashlib.sha256(code.encode()).hexdigest(), 16) % 5 == 0 else "train"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--google", help="folder or .tgz of emoji-datasource-google; downloaded when left out")
-    parser.add_argument("--twitter", help="folder or .tgz of emoji-datasource-twitter; downloaded when left out")
-    parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
-    args = parser.parse_args()
+def read_packages(sources):
+    """Entries that both artists drew, in Unicode's order, and artist -> (1911, 64, 64, 4) uint8.
+
+    sources: artist -> folder, .tgz or None.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {n: open_package(getattr(args, a), a, pathlib.Path(scratch)) for n, a in ARTISTS.items()}
-        tables = {n: json.loads((folders[n] / "emoji.json").read_text()) for n in ARTISTS}
-        drawn = {n: {e["unified"]: e for e in tables[n] if e[f"has_img_{ARTISTS[n]}"]} for n in ARTISTS}
+        scratch = pathlib.Path(scratch)
+        folders, drawn = {}, {}
+        for artist, package in ARTISTS.items():
+            folders[artist] = open_package(sources[artist], package, scratch)
+            table = json.loads((folders[artist] / "emoji.json").read_text())
+            drawn[artist] = {e["unified"]: e for e in table if e[f"has_img_{package}"]}
         entries = [e for code, e in drawn["noto"].items() if code in drawn["twemoji"]]
         entries.sort(key=lambda e: e["sort_order"])
         if len(entries) != COUNT:
-            raise SystemExit(f"{len(entries)} pictograms were drawn by both artists, expected {COUNT}")
-        pixels = {
-            n: np.stack([read_drawing(folders[n] / "img" / a / "64" / drawn[n][e["unified"]]["image"]) for e in entries])
-            for n, a in ARTISTS.items()
-        }
-    twins = lookalikes(list(pixels.values()))
-    rows = [
-        {
-            "name": name,
-            "short": e["short_name"],
-            "code": e["unified"],
-            "char": "".join(chr(int(c, 16)) for c in e["unified"].split("-")),
-            # Unicode files the five skin-tone swatches under "Component", which is no category of things
-            "category": "People & Body" if e["category"] == "Component" else e["category"],
-            "subcategory": e["subcategory"],
-            "twin": twin,
-            "split": split_of(entries[twin]["unified"]),
-        }
-        for name, e, twin in zip(names_of(entries), entries, twins)
-    ]
+            raise SystemExit(f"both artists drew {len(entries)} pictograms, expected {COUNT}")
+        pixels = {}
+        for artist, package in ARTISTS.items():
+            folder = folders[artist] / "img" / package / "64"
+            files = [drawn[artist][e["unified"]]["image"] for e in entries]
+            pixels[artist] = np.stack([read_drawing(folder / file) for file in files])
+    return entries, pixels
+
+
+def make_row(name, entry, twin, first):
+    """What the table says of one pictogram; `first` is the entry of the one that looks the same."""
+    # Unicode files the five skin-tone swatches under "Component", which is no category of things
+    category = entry["category"]
+    return {
+        "name": name,
+        "short": entry["short_name"],
+        "code": entry["unified"],
+        "char": "".join(chr(int(c, 16)) for c in entry["unified"].split("-")),
+        "category": "People & Body" if category == "Component" else category,
+        "subcategory": entry["subcategory"],
+        "twin": twin,
+        "split": split_of(first["unified"]),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for package in ARTISTS.values():
+        what = f"folder or .tgz of emoji-datasource-{package}; downloaded when left out"
+        parser.add_argument(f"--{package}", help=what)
+    parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
+    args = parser.parse_args()
+    entries, pixels = read_packages({a: getattr(args, p) for a, p in ARTISTS.items()})
+    columns = zip(names_of(entries), entries, lookalikes(list(pixels.values())), strict=True)
+    rows = [make_row(name, entry, twin, entries[twin]) for name, entry, twin in columns]
     assert len({r["name"] for r in rows}) == COUNT
-    save_npz(args.out / "emoji.npz", **pixels)
+    save_drawings(args.out / "emoji.npz", pixels)
     save_json(args.out / "emoji.json", rows)
+
+
+def save_drawings(path, pixels):
+    """artist -> (N, 64, 64, 4) uint8, in streams of four."""
+    arrays = {}
+    for artist, drawings in pixels.items():
+        arrays[artist], arrays[f"{artist}_start"] = in_blocks(drawings, PACKED)
+    save_npz(path, stored=tuple(pixels), **arrays)
 
 
 if __name__ == "__main__":

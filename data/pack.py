@@ -1,27 +1,50 @@
-"""Write assets so that the same content gives the same bytes: no clock, no file order, fixed compression level."""
+"""Write assets so that the same content gives the same bytes.
+
+No clock, no file order, a fixed level of compression.
+"""
 
 import hashlib
 import io
 import json
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
 
-def save_npz(path, **arrays):
-    """numpy's .npz (a zip of .npy), deflated at level 9, with a fixed time stamp; prints name, size and sha256."""
+def save_npz(path, stored=(), **arrays):
+    """NumPy's .npz (a zip of .npy) with a fixed time stamp; prints name, size and sha256.
+
+    Args:
+        path: of the file.
+        stored: names of arrays that stay as they are, so that they can be mapped into memory; the
+            others are deflated at level 9.
+        arrays: name -> array.
+    """
     path = pathlib.Path(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            kind = zipfile.ZIP_STORED if name in stored else zipfile.ZIP_DEFLATED
+            entry.compress_type = kind
             entry.external_attr = 0o644 << 16
             entry.create_system = 3
             archive.writestr(entry, buffer.getvalue())
     report(path)
+
+
+def in_blocks(items, block):
+    """(N, ...) uint8 in zlib streams of `block` items each: one can be read without the rest.
+
+    Returns the streams end to end, (bytes,) uint8, and where each starts and the last ends, int64.
+    """
+    parts = [items[first : first + block].tobytes() for first in range(0, len(items), block)]
+    streams = [zlib.compress(part, level=9) for part in parts]
+    start = np.cumsum([0, *map(len, streams)], dtype=np.int64)
+    return np.frombuffer(b"".join(streams), np.uint8), start
 
 
 def save_json(path, rows):
@@ -38,15 +61,21 @@ def report(path):
 
 
 def to_planes(rgb):
-    """(..., H, W, 3) uint8 RGB, H and W even -> dict of y (..., H, W), cb and cr (..., H/2, W/2), uint8.
+    """Planes of a picture: (..., H, W, 3) RGB -> y (..., H, W), cb and cr (..., H/2, W/2).
 
-    JPEG's full-range conversion (ITU-T T.871) with the chroma averaged over 2 x 2 pixels. Each row is stored as differences to its
-    left neighbour modulo 256, which deflate packs better; a running sum along the row undoes it.
+    H and W are even, everything is uint8. JPEG's full-range conversion (ITU-T T.871) with the
+    chroma averaged over 2 x 2 pixels.
+    Each row is stored as differences to its left neighbour modulo 256, which deflate packs better;
+    a running sum along the row undoes it.
     """
     r, g, b = np.moveaxis(rgb.astype(np.float64), -1, 0)
     y = 0.299 * r + 0.587 * g + 0.114 * b
-    half = lambda x: x.reshape(*x.shape[:-2], x.shape[-2] // 2, 2, x.shape[-1] // 2, 2).mean(axis=(-3, -1))  # noqa: E731
-    cb = half(128 + (b - y) / 1.772)
-    cr = half(128 + (r - y) / 1.402)
-    planes = {"y": y, "cb": cb, "cr": cr}
-    return {k: np.diff(p.round().clip(0, 255).astype(np.uint8), axis=-1, prepend=np.uint8(0)) for k, p in planes.items()}
+    planes = {"y": y, "cb": half(128 + (b - y) / 1.772), "cr": half(128 + (r - y) / 1.402)}
+    levels = {name: plane.round().clip(0, 255).astype(np.uint8) for name, plane in planes.items()}
+    return {name: np.diff(x, axis=-1, prepend=np.uint8(0)) for name, x in levels.items()}
+
+
+def half(x):
+    """Means of 2 x 2 pixels, (..., H, W) -> (..., H/2, W/2)."""
+    height, width = x.shape[-2:]
+    return x.reshape(*x.shape[:-2], height // 2, 2, width // 2, 2).mean(axis=(-3, -1))

@@ -1,4 +1,5 @@
-"""A slow, separate way to draw a scene: numpy in double precision, one object and one picture at a time, straight from the drawings."""
+"""A slow, separate way to draw a scene: NumPy in double precision, one object and one picture at a
+time, straight from the drawings."""
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def sample(picture, x, y):
 
 def draw(artist, row, centre, side, angle, size):
     """(H, W, 4) premultiplied, in [0, 1]."""
-    rgba = assets.drawings(artist)[row].numpy().astype(float) / 255
+    rgba = assets.drawing(artist, row).astype(float) / 255
     rgba[..., :3] *= rgba[..., 3:]
     times = min(3, max(0, int(np.round(np.log2(64 / side)))))
     picture = shrink(rgba, times)
@@ -42,7 +43,8 @@ def draw(artist, row, centre, side, angle, size):
 
 
 def scene(scenes, b, background):
-    """Image (H, W, 3), owners (H, W), doubtful pixels (H, W) bool and areas of scene b over a background (H, W, 3)."""
+    """Scene b over a background (H, W, 3): image (H, W, 3), owners (H, W), doubtful pixels (H, W)
+    bool and areas."""
     image = background.astype(float).copy()
     owner, doubt, areas = np.zeros(scenes.size, int), np.zeros(scenes.size, bool), []
     for k in range(scenes.valid.shape[1]):
@@ -52,7 +54,8 @@ def scene(scenes, b, background):
         row = int(scenes.table[scenes.pictogram[b, k]])
         side = float(scenes.scale[b, k]) * min(scenes.size)
         artist = scenes.artists[int(scenes.artist[b, k])]
-        layer = draw(artist, row, scenes.centre[b, k].double().numpy(), side, float(scenes.angle[b, k]), scenes.size)
+        centre, angle = scenes.centre[b, k].double().numpy(), float(scenes.angle[b, k])
+        layer = draw(artist, row, centre, side, angle, scenes.size)
         alpha = layer[..., 3]
         image = layer[..., :3] + (1 - alpha[..., None]) * image
         owner[alpha >= 0.5] = k + 1

@@ -17,10 +17,6 @@ IGNORED = {
 BODY_LINES = 40
 LONG = {
     "train/ttvsr.py: train",
-    "vtlib/data/emojiworld.py: _render",
-    "vtlib/data/footage.py: panned",
-    "vtlib/data/mosaic.py: make_mosaic",
-    "vtlib/data/video.py: make_video",
     "vtlib/hub/clip.py: attach_layer",
     "vtlib/hub/encoders.py: read",
 }

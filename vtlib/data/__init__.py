@@ -1,40 +1,32 @@
 """Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits,
 a video, checkpoints.
 
-Needs torch and numpy only; nothing is downloaded. Where each asset comes from and its licence:
-data/README.md.
+Needs torch and NumPy only; nothing is downloaded. Where each asset comes from and its licence:
+data/README.md. Modules, and the names below, are imported on first use.
 """
 
-from vtlib.checkpoints import path as checkpoint
-from vtlib.checkpoints import root
-from vtlib.data.assets import clip, digits, photographs, shots
-from vtlib.data.emojiworld import EmojiWorld
-from vtlib.data.mosaic import Mosaic
-from vtlib.data.pictograms import EASY, categories, pictogram, subcategories
-from vtlib.data.questions import KINDS, Question
-from vtlib.data.retrieval import Retrieval
-from vtlib.data.scenes import Scenes
-from vtlib.data.text import TextPictures, text_image
-from vtlib.data.video import Video
+from .._lazy import lazy
 
-__all__ = [
-    "EASY",
-    "EmojiWorld",
-    "KINDS",
-    "Mosaic",
-    "Question",
-    "Retrieval",
-    "Scenes",
-    "TextPictures",
-    "Video",
-    "categories",
-    "checkpoint",
-    "clip",
-    "digits",
-    "photographs",
-    "pictogram",
-    "root",
-    "shots",
-    "subcategories",
-    "text_image",
-]
+_HOMES = {
+    "assets": ("clip", "digits", "photographs", "shots"),
+    "emojiworld": ("EmojiWorld",),
+    "mosaic": ("Mosaic",),
+    "pictograms": ("EASY", "categories", "pictogram", "subcategories"),
+    "questions": ("KINDS", "Question"),
+    "retrieval": ("Retrieval",),
+    "scenes": ("Scenes",),
+    "text": ("TextPictures", "text_image"),
+    "video": ("Video",),
+}
+_EXPORTS = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+_EXPORTS["root"] = __name__.removesuffix("data") + "checkpoints"
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, _EXPORTS)
+__all__ += ["checkpoint"]
+
+
+def checkpoint(name):
+    """Where a checkpoint lies: see `vtlib.checkpoints.path`."""
+    from ..checkpoints import path
+
+    return path(name)

@@ -6,7 +6,9 @@ import functools
 import torch
 from torch import Tensor
 
-from vtlib.data.assets import read_rows
+from ..nn.checks import check_int
+from ._arguments import one_of
+from .assets import read_rows
 
 EASY = (
     "red apple",
@@ -22,14 +24,20 @@ EASY = (
     "butterfly",
     "slice of pizza",
 )
-"""Twelve pictograms that differ in colour and shape in both artists' hands: the default closed set of the notebooks."""
+"""Twelve pictograms that differ in colour and shape in both artists' hands: the default closed set
+of the notebooks."""
 
 LEVELS = ("pictogram", "category", "subcategory")
+SPLITS = ("train", "test", "all")
 
 
 @functools.cache
 def table() -> list[dict]:
-    """One dict a pictogram: name, short, code (points), char, category, subcategory, twin (first that looks the same), split."""
+    """One dict a pictogram.
+
+    name, short, code (points), char, category, subcategory, twin (the first that looks the same),
+    split.
+    """
     return read_rows("emoji.json")
 
 
@@ -54,43 +62,76 @@ def _lookup() -> dict[str, int]:
 
 
 def pictogram(name: str) -> int:
-    """Index of a pictogram by its Unicode name ("red apple"), short name ("apple") or character. ValueError names the closest."""
+    """Index of a pictogram by its Unicode name ("red apple"), short name ("apple") or character.
+
+    ValueError names the closest.
+    """
     found = _lookup()
     key = name.lower().strip() if isinstance(name, str) else ""
     if key not in found:
-        close = [row["name"] for row in table() if key and key in row["name"].lower().split()][:3]
-        close += [name_of(found[k]) for k in difflib.get_close_matches(key, [k for k in found if len(k) > 2], n=4, cutoff=0.5)]
-        hint = "; close: " + ", ".join(dict.fromkeys(close)) if close else ""
-        raise ValueError(f"pictogram {name!r} is not among the {len(table()):,} that both artists drew{hint}")
+        known = f"{len(table()):,} that both artists drew"
+        raise ValueError(f"pictogram {name!r} is not among the {known}{_hint(key)}")
     return found[key]
+
+
+def _hint(key: str) -> str:
+    """Names that share a word with `key`, or most letters."""
+    if not key:
+        return ""
+    found = _lookup()
+    close = [row["name"] for row in table() if key in row["name"].lower().split()][:3]
+    words = [word for word in found if len(word) > 2]
+    similar = difflib.get_close_matches(key, words, n=4, cutoff=0.5)
+    close += [name_of(found[word]) for word in similar]
+    return "; close: " + ", ".join(dict.fromkeys(close)) if close else ""
 
 
 def name_of(index: int) -> str:
     """Unicode name of a pictogram, in lower case."""
-    return table()[index]["name"]
+    return table()[check_int(index, "index", 0, len(table()) - 1)]["name"]
 
 
 def in_split(split: str) -> list[int]:
-    """Indices of the pictograms of "train", "test" (about a fifth, by a hash of the code points; twins stay together) or "all"."""
-    if split not in ("train", "test", "all"):
+    """Indices of the pictograms of "train", "test" or "all".
+
+    About a fifth is in "test", by a hash of the code points; twins stay together.
+    """
+    if split not in SPLITS:
         raise ValueError(f"split={split!r}: needs train, test or all")
     return [i for i, row in enumerate(table()) if split in ("all", row["split"])]
 
 
+def check_level(level: str) -> str:
+    """`level`, if it is one of `LEVELS`."""
+    return one_of(level, "level", LEVELS)
+
+
 @functools.cache
-def _ids(key: str) -> Tensor:
-    order = {"category": categories, "subcategory": subcategories}[key]()
-    return torch.tensor([order.index(row[key]) for row in table()])
+def _ids(level: str) -> tuple[int, ...]:
+    if level == "pictogram":
+        return tuple(range(len(table())))
+    order = {"category": categories, "subcategory": subcategories}[level]()
+    place = {name: i for i, name in enumerate(order)}
+    return tuple(place[row[level]] for row in table())
 
 
 def level_ids(level: str) -> Tensor:
-    """(1911,) long: index of each pictogram's class at "category" or "subcategory"; at "pictogram" its own index."""
-    if level not in LEVELS:
-        raise ValueError(f"level={level!r}: needs one of {', '.join(LEVELS)}")
-    return torch.arange(len(table())) if level == "pictogram" else _ids(level)
+    """(1911,) long: index of each pictogram's class at "pictogram" (its own), "category" or
+    "subcategory"."""
+    return torch.tensor(_ids(check_level(level)), device="cpu")
+
+
+def classes_at(level: str, pictogram: Tensor, empty: Tensor) -> Tensor:
+    """Class at `level` of each pictogram (...), an index into `table()`; -1 where `empty`."""
+    return level_ids(level).to(pictogram.device)[pictogram].masked_fill(empty, -1)
 
 
 @functools.cache
+def _twins() -> tuple[int, ...]:
+    return tuple(row["twin"] for row in table())
+
+
 def twins() -> Tensor:
-    """(1911,) long: index of the first pictogram that looks the same to at least one artist (mostly flags), else its own."""
-    return torch.tensor([row["twin"] for row in table()])
+    """(1911,) long: index of the first pictogram that looks the same to at least one artist, mostly
+    flags, else its own."""
+    return torch.tensor(_twins(), device="cpu")

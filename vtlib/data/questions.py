@@ -1,18 +1,31 @@
-"""Captions, and questions with answers, from what is known of a scene. No question is asked whose answer could be disputed."""
+"""Captions, and questions with answers, from what is known of a scene.
+
+No question is asked whose answer could be disputed.
+"""
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
-from vtlib.data import pictograms
+from ..nn.checks import check_int
+from . import pictograms
+from ._arguments import as_list
 
-# an object counts as seen when this part of it, and so many pixels, are visible; questions that rest on a hidden one are left out
+# an object counts as seen when this part of it, and so many pixels, are visible; questions that
+# rest on a hidden one are left out
 SEEN, PIXELS = 0.3, 16
 CLEAR = 0.08  # places must differ by this fraction of the picture's side to be told apart
+TURNS = 16  # so many attempts for each question that is wanted
+CONSONANT = (
+    *("eu", "uni", "uk", "ur", "us", "one"),
+    *("Eu", "UK", "Uk", "U.", "US", "Ur", "Uni"),
+)
+"""What begins with a vowel's letter and is spoken with a consonant, "a unicorn"."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """kind: see KINDS; objects: the slots that the answer rests on (empty where it rests on an absence)."""
+    """kind: see KINDS; objects: the slots that the answer rests on, none if it rests on absence."""
 
     kind: str
     text: str
@@ -35,52 +48,73 @@ class Thing:
 
 def things(scenes) -> list[list[Thing]]:
     """What is in each scene, as plain Python."""
-    height, width = scenes.size
-    twins, rows = pictograms.twins(), pictograms.table()
-    columns = (scenes.valid, scenes.pictogram, scenes.scale, scenes.boxes, scenes.visible, scenes.masks.flatten(2).sum(-1))
+    pixels = scenes.masks.flatten(2).sum(-1).tolist()
+    columns = (scenes.valid, scenes.pictogram, scenes.scale, scenes.boxes, scenes.visible)
+    fields = zip(*(column.tolist() for column in columns), pixels, strict=True)
     table = scenes.table.tolist()
     out = []
-    for valid, which, scale, boxes, visible, pixels in zip(*(c.tolist() for c in columns)):
-        scene = []
-        for k, there in enumerate(valid):
-            if there:
-                row, (x0, y0, x1, y1) = rows[table[which[k]]], boxes[k]
-                place = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height)
-                seen = visible[k] >= SEEN and pixels[k] >= PIXELS
-                twin = int(twins[table[which[k]]])
-                scene.append(Thing(k, row["name"], twin, row["category"], row["subcategory"], scale[k], *place, seen))
-        out.append(scene)
+    for scene in fields:
+        slots = enumerate(zip(*scene, strict=True))
+        there = ((k, which, known) for k, (valid, which, *known) in slots if valid)
+        out.append([_thing(k, table[which], scenes.size, *known) for k, which, known in there])
     return out
+
+
+def _thing(slot: int, row: int, size: tuple[int, int], scale, box, visible, pixels) -> Thing:
+    """One object; row: its place in `pictograms.table()`."""
+    height, width = size
+    known, (x0, y0, x1, y1) = pictograms.table()[row], box
+    return Thing(
+        slot=slot,
+        name=known["name"],
+        twin=known["twin"],
+        category=known["category"],
+        subcategory=known["subcategory"],
+        scale=scale,
+        x=(x0 + x1) / 2 / width,
+        y=(y0 + y1) / 2 / height,
+        seen=visible >= SEEN and pixels >= PIXELS,
+    )
 
 
 def article(name: str) -> str:
     """`name` with "a" or "an"."""
-    vowel = name[0] in "aeiouAEIOU" and not name.startswith(
-        ("eu", "uni", "uk", "ur", "us", "one", "Eu", "UK", "Uk", "U.", "US", "Ur", "Uni")
-    )
+    vowel = name[0] in "aeiouAEIOU" and not name.startswith(CONSONANT)
     return f"{'an' if vowel else 'a'} {name}"
 
 
+def third(place: float, names: tuple[str, str]) -> str:
+    """The first or second name in the first or last third, "" in the middle."""
+    if place < 1 / 3:
+        return names[0]
+    return names[1] if place > 2 / 3 else ""
+
+
 def where(thing: Thing) -> str:
-    """ "at the top left", ..., "in the middle": by thirds of the picture."""
-    row = "top" if thing.y < 1 / 3 else "bottom" if thing.y > 2 / 3 else ""
-    column = "left" if thing.x < 1 / 3 else "right" if thing.x > 2 / 3 else ""
+    """"at the top left", ..., "in the middle": by thirds of the picture."""
+    row, column = third(thing.y, ("top", "bottom")), third(thing.x, ("left", "right"))
     if row:
         return f"at the {row} {column}".rstrip()
     return f"on the {column}" if column else "in the middle"
 
 
 def captions(scenes) -> list[str]:
-    """One sentence a picture: the seen objects from left to right with their places, and what the sign says."""
-    out = []
-    for scene, word in zip(things(scenes), scenes.words or [None] * len(scenes)):
-        seen = sorted((t for t in scene if t.seen), key=lambda t: (t.x, t.y))
-        parts = [f"{article(t.name)} {where(t)}" for t in seen]
-        if word:
-            parts.append(f'a sign that says "{word}"')
-        text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "nothing that can be seen"
-        out.append(text[0].upper() + text[1:] + ".")
-    return out
+    """One sentence a picture: the seen objects from left to right with their places, and what the
+    sign says."""
+    words = scenes.words or [None] * len(scenes)
+    return [caption(scene, word) for scene, word in zip(things(scenes), words, strict=True)]
+
+
+def caption(scene: list[Thing], word: str | None) -> str:
+    """The sentence for one picture."""
+    seen = sorted((t for t in scene if t.seen), key=lambda t: (t.x, t.y))
+    parts = [f"{article(t.name)} {where(t)}" for t in seen]
+    if word:
+        parts.append(f'a sign that says "{word}"')
+    text = parts[-1] if parts else "nothing that can be seen"
+    if len(parts) > 1:
+        text = f"{', '.join(parts[:-1])} and {text}"
+    return text[0].upper() + text[1:] + "."
 
 
 def alone(scene: list[Thing]) -> list[Thing]:
@@ -91,13 +125,13 @@ def alone(scene: list[Thing]) -> list[Thing]:
 def absent(scene, world, rng) -> str | None:
     """Name of a pictogram that is not there, if possible from a sub-category that is not there."""
     looks, kinds = {t.twin for t in scene}, {t.subcategory for t in scene}
-    twins, rows = pictograms.twins(), pictograms.table()
+    rows = pictograms.table()
     fallback = None
     for _ in range(20):
-        row = rng.choice(world)
-        if int(twins[row]) not in looks:
-            fallback = rows[row]["name"]
-            if rows[row]["subcategory"] not in kinds:
+        row = rows[rng.choice(world)]
+        if row["twin"] not in looks:
+            fallback = row["name"]
+            if row["subcategory"] not in kinds:
                 return fallback
     return fallback
 
@@ -115,7 +149,17 @@ def presence(scene, world, rng, some):
 
 
 def half(scene, rng, axis, low, high, where):
-    """In which half of the picture an object that is there once, and clearly not in the middle, lies along `axis` ("x" or "y")."""
+    """In which half of the picture an object lies along an axis.
+
+    It is there once, and clearly not in the middle.
+
+    Args:
+        scene: what is there.
+        rng: decides.
+        axis: "x" or "y".
+        low, high: the answers.
+        where: how the question puts them.
+    """
     clear = [t for t in alone(scene) if abs(getattr(t, axis) - 0.5) > CLEAR]
     if not clear:
         return None
@@ -192,9 +236,11 @@ def category(scene, world, rng, some):
 def affirmative(scene) -> dict[str, int]:
     """How many different questions of a kind have an answer other than "no" or "0"."""
     hidden = {t.twin for t in scene if not t.seen}
-    clear = {t.name for t in scene if t.twin not in hidden and len({o.name for o in scene if o.twin == t.twin}) == 1}
+    names = {t.twin: {o.name for o in scene if o.twin == t.twin} for t in scene}
+    clear = {t.name for t in scene if t.twin not in hidden and len(names[t.twin]) == 1}
     broad = {t.category for t in scene} - {t.category for t in scene if not t.seen}
-    return {"presence": len({t.name for t in scene if t.seen}), "count": len(clear), "count_category": len(broad)}
+    presence = {t.name for t in scene if t.seen}
+    return {"presence": len(presence), "count": len(clear), "count_category": len(broad)}
 
 
 KINDS = {
@@ -210,44 +256,76 @@ KINDS = {
 """What can be asked. "sign" (what does the sign say?) needs scenes made with `signs` > 0."""
 
 
-def questions(scenes, n: int, seed: int, kinds=None) -> list[list[Question]]:
-    """Up to n different questions for each picture, of random kinds among `kinds` (default: all).
+def questions(scenes, n: int, seed: int, kinds: Any = None) -> list[list[Question]]:
+    """Up to n different questions for each picture, of random kinds.
 
-    In a scene's "presence" questions yes and no alternate, and so do some and none in "count" and "count_category": no answer can be
-    guessed from the kind. "sign" needs scenes made with `signs`; "relation" and "category" need scenes that allow one.
-    Fewer than n come back where a scene has no more that are beyond dispute. ValueError for an unknown kind or n < 1.
+    In a scene's "presence" questions yes and no alternate, and so do some and none in "count" and
+    "count_category": no answer can be guessed from the kind. "sign" needs scenes made with `signs`;
+    "relation" and "category" need scenes that allow one. Fewer than n come back where a scene has
+    no more that are beyond dispute.
+
+    Args:
+        scenes: a `Scenes`.
+        n: at most so many a picture.
+        seed: decides.
+        kinds: one of KINDS or a list of some; None: all.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r}: needs an int of at least 1")
-    kinds = list(KINDS) if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"kinds has {kind!r}: needs some of {', '.join(KINDS)}")
+    n, seed = check_int(n, "n", 1), check_int(seed, "seed")
+    kinds = check_kinds(kinds)
     world = scenes.table.tolist()
-    out = []
-    for b, scene in enumerate(things(scenes)):
-        rng = random.Random(seed * 1_000_003 + b)
-        asked = {}
-        # affirmative and negative answers alternate; there are at most as many negative ones as the scene has objects to ask about
-        wanted = {kind: rng.random() < 0.5 for kind in ("presence", "count", "count_category")}
-        room = affirmative(scene)
-        for _ in range(16 * n):
-            kind = rng.choice(kinds)
-            some = wanted.get(kind, True)
-            if not some and room[kind] == 0:
-                continue
-            if kind == "sign":
-                word = scenes.words[b] if scenes.words else None
-                found = word and ("What does the sign say?", word, [])
-            else:
-                found = KINDS[kind](scene, world, rng, some)
-            if found and found[0] not in asked:
-                text, answer, rests = found
-                if kind in wanted:
-                    wanted[kind] = not some
-                    room[kind] -= not some
-                asked[text] = Question(kind, text, answer, tuple(t.slot for t in rests))
-            if len(asked) == n:
-                break
-        out.append(list(asked.values()))
-    return out
+    words = scenes.words or [None] * len(scenes)
+    return [
+        ask(scene, word, world, n, kinds, random.Random(seed * 1_000_003 + b))
+        for b, (scene, word) in enumerate(zip(things(scenes), words, strict=True))
+    ]
+
+
+def check_kinds(kinds: Any) -> list[str]:
+    """Some of KINDS."""
+    if kinds is None:
+        return list(KINDS)
+    kinds = [kinds] if isinstance(kinds, str) else as_list(kinds, "kinds")
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"kinds has {kind!r}: needs some of {', '.join(KINDS)}")
+    if not kinds:
+        raise ValueError(f"kinds is empty: needs some of {', '.join(KINDS)}")
+    return kinds
+
+
+def ask(
+    scene: list[Thing], word: str | None, world: list[int], n: int, kinds: list[str], rng
+) -> list[Question]:
+    """Up to n questions about one scene.
+
+    Args:
+        scene: what is there.
+        word: what the sign says.
+        world: the pictograms that could be there, as places in `pictograms.table()`.
+        n: how many questions.
+        kinds: some of KINDS.
+        rng: decides.
+    """
+    asked: dict[str, Question] = {}
+    # affirmative and negative answers alternate; there are at most as many negative ones as the
+    # scene has objects to ask about
+    wanted = {kind: rng.random() < 0.5 for kind in ("presence", "count", "count_category")}
+    room = affirmative(scene)
+    for _ in range(TURNS * n):
+        kind = rng.choice(kinds)
+        some = wanted.get(kind, True)
+        if not some and room[kind] == 0:
+            continue
+        if kind == "sign":
+            found = word and ("What does the sign say?", word, [])
+        else:
+            found = KINDS[kind](scene, world, rng, some)
+        if found and found[0] not in asked:
+            text, answer, rests = found
+            if kind in wanted:
+                wanted[kind] = not some
+                room[kind] -= not some
+            asked[text] = Question(kind, text, answer, tuple(t.slot for t in rests))
+        if len(asked) == n:
+            break
+    return list(asked.values())

@@ -1,13 +1,15 @@
-"""Retrieval: the same pictogram by two artists and at several scales, as one person is seen by two cameras at several distances."""
+"""Retrieval: the same pictogram by two artists and at several scales, as one person is seen by two
+cameras at several distances."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vtlib.data import pictograms
-from vtlib.data.assets import ARTISTS
-from vtlib.data.scenes import layout, uniform
+from . import pictograms
+from ._random import seeded, uniform
+from .assets import ARTISTS
+from .scenes import layout
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Retrieval:
     images: Tensor  # (M, 3, H, W) float32 in [0, 1]
     identity: Tensor  # (M,) long: 0 ... N - 1
     camera: Tensor  # (M,) long: 0 noto, 1 twemoji
-    scale: Tensor  # (M,) float: side of the drawing as a fraction of min(H, W)
+    scale: Tensor  # (M,) float32: side of the drawing as a fraction of min(H, W)
     pictogram: Tensor  # (N,) long, index into `classes`
     classes: list[str]
 
@@ -27,28 +29,38 @@ class Retrieval:
         return self.camera == 0
 
 
-def make_retrieval(world, identities: int, seed: int, scales, rotation, background, device) -> Retrieval:
+def make_retrieval(
+    world, identities, seed, scales, rotation, background, device
+) -> Retrieval:
     """See EmojiWorld.retrieval."""
-    generator = torch.Generator().manual_seed(seed)
-    looks = pictograms.twins()[world.table]
-    order = torch.randperm(len(looks), generator=generator)
-    first = {}  # of pictograms that look the same, one
-    for i in order.tolist():
-        first.setdefault(int(looks[i]), i)
-    if identities > len(first):
-        raise ValueError(f"identities={identities}: this world has {len(first)} pictograms that look different")
-    chosen = torch.tensor(list(first.values())[:identities])
-    scale = torch.tensor(scales, dtype=torch.float32)
-    identity = torch.arange(identities).repeat_interleave(2 * len(scales))
-    camera = torch.arange(2).repeat_interleave(len(scales)).repeat(identities)
-    size = scale.repeat(2 * identities)
-    side = (size * min(world.size))[:, None]
+    generator = seeded(seed)
+    chosen = different(world.table, generator)
+    if identities > len(chosen):
+        there = f"this world has {len(chosen)} pictograms that look different"
+        raise ValueError(f"identities={identities}: {there}")
+    chosen = chosen[:identities]
+    each = 2 * len(scales)
+    identity = torch.arange(identities, device="cpu").repeat_interleave(each)
+    camera = torch.arange(2, device="cpu").repeat_interleave(len(scales)).repeat(identities)
+    scale = torch.tensor(scales, dtype=torch.float32, device="cpu").repeat(2 * identities)
+    side = (scale * min(world.size))[:, None]
     angle = uniform(side.shape, (-rotation, rotation), generator)
     valid = torch.ones_like(side, dtype=torch.bool)
     centre = layout(valid, side, angle, world.size, 1, generator)
-    which = chosen[identity][:, None]
+    drawn = (valid, chosen[identity][:, None], side, angle, centre)
+    artist = camera[:, None]
     scenes = world._render(
-        valid, which, side, angle, centre, background, generator, device, artist=camera[:, None], artists=ARTISTS
+        *drawn, background, generator, device, artist=artist, artists=ARTISTS
     )
     put = scenes.images.device
-    return Retrieval(scenes.images, identity.to(put), camera.to(put), size.to(put), chosen.to(put), world.classes)
+    fields = (field.to(put) for field in (identity, camera, scale, chosen))
+    return Retrieval(scenes.images, *fields, world.classes)
+
+
+def different(table: Tensor, generator: torch.Generator) -> Tensor:
+    """Indices into `table`, shuffled: of pictograms that look the same, one."""
+    looks = pictograms.twins()[table].tolist()
+    first: dict[int, int] = {}
+    for i in torch.randperm(len(looks), generator=generator, device="cpu").tolist():
+        first.setdefault(looks[i], i)
+    return torch.tensor(list(first.values()), device="cpu")

@@ -1,23 +1,30 @@
-"""Videos: pictograms that move over a photograph that a camera pans and zooms across, with true trajectories, flow and occlusion."""
+"""Videos: pictograms that move over a photograph that a camera pans and zooms across, with true
+trajectories, flow and occlusion."""
 
 import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vtlib.data import backgrounds, pictograms, render
-from vtlib.data.assets import as_device
-from vtlib.data.scenes import uniform
+from . import backgrounds, pictograms, render
+from ._arguments import as_device
+from ._random import below, seeded, uniform, unit
+
+MOST = 0.35
+"""The camera's way over the shorter side, and the logarithm of its zoom, in the whole video."""
 
 
 @dataclass
 class Video:
-    """B videos of T frames with up to K objects. Fields of unused slots are -1 (indices) or 0. Slot order is painting order.
+    """B videos of T frames with up to K objects. Fields of unused slots are -1 (indices) or 0.
 
-    A pixel's flow is where the surface seen there goes: pixel centre + flow is its place in the next frame.
+    Slot order is painting order. A pixel's flow is where the surface seen there goes: pixel centre
+    + flow is its place in the next frame. A pixel is occluded if what is seen there is out of the
+    frame, or behind something, in the next frame.
     """
 
     frames: Tensor  # (B, T, 3, H, W) float32 in [0, 1]
@@ -26,14 +33,14 @@ class Video:
     category: Tensor  # (B, K) long
     subcategory: Tensor  # (B, K) long
     artist: Tensor  # (B, K) long, index into `artists`
-    trajectory: Tensor  # (B, T, K, 2) float: centre, x and y in pixels
-    side: Tensor  # (B, T, K) float: side of the drawing in pixels
-    angle: Tensor  # (B, T, K) float: degrees, counter-clockwise on the screen
+    trajectory: Tensor  # (B, T, K, 2) float32: centre, x and y in pixels
+    side: Tensor  # (B, T, K) float32: side of the drawing in pixels
+    angle: Tensor  # (B, T, K) float32: degrees, counter-clockwise on the screen
     instance: Tensor  # (B, T, H, W) long: 0 background, slot + 1
     area: Tensor  # (B, T, K) long: pixels of the whole object inside the frame
-    flow: Tensor  # (B, T - 1, 2, H, W) float: forward, x and y in pixels
-    occluded: Tensor  # (B, T - 1, H, W) bool: what is seen here is out of the frame or behind something in the next frame
-    camera: Tensor  # (B, T, 3) float: zoom, and the place (x, y in pixels) on the first frame's scale that the middle shows
+    flow: Tensor  # (B, T - 1, 2, H, W) float32: forward, x and y in pixels
+    occluded: Tensor  # (B, T - 1, H, W) bool
+    camera: Tensor  # (B, T, 3) float32: zoom; the place (x, y in the first frame's pixels) it shows
     photo: Tensor  # (B,) long, index into `photos`
     classes: list[str]
     artists: tuple[str, ...]
@@ -52,12 +59,17 @@ class Video:
 
     @functools.cached_property
     def visibility(self) -> Tensor:
-        """(B, T, K) float: visible pixels / pixels of the whole object inside the frame."""
-        return self.masks.flatten(3).sum(-1) / self.area.clamp(min=1)
+        """(B, T, K) float32: visible pixels / pixels of the whole object inside the frame."""
+        return self.masks.flatten(3).sum(-1).float() / self.area.clamp(min=1).float()
 
 
 def fold(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Reflect a straight path at both ends of [low, high]."""
+    """Reflect a straight path at both ends of [low, high].
+
+    Args:
+        x: where it would be.
+        low, high: the ends.
+    """
     span = (high - low).clamp(min=1e-6)
     t = torch.remainder((x - low) / span, 2)
     return low + span * torch.minimum(t, 2 - t)
@@ -71,22 +83,32 @@ def turn(offset: Tensor, degrees: Tensor) -> Tensor:
     return torch.stack([cos * x + sin * y, cos * y - sin * x], -1)
 
 
-def forward_flow(instance: Tensor, start: Tensor, end: Tensor, ratio: Tensor, spin: Tensor) -> tuple[Tensor, Tensor]:
-    """Flow and occlusion from one frame to the next for surfaces that move by similarities.
+def forward_flow(
+    instance: Tensor, start: Tensor, end: Tensor, ratio: Tensor, spin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Flow and occlusion from each frame to the next for surfaces that move by similarities.
 
-    instance (B, T, H, W); start, end (B, T - 1, K + 1, 2) a point of each surface (0: background) in both frames; ratio and spin
-    (B, T - 1, K + 1): growth and turn. A pixel centre p of surface i goes to end_i + ratio_i Turn(spin_i) (p - start_i).
+    A pixel centre p of surface i goes to end_i + ratio_i Turn(spin_i) (p - start_i). Surface 0 is
+    the background.
+
+    Args:
+        instance: (B, T, H, W) long, which surface is seen.
+        start, end: (B, T - 1, K + 1, 2) a point of each surface in both frames.
+        ratio: (B, T - 1, K + 1) growth.
+        spin: (B, T - 1, K + 1) turn in degrees.
+
+    Returns (B, T - 1, 2, H, W) float32 and (B, T - 1, H, W) bool.
     """
     height, width = instance.shape[-2:]
-    device = instance.device
     now, then = instance[:, :-1], instance[:, 1:]
     owner = now.flatten(2)  # b t (h w)
 
-    def of(field):
-        return field.gather(2, owner if field.dim() == 3 else owner[..., None].expand(-1, -1, -1, 2))
+    def of(values: Tensor) -> Tensor:
+        if values.dim() == 3:
+            return values.gather(2, owner)
+        return values.gather(2, owner[..., None].expand(-1, -1, -1, 2))
 
-    y, x = torch.meshgrid(torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij")
-    pixel = torch.stack([x, y], -1).view(1, 1, -1, 2)
+    pixel = pixel_middles(height, width, instance.device).view(1, 1, -1, 2)
     goal = of(end) + of(ratio)[..., None] * turn(pixel - of(start), of(spin))
     flow = rearrange(goal - pixel, "b t (h w) c -> b t c h w", h=height)
     column, row = goal.floor().long().unbind(-1)
@@ -96,103 +118,190 @@ def forward_flow(instance: Tensor, start: Tensor, end: Tensor, ratio: Tensor, sp
     return flow, ~(inside & same).view_as(now)
 
 
-def make_video(world, batch, frames, seed, objects, scale, speed, spin, pan, zoom, device) -> Video:
+def pixel_middles(height: int, width: int, device: torch.device) -> Tensor:
+    """(H, W, 2) float32: x and y of the middle of each pixel.
+
+    Args:
+        height, width: H and W.
+        device: where they are.
+    """
+    rows, columns = render.middles(height, device), render.middles(width, device)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+@dataclass
+class Camera:
+    """Where the camera looks in each frame, in pixels of the first frame."""
+
+    drift: Tensor  # (B, T, 2) float32: how far its middle is from the first frame's
+    magnify: Tensor  # (B, T, 1) float32
+
+    def to(self, device: torch.device) -> "Camera":
+        return Camera(self.drift.to(device), self.magnify.to(device))
+
+
+@dataclass
+class Paths:
+    """Where the camera sees each object in each frame."""
+
+    centre: Tensor  # (B, T, K, 2) float32: x, y in pixels
+    side: Tensor  # (B, T, K) float32: pixels
+    angle: Tensor  # (B, T, K) float32: degrees
+
+
+def make_video(
+    world, batch, frames, seed, objects, scale, speed, spin, pan, zoom, device
+) -> Video:
     """See EmojiWorld.video."""
-    device = as_device(device)
-    generator = torch.Generator().manual_seed(seed)
-    (height, width), short, many = world.size, min(world.size), objects[1]
-    count = torch.randint(objects[0], many + 1, (batch, 1), generator=generator)
-    valid = torch.arange(many) < count
+    device, generator = as_device(device), seeded(seed)
+    few, many = objects
+    valid = torch.arange(many, device="cpu") < below(many + 1, (batch, 1), generator, start=few)
     which = world.draw((batch, many), "pictogram", generator)
-    artist = torch.randint(len(world.artists), (batch, many), generator=generator)
-    side = (uniform((batch, many), scale, generator) * short).sort(1, descending=True).values
-    time = torch.arange(frames, dtype=torch.float32)[:, None]  # t 1
-
-    # the camera: zoom_t and the shift of its middle, in pixels of the first frame; both go steadily from 0 to their end
-    heading = uniform((batch, 1), (0, 2 * math.pi), generator)
-    direction = torch.cat([heading.cos(), heading.sin()], 1)[:, None]
-    span = torch.tensor([width, height], dtype=torch.float32)
-    drift = direction * min(pan * max(frames - 1, 1) * short, 0.35 * short) / max(frames - 1, 1) * time  # b t 2
-    total = uniform((batch, 1, 1), (-1, 1), generator) * min(zoom * max(frames - 1, 1), 0.35)
-    magnify = torch.exp(total / max(frames - 1, 1) * time)  # b t 1
-    middle = span / 2
-
-    # objects in the first frame's coordinates: straight paths reflected at the borders, breathing, turning
-    reach = (side / 2)[..., None].clamp(max=short / 2)
-    low, high = reach, span - reach
-    start = low + torch.rand(batch, many, 2, generator=generator) * (high - low)
-    heading = uniform((batch, many), (0, 2 * math.pi), generator)
-    pace = uniform((batch, many, 1), (0.4, 1.0), generator) * speed * short
-    velocity = torch.stack([heading.cos(), heading.sin()], -1) * pace
-    path = fold(start[:, None] + velocity[:, None] * time[:, :, None], low[:, None], high[:, None])  # b t k 2
-    phase, turnrate = uniform((batch, many), (0, 2 * math.pi), generator), uniform((batch, many), (-spin, spin), generator)
-    sides = side[:, None] * (1 + 0.12 * torch.sin(phase[:, None] + 0.15 * time))  # b t k
-    angles = uniform((batch, 1, many), (-20, 20), generator) + turnrate[:, None] * time
-
-    # ... and as the camera sees them
-    centre = magnify[..., None] * (path - middle - drift[:, :, None]) + middle
-    sides = sides * magnify
-    which_photo = torch.randint(len(world.photos), (batch,), generator=generator)
-
-    to = lambda *tensors: [t.to(device) for t in tensors]  # noqa: E731
-    valid, which, artist, centre, sides, angles = to(valid, which, artist, centre, sides, angles)
-    drift, magnify, middle, span, which_photo = to(drift, magnify, middle, span, which_photo)
-    image = film(world, which_photo, drift, magnify, span)
-    table = world.table.to(device)
-    at, time_at, slot = valid[:, None].expand(-1, frames, -1).nonzero(as_tuple=True)
-    pick = (at, time_at, slot)
-    source = render.gather(table[which[at, slot]], artist[at, slot], world.artists)
-    image, instance, whole = render.paint(image, source, centre[pick], sides[pick], angles[pick], at * frames + time_at, slot)
-    instance = instance.view(batch, frames, height, width)
-    area = torch.zeros(batch, frames, many, dtype=torch.long, device=device)
-    area[pick] = whole
-
-    shift = magnify[:, 1:] * (drift[:, :-1] - drift[:, 1:])  # of the background's middle
-    here = torch.cat([middle.expand(batch, frames - 1, 1, 2), centre[:, :-1]], 2)
-    there = torch.cat([(middle + shift)[:, :, None], centre[:, 1:]], 2)
-    ratio = torch.cat([magnify[:, 1:] / magnify[:, :-1], sides[:, 1:] / sides[:, :-1]], 2)
-    spins = torch.cat([torch.zeros(batch, frames - 1, 1, device=device), angles[:, 1:] - angles[:, :-1]], 2)
-    flow, occluded = forward_flow(instance, here, there, ratio, spins)
-
-    empty, live = ~valid, valid[:, None]
-    levels = {
-        level: pictograms.level_ids(level).to(device)[table[which]].masked_fill(empty, -1)
-        for level in ("category", "subcategory")
-    }
+    artist = below(len(world.artists), (batch, many), generator)
+    side = uniform((batch, many), scale, generator) * min(world.size)
+    side = side.sort(1, descending=True).values
+    camera = move_camera(world.size, batch, frames, pan, zoom, generator)
+    paths = move_objects(side, camera, world.size, speed, spin, generator)
+    photo = below(len(world.photos), (batch,), generator).to(device)
+    camera = camera.to(device)
+    fields = (valid, which, artist, paths.centre, paths.side, paths.angle)
+    valid, which, artist, *paths = (field.to(device) for field in fields)
+    paths = Paths(*paths)
+    image, instance, area = draw(world, valid, which, artist, paths, camera, photo)
+    flow, occluded = video_flow(instance, paths, camera)
+    empty, live, table = ~valid, valid[:, None], world.table.to(device)
+    middle = torch.tensor(world.size[::-1], dtype=torch.float32, device=device) / 2
     return Video(
-        frames=image.view(batch, frames, 3, height, width).div_(255).clamp_(0, 1),
+        frames=image.div_(255).clamp_(0, 1),
         valid=valid,
         pictogram=which.masked_fill(empty, -1),
+        category=pictograms.classes_at("category", table[which], empty),
+        subcategory=pictograms.classes_at("subcategory", table[which], empty),
         artist=artist.masked_fill(empty, -1),
-        trajectory=centre * live[..., None],
-        side=sides * live,
-        angle=angles * live,
+        trajectory=paths.centre * live[..., None],
+        side=paths.side * live,
+        angle=paths.angle * live,
         instance=instance,
         area=area,
         flow=flow,
         occluded=occluded,
-        camera=torch.cat([magnify, middle + drift], -1),
-        photo=which_photo,
+        camera=torch.cat([camera.magnify, middle + camera.drift], -1),
+        photo=photo,
         classes=world.classes,
         artists=world.artists,
         photos=world.photos,
-        **levels,
     )
 
 
-def film(world, which: Tensor, drift: Tensor, magnify: Tensor, span: Tensor) -> Tensor:
-    """The background of every frame: (B T, 3, H, W) in [0, 255]."""
+def move_camera(size, batch, frames, pan, zoom, generator) -> Camera:
+    """A camera that pans and zooms steadily from nothing to its end: see EmojiWorld.video."""
+    steps, short = max(frames - 1, 1), min(size)
+    time = torch.arange(frames, dtype=torch.float32, device="cpu")[:, None]                   # t 1
+    heading = uniform((batch, 1), (0, 2 * math.pi), generator)
+    direction = torch.cat([heading.cos(), heading.sin()], 1)[:, None]
+    drift = direction * min(pan * steps * short, MOST * short) / steps * time               # b t 2
+    total = uniform((batch, 1, 1), (-1, 1), generator) * min(zoom * steps, MOST)
+    return Camera(drift, torch.exp(total / steps * time))
+
+
+def move_objects(side: Tensor, camera: Camera, size, speed, spin, generator) -> Paths:
+    """Straight paths that turn back at the first frame's borders, as the camera sees them.
+
+    On their way objects breathe and turn. side: (B, K) in pixels; the rest as in EmojiWorld.video.
+    """
+    (batch, many), short = side.shape, min(size)
+    frames = camera.drift.shape[1]
+    time = torch.arange(frames, dtype=torch.float32, device="cpu")[:, None]                   # t 1
+    span = torch.tensor(size[::-1], dtype=torch.float32, device="cpu")
+    low = (side / 2)[..., None].clamp(max=short / 2)
+    high = span - low
+    start = low + unit((batch, many, 2), generator) * (high - low)
+    heading = uniform((batch, many), (0, 2 * math.pi), generator)
+    pace = uniform((batch, many, 1), (0.4, 1.0), generator) * speed * short
+    velocity = torch.stack([heading.cos(), heading.sin()], -1) * pace
+    straight = start[:, None] + velocity[:, None] * time[:, :, None]
+    path = fold(straight, low[:, None], high[:, None])                                    # b t k 2
+    phase = uniform((batch, many), (0, 2 * math.pi), generator)
+    rate = uniform((batch, many), (-spin, spin), generator)
+    sides = side[:, None] * (1 + 0.12 * torch.sin(phase[:, None] + 0.15 * time))            # b t k
+    angles = uniform((batch, 1, many), (-20, 20), generator) + rate[:, None] * time
+    middle = span / 2
+    centre = camera.magnify[..., None] * (path - middle - camera.drift[:, :, None]) + middle
+    return Paths(centre, sides * camera.magnify, angles)
+
+
+def draw(
+    world, valid: Tensor, which: Tensor, artist: Tensor, paths: Paths, camera: Camera, photo: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames (B, T, 3, H, W) in [0, 255], instance (B, T, H, W) and area (B, T, K).
+
+    Args:
+        world: an EmojiWorld.
+        valid, which, artist: (B, K).
+        paths: of the objects.
+        camera: where it looks.
+        photo: (B,) index into the world's photographs.
+    """
+    batch, frames, many = paths.side.shape
+    image = film(world, photo, camera)
+    there = valid[:, None].expand(-1, frames, -1).nonzero(as_tuple=True)
+    at, time, slot = there
+    table = world.table.to(which.device)
+    drawn = (table[which[at, slot]], artist[at, slot])
+    placed = (paths.centre[there], paths.side[there], paths.angle[there])
+    objects = render.Placed(world.artists, *drawn, *placed, at * frames + time, slot)
+    instance, whole = render.paint(image, objects)
+    area = torch.zeros(batch, frames, many, dtype=torch.long, device=which.device)
+    area[there] = whole
+    return image.unflatten(0, (batch, frames)), instance.unflatten(0, (batch, frames)), area
+
+
+def video_flow(instance: Tensor, paths: Paths, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Flow and occlusion of a video: see `forward_flow`.
+
+    Args:
+        instance: (B, T, H, W).
+        paths: of the objects.
+        camera: its motion is the background's.
+    """
+    batch, frames, height, width = instance.shape
+    centre, side, angle = paths.centre, paths.side, paths.angle
+    drift, magnify = camera.drift, camera.magnify
+    middle = torch.tensor([width, height], dtype=torch.float32, device=centre.device) / 2
+    shift = magnify[:, 1:] * (drift[:, :-1] - drift[:, 1:])         # of the background's middle
+    here = torch.cat([middle.expand(batch, frames - 1, 1, 2), centre[:, :-1]], 2)
+    there = torch.cat([(middle + shift)[:, :, None], centre[:, 1:]], 2)
+    ratio = torch.cat([magnify[:, 1:] / magnify[:, :-1], side[:, 1:] / side[:, :-1]], 2)
+    still = torch.zeros_like(magnify[:, 1:])
+    spin = torch.cat([still, angle[:, 1:] - angle[:, :-1]], 2)
+    return forward_flow(instance, here, there, ratio, spin)
+
+
+def film(world, which: Tensor, camera: Camera) -> Tensor:
+    """The background of every frame: (B T, 3, H, W) in [0, 255].
+
+    Args:
+        world: an EmojiWorld.
+        which: (B,) index into its photographs.
+        camera: where it looks.
+    """
     (height, width), device = world.size, which.device
-    photos = backgrounds.bank(world.split, world.size, backgrounds.ZOOMS[-1], device)[which].float()
-    offset = drift / (span / 2)  # b t 2, in half pictures
-    view = 1 / magnify  # b t 1
+    zoom = backgrounds.ZOOMS[-1]
+    photos = [backgrounds.view(world.photos[k], world.size, zoom) for k in which.tolist()]
+    photos = torch.from_numpy(np.stack(photos)).to(device).float()
+    span = torch.tensor([width, height], dtype=torch.float32, device=device)
+    offset = camera.drift / (span / 2)                              # b t 2, in half pictures
+    view = 1 / camera.magnify                                       # b t 1
     # the largest part of the photograph for which every frame stays inside
     need = (offset.abs() + view).amax((1, 2), keepdim=True)
     part = (1 / need).clamp(max=0.9)
-    x = (torch.arange(width, device=device) * 2 + 1) / width - 1
-    y = (torch.arange(height, device=device) * 2 + 1) / height - 1
-    grid = torch.empty(*view.shape[:2], height, width, 2, device=device)
+    x = (torch.arange(width, device=device).float() * 2 + 1) / width - 1
+    y = (torch.arange(height, device=device).float() * 2 + 1) / height - 1
+    grid = torch.empty(*view.shape[:2], height, width, 2, device=device, dtype=torch.float32)
     grid[..., 0] = (part * (offset[..., :1] + view * x))[:, :, None, :]
     grid[..., 1] = (part * (offset[..., 1:] + view * y))[:, :, :, None]
-    out = torch.nn.functional.grid_sample(photos, grid.flatten(1, 2), padding_mode="border", align_corners=False)
+    out = torch.nn.functional.grid_sample(
+        photos, grid.flatten(1, 2), padding_mode="border", align_corners=False
+    )
     return rearrange(out, "b c (t h) w -> (b t) c h w", h=height).contiguous()
