@@ -623,7 +623,7 @@ def test_without_aggregation_there_are_no_groups():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(upscale=5), "upscale=5: needs one of 2, 3, 4"),
+    (dict(upscale=5), "upscale=5: needs an integer from 2 to 4"),
     (dict(num_heads=5), "num_heads=5"),
     (dict(qk_dim=7), "7"),
     (dict(patch_sizes=2), "patch_size=2"),

@@ -40,11 +40,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import attend, check_heads, check_images, check_int, mirrored
+from ..nn import attend, check_heads, check_images, check_int, check_number, mirrored
 from ..tokens import take
 
 PAPER = "catanet"
-UPSCALES = (2, 3, 4)
 
 
 # -------------------------------------------------------------------------- centres and groups
@@ -67,7 +66,7 @@ def first_centres(tokens: Tensor, num_centres: int) -> Tensor:
     tokens (B, N, C) -> (M, C). The end is filled up with the last tokens reversed; when M divides
     N, as in the release, with M of them all the same.
     """
-    n = tokens.shape[1]
+    n, num_centres = tokens.shape[1], check_int(num_centres, "num_centres", 1)
     length = n + num_centres - n % num_centres
     tokens = tokens[:, mirrored(torch.arange(length, device=tokens.device), n)]
     return rearrange(tokens, "b (m l) c -> m (b l) c", m=num_centres).mean(1)
@@ -93,7 +92,7 @@ def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> t
     next one too. Behind the end the sequence is mirrored. Subgroup i asks with positions
     [i s, (i + 1) s) of the row and looks at [i s, (i + 2) s): its own, the next.
     """
-    size = min(n, group_size)
+    size = min(n, check_int(group_size, "group_size", 1))
     count = -(-n // size)
     return mirrored(torch.arange((count + 1) * size, device=device), n), size
 
@@ -136,20 +135,40 @@ class IRCA(nn.Module):
 
 
 class Attention(nn.Module):
-    """Plain self-attention with separate projections, no biases: (B, N, C) -> (B, N, C)."""
+    """Plain self-attention with separate projections, no biases: (B, N, C) -> (B, N, C).
+
+    Heads of queries and keys (9 channels as released) are narrower than those of values (10), which
+    the fused kernel does not take. `heads` fills both up to `width` channels, a multiple of 8, at
+    once: `attend` would, too, but with the narrow ones still in memory.
+    """
 
     def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.value_dim = num_heads, dim // num_heads
+        self.width = -(-max(dim, qk_dim) // num_heads // 8) * 8
+        self.stretch = (self.width * num_heads / qk_dim) ** 0.5     # attend divides by sqrt(width)
         self.to_q = nn.Linear(dim, qk_dim, bias=False)
         self.to_k = nn.Linear(dim, qk_dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
 
+    def heads(self, x: Tensor) -> Tensor:
+        """(..., h P) -> (..., h, width): the channels of each head, and zeros."""
+        x = x.unflatten(-1, (self.num_heads, -1))
+        return F.pad(x, (0, self.width - x.shape[-1]))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, h, width), such that `attend` divides q k^T by sqrt(P)."""
+        return self.heads(self.to_q(x) * self.stretch)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(B, N, h, width) -> (B, N, h P), without the zeros."""
+        return x[..., :self.value_dim].flatten(-2)
+
     def forward(self, x: Tensor) -> Tensor:
-        projected = (self.to_q(x), self.to_k(x), self.to_v(x))
-        q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in projected)
-        return self.proj(rearrange(attend(q, k, v), "b h n p -> b n (h p)"))
+        projected = (self.queries(x), self.heads(self.to_k(x)), self.heads(self.to_v(x)))
+        q, k, v = (rearrange(t, "b n h p -> b h n p") for t in projected)
+        return self.proj(self.merge(rearrange(attend(q, k, v), "b h n p -> b n h p")))
 
 
 class IASA(Attention):
@@ -173,16 +192,17 @@ class IASA(Attention):
         batch, n, _ = tokens.shape
         at, size = sorted_row(n, groups.group_size, tokens.device)
         row = take(tokens, groups.order[:, at])                              # b (g+1)s c
-        q, k, v = self.to_q(row[:, :-size]), self.to_k(row), self.to_v(row)
+        q = self.queries(row[:, :-size])                                     # b gs h p
+        k, v = (self.heads(to(row)).unfold(1, 2 * size, size) for to in (self.to_k, self.to_v))
 
-        queries = rearrange(q, "b (g s) (h p) -> (b g) h s p", s=size, h=self.num_heads)
-        k, v = (t.unfold(1, 2 * size, size) for t in (k, v))                 # b g (h p) 2s, views
-        k, v = (rearrange(t, "b g (h p) s -> (b g) h s p", h=self.num_heads) for t in (k, v))
-        own = rearrange(attend(queries, k, v), "(b g) h s p -> b (g s) (h p)", b=batch)
+        own = rearrange(q, "b (g s) h p -> (b g) h s p", s=size)
+        k, v = (rearrange(t, "b g h p s -> (b g) h s p") for t in (k, v))    # views for B = 1
+        own = rearrange(attend(own, k, v), "(b g) h s p -> b (g s) h p", b=batch)
 
-        k, v = (t.to(q.dtype).expand(batch, -1, -1, -1) for t in (k_global, v_global))
-        central = attend(rearrange(q, "b n (h p) -> b h n p", h=self.num_heads), k, v)
-        out = own + rearrange(central, "b h n p -> b n (h p)")
+        k, v = (F.pad(t, (0, self.width - t.shape[-1])) for t in (k_global, v_global))
+        k, v = (t.to(q.dtype).expand(batch, -1, -1, -1) for t in (k, v))
+        central = attend(rearrange(q, "b n h p -> b h n p"), k, v)
+        out = self.merge(own + rearrange(central, "b h n p -> b n h p"))
 
         raster = groups.order.argsort(dim=-1)                              # where each token went
         return self.proj(take(out, raster))
@@ -255,14 +275,11 @@ class TAB(nn.Module):
         group_size: int, n_iter: int = 5, ema_decay: float = 0.999,
     ):
         super().__init__()
-        check_heads(dim, num_heads)
-        check_heads(qk_dim, num_heads)
+        dim, qk_dim, mlp_dim, num_heads = _widths(dim, qk_dim, mlp_dim, num_heads)
         num_centres = check_int(num_centres, "num_centres", 1)
         self.group_size = check_int(group_size, "group_size", 1)
         self.n_iter = check_int(n_iter, "n_iter", 1)
-        if not 0 <= ema_decay <= 1:
-            raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1]")
-        self.ema_decay = ema_decay
+        self.ema_decay = check_number(ema_decay, "ema_decay", 0, 1)
         self.norm = nn.LayerNorm(dim)
         self.mlp = PreNorm(dim, ConvFFN(dim, mlp_dim))
         self.irca_attn = IRCA(dim, qk_dim, num_heads)
@@ -292,11 +309,17 @@ class TAB(nn.Module):
 
     @torch.no_grad()
     def learn(self, centres: Tensor) -> None:
-        """Move the stored centres (M, C) by a moving average; the first time, copy."""
+        """Move the stored centres (M, C) by a moving average; the first time, copy.
+
+        A batch whose centres are not finite (an overflow that a gradient scaler will skip) teaches
+        nothing: it would be remembered for ever.
+        """
         moved = self.ema_decay * self.means + (1 - self.ema_decay) * centres
         # where, not 0 * means: before they are learned they may hold anything
-        self.means.copy_(torch.where(self.initted, moved, centres))
-        self.initted.fill_(True)
+        moved = torch.where(self.initted, moved, centres)
+        finite = moved.isfinite().all()
+        self.means.copy_(torch.where(finite, moved, self.means))
+        self.initted.logical_or_(finite)
 
     def forward(
         self, x: Tensor, return_groups: bool = False
@@ -310,6 +333,7 @@ class TAB(nn.Module):
         y = self.iasa_attn(tokens, groups, *self.irca_attn(centres))
         y = self.conv1x1(rearrange(y, "b (h w) c -> b c h w", h=grid[0]))
         x = x + rearrange(y, "b c h w -> b (h w) c")
+        del tokens, y                                # or they lie in memory while the MLP runs
         x = x + self.mlp(x, grid)
         if self.training and not in_backward():
             self.learn(centres)
@@ -334,6 +358,7 @@ def patch_divide(x: Tensor, patch_size: int) -> Tensor:
 
     p = min(patch_size, h), q = min(patch_size, w).
     """
+    patch_size = check_int(patch_size, "patch_size", 3)                    # they overlap by 2
     rows, columns = (patch_rows(side, patch_size, x.device) for side in x.shape[-2:])
     return rearrange(x[:, :, rows][..., columns], "b c n p m q -> b n m c p q")
 
@@ -373,9 +398,8 @@ class LRSA(nn.Module):
 
     def __init__(self, dim: int, qk_dim: int, mlp_dim: int, num_heads: int, patch_size: int):
         super().__init__()
-        check_heads(dim, num_heads)
-        check_heads(qk_dim, num_heads)
-        self.patch_size = check_int(patch_size, "patch_size", 3)              # they overlap by 2
+        dim, qk_dim, mlp_dim, num_heads = _widths(dim, qk_dim, mlp_dim, num_heads)
+        self.patch_size = check_int(patch_size, "patch_size", 3)
         attention = PreNorm(dim, Attention(dim, qk_dim, num_heads))
         self.layer = nn.ModuleList([attention, PreNorm(dim, ConvFFN(dim, mlp_dim))])
 
@@ -385,9 +409,11 @@ class LRSA(nn.Module):
         patches = patch_divide(x, self.patch_size)
         _, n, m, _, p, _ = patches.shape
         tokens = rearrange(patches, "b n m c p q -> (b n m) (p q) c")
+        del patches
         tokens = tokens + attention(tokens)
         patches = rearrange(tokens, "(b n m) (p q) c -> b n m c p q", n=n, m=m, p=p)
         x = rearrange(patch_reverse(patches, size), "b c h w -> b (h w) c")
+        del patches, tokens
         x = x + mlp(x, size)
         return rearrange(x, "b (h w) c -> b c h w", h=size[0])
 
@@ -425,10 +451,9 @@ class CATANet(nn.Module):
         ema_decay: float = 0.999, in_chans: int = 3, aggregate: bool = True,
     ):
         super().__init__()
-        if upscale not in UPSCALES:
-            needs = ", ".join(map(str, UPSCALES))
-            raise ValueError(f"upscale={upscale}: needs one of {needs}")
-        self.upscale, self.in_chans = int(upscale), in_chans
+        self.upscale = check_int(upscale, "upscale", 2, 4)
+        self.in_chans = check_int(in_chans, "in_chans", 1)
+        embed_dim = check_int(embed_dim, "embed_dim", 1)
         patch_sizes = _per_layer(patch_sizes, num_layers, "patch_sizes")
         tabs = zip(
             _per_layer(num_centres, num_layers, "num_centres"),
@@ -437,20 +462,20 @@ class CATANet(nn.Module):
             strict=True,
         )
         widths = (embed_dim, qk_dim, mlp_dim, num_heads)
-        self.first_conv = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
+        self.first_conv = nn.Conv2d(self.in_chans, embed_dim, 3, padding=1)
         self.blocks = nn.ModuleList()
         for patch_size, tab in zip(patch_sizes, tabs, strict=True):
             first = TAB(*widths, *tab, ema_decay) if aggregate else nn.Identity()
             self.blocks.append(nn.ModuleList([first, LRSA(*widths, patch_size)]))
         self.mid_convs = nn.ModuleList(
-            nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in range(num_layers)
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=1) for _ in patch_sizes
         )
         if self.upscale == 4:
             self.upconv1 = nn.Conv2d(embed_dim, 4 * embed_dim, 3, padding=1)
             self.upconv2 = nn.Conv2d(embed_dim, 4 * embed_dim, 3, padding=1)
         else:
             self.upconv = nn.Conv2d(embed_dim, self.upscale**2 * embed_dim, 3, padding=1)
-        self.last_conv = nn.Conv2d(embed_dim, in_chans, 3, padding=1)
+        self.last_conv = nn.Conv2d(embed_dim, self.in_chans, 3, padding=1)
 
     def forward(
         self, images: Tensor, return_groups: bool = False
@@ -466,7 +491,7 @@ class CATANet(nn.Module):
             y = x
             if isinstance(aggregate, TAB):
                 y, grouped = aggregate(y, return_groups=True)
-                groups.append(grouped)
+                groups += [grouped] * return_groups                  # two long integers a token
             x = x + conv(local(y))
         x = self.enlarge(x + first)
         base = F.interpolate(
@@ -481,6 +506,15 @@ class CATANet(nn.Module):
             x = F.leaky_relu(F.pixel_shuffle(self.upconv1(x), 2), 0.1)
             return F.leaky_relu(F.pixel_shuffle(self.upconv2(x), 2), 0.1)
         return F.leaky_relu(F.pixel_shuffle(self.upconv(x), self.upscale), 0.1)
+
+
+def _widths(dim: int, qk_dim: int, mlp_dim: int, num_heads: int) -> tuple[int, int, int, int]:
+    """The four as ints. ValueError unless the heads divide the first two."""
+    num_heads, mlp_dim = check_int(num_heads, "num_heads", 1), check_int(mlp_dim, "mlp_dim", 1)
+    dim, qk_dim = check_int(dim, "dim", 1), check_int(qk_dim, "qk_dim", 1)
+    check_heads(dim, num_heads)
+    check_heads(qk_dim, num_heads)
+    return dim, qk_dim, mlp_dim, num_heads
 
 
 def _per_layer(value: int | Sequence[int], num_layers: int, name: str) -> list[int]:

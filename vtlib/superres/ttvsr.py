@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import check_float, check_int, unwrap, warp
+from ..nn import check_finite, check_float, check_int, unwrap, warp
 from ..tokens import take
 from .spynet import SPyNet
 
@@ -52,6 +52,7 @@ def identity_grid(
 
     (B, 2, h, w), channel 0 = x, in tokens.
     """
+    height, width = check_int(height, "height", 1), check_int(width, "width", 1)
     y = torch.arange(height, device=device, dtype=dtype)[:, None].expand(height, width)
     x = torch.arange(width, device=device, dtype=dtype).expand(height, width)
     return torch.stack([x, y]).expand(batch, -1, -1, -1)
@@ -59,8 +60,19 @@ def identity_grid(
 
 def token_flow(flow: Tensor, stride: int = 4) -> Tensor:
     """Flow (B, 2, H, W) in pixels -> (B, 2, H/s, W/s) in tokens: each token's mean, over s."""
-    h, w = flow.shape[-2:]
-    return F.adaptive_avg_pool2d(flow, (h // stride, w // stride)) / stride
+    return F.adaptive_avg_pool2d(flow, token_grid(flow, stride, "flow")) / stride
+
+
+def token_grid(x: Tensor, stride: int, name: str) -> tuple[int, int]:
+    """(H/s, W/s) of x (..., H, W). ValueError unless the stride divides both sides."""
+    stride = check_int(stride, "stride", 1)
+    h, w = x.shape[-2:]
+    if h % stride or w % stride:
+        raise ValueError(
+            f"{name} has {h} x {w} pixels but both sides need to be multiples of "
+            f"stride={stride}; crop or pad them"
+        )
+    return h // stride, w // stride
 
 
 def carry(location: Tensor, flow: Tensor, mode: str = "nearest") -> Tensor:
@@ -117,6 +129,7 @@ def tokenize(x: Tensor, stride: int = 4) -> Tensor:
 
     Inside a token: channel, row, column.
     """
+    token_grid(x, stride, "x")
     return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=stride, q=stride)
 
 
@@ -143,16 +156,21 @@ def cross_scale_tokens(x: Tensor, stride: int = 4) -> list[Tensor]:
     return out
 
 
-class LTAM(nn.Module):
+class _Fusion(nn.Module):
+    """What LTAM and its stand-in share: the convolution over three scales."""
+
+    def __init__(self, channels: int = 64, stride: int = 4):
+        super().__init__()
+        channels = check_int(channels, "channels", 1)
+        self.stride = check_int(stride, "stride", 1)
+        self.fusion = nn.Conv2d(3 * channels, channels, 3, padding=1)
+
+
+class LTAM(_Fusion):
     """Attention along trajectories: p + conv([V1; V2; V3] at the best key frame) * its cosine.
 
     State-dict name `fusion`.
     """
-
-    def __init__(self, channels: int = 64, stride: int = 4):
-        super().__init__()
-        self.stride = stride
-        self.fusion = nn.Conv2d(3 * channels, channels, 3, padding=1)
 
     def forward(
         self, query: Tensor, keys: Tensor, anchor: Tensor, values: Sequence[Tensor],
@@ -184,17 +202,12 @@ class LTAM(nn.Module):
         return (out, similarity, chosen) if return_attn else out
 
 
-class OwnPlace(nn.Module):
+class OwnPlace(_Fusion):
     """What stands in for LTAM in a net without trajectories.
 
     The same convolution, on the three scales of the warped state itself, at its own place. Equal
     parameters, equal names; no key frames, no memory beyond the state.
     """
-
-    def __init__(self, channels: int = 64, stride: int = 4):
-        super().__init__()
-        self.stride = stride
-        self.fusion = nn.Conv2d(3 * channels, channels, 3, padding=1)
 
     def forward(self, anchor: Tensor) -> Tensor:
         """(B, c, H, W) -> (B, c, H, W)."""
@@ -342,8 +355,9 @@ class TTVSR(nn.Module):
 
         Backward [:, i] leads from frame i to i+1, forward [:, i] from i+1 to i. mirror: the clip's
         second half is its first half in reverse; then forward flows are the backward ones in
-        reverse, at half the cost.
+        reverse, at half the cost. ValueError as in `forward`.
         """
+        self.check(frames)
         b, t, _, h, w = frames.shape
         if t == 1:
             none = frames.new_zeros(b, 0, 2, h, w)
@@ -458,11 +472,7 @@ class TTVSR(nn.Module):
             raise ValueError(
                 f"frames is empty: shape {shape}; at least one clip of one frame is needed"
             )
-        if shape[3] % self.stride or shape[4] % self.stride:
-            raise ValueError(
-                f"frames are {shape[3]} x {shape[4]} pixels but both sides need to be multiples "
-                f"of stride={self.stride}; crop or pad them"
-            )
+        token_grid(frames, self.stride, "frames")
         if flows is None:
             return
         want = (shape[0], shape[1] - 1, 2, *shape[3:])
@@ -475,6 +485,7 @@ class TTVSR(nn.Module):
             check_float(flow, f"flows ({name})")
             if tuple(flow.shape) != want:
                 raise ValueError(f"flows ({name}) has shape {tuple(flow.shape)}, needs {want}")
+            check_finite(flow, f"flows ({name})")     # NaN would read some token, without a word
 
 
 def convert_official(state: dict) -> dict[str, Tensor]:

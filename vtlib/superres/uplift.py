@@ -167,6 +167,7 @@ class LocalAttender(nn.Module):
         if num_neighbours not in OFFSETS:
             raise ValueError(f"num_neighbours={num_neighbours} must be one of {tuple(OFFSETS)}")
         self.offsets, self.low_mem = OFFSETS[num_neighbours], low_mem
+        guide_channels = check_int(guide_channels, "guide_channels", 1)
         self.conv1 = nn.Conv2d(guide_channels, num_neighbours, 1)
 
     def weights(self, guide: Tensor) -> Tensor:
