@@ -53,8 +53,8 @@ def test_local_attender_is_a_loop_over_pixels():
 
 @torch.no_grad()
 def test_low_mem_is_the_same_and_needs_less():
-    ((_, _, peak, apart),) = low_memory(((64, 16),), repeats=1)
-    assert float(peak) < 0.9 and float(apart) < 1e-5
+    ((_, _, peak, apart),) = low_memory(((64, 48),), repeats=1)
+    assert float(peak) < 0.6 and float(apart) == 0
 
 
 @torch.no_grad()
