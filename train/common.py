@@ -174,6 +174,7 @@ def ship(
     config: dict[str, Any],
     command: str,
     seed: int,
+    keep: bool = True,
     shared: dict[str, Any] | None = None,
     **known: Any,
 ) -> dict[str, Any]:
@@ -191,28 +192,33 @@ def ship(
         config: what builds the model again.
         command: the training's command.
         seed: the training's seed.
+        keep: False: not even seed 0's weights are kept, its row is.
         shared: further keys of the header that don't depend on the seed.
         known: further keys of header and row, such as steps and minutes.
     """
     state = stored(model)
     row = dict(command=command, seed=seed, score=score(), **known)
     header = dict(config=config, **(shared or {}), **row)
-    if seed == 0:
+    weights, table = folder / f"{stem}.safetensors", folder / f"{stem}_seeds.json"
+    if keep and seed == 0:
         metadata = {key: json.dumps(value) for key, value in header.items()}
-        save_file(state, folder / f"{stem}.safetensors", metadata)
-    note(folder, stem, row)
+        save_file(state, weights, metadata)
+    if seed != 0 or not keep or table.exists():
+        note(table, weights, row)
     print(f"{stem}, seed {seed}: {json.dumps(row['score'])}", flush=True)
     return header
 
 
-def note(folder: Path, stem: str, row: dict[str, Any]) -> None:
-    """Put `row` into folder/stem_seeds.json, which the first seed other than 0 begins.
+def note(path: Path, weights: Path, row: dict[str, Any]) -> None:
+    """Put `row` into the table of all seeds.
 
-    It then gets seed 0's row from the header of folder/stem.safetensors, where that is there.
+    A table without seed 0 gets that from the header of its weights, where they are there.
+
+    Args:
+        path: the table, a .json.
+        weights: seed 0's checkpoint.
+        row: what is known of a training; its "seed" says of which.
     """
-    path, weights = folder / f"{stem}_seeds.json", folder / f"{stem}.safetensors"
-    if row["seed"] == 0 and not path.exists():
-        return
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if "0" not in table and weights.exists():
         header = checkpoints.info(weights)

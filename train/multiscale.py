@@ -5,7 +5,7 @@
 
 All models see the same fresh pictures, have the same optimizer and cost about the same number of
 FLOPs per image (plain ViT: 15 million; fusion by all-attention: 23). One to two minutes each.
-Writes data/checkpoints/mixed_NAME.safetensors.
+Writes data/checkpoints/mixed_NAME.safetensors; of the other fusions only mixed_NAME_seeds.json.
 """
 
 import torch
@@ -86,6 +86,7 @@ def main(argv=None):
             config=arguments,
             command=command(__file__, name, seed=args.seed, steps=args.steps),
             seed=args.seed,
+            keep=name in pretrained.SHIPPED,
             shared=dict(name=name, kind=kind, batch=BATCH),
             steps=args.steps,
             minutes=round(fitted.minutes, 1),

@@ -203,12 +203,9 @@ def start(args):
     return model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
 
-def train(args):
-    model, net = start(args), args.flow == "net"
-    flow_weights = list(model.spynet.parameters()) if net else []
-    weights = [p for name, p in model.named_parameters() if not name.startswith("spynet.")]
-    groups = [{"params": weights}, {"params": flow_weights, "scale": 0.25}]
-    optimizer = torch.optim.Adam(groups, args.peak, betas=(0.9, 0.99))
+def batches(args):
+    """step -> its seed, the clips, whether their flow is known, the clips made smaller."""
+    net = args.flow == "net"
 
     def batch(step):
         seed = args.seed * 10**6 + step + (500_000 if net else 0)
@@ -218,18 +215,30 @@ def train(args):
             clip, known = training_clips(seed, BATCH, FRAMES), True
         return seed, clip, known, bicubic(clip.frames, 1 / 4)
 
-    def loss(inputs):
-        seed, clip, known, small = inputs
-        truth = clip.flows(4)
-        flows = tuple(f.float() for f in model.flows(small)) if net else disturbed(truth, seed)
-        value = charbonnier(model(small, flows).float(), clip.frames)
-        row = {"loss": value.item(), "flow off by": float("nan")}
-        if net and known:
-            pairs = zip(flows, truth, strict=True)
-            error = sum((got - want).norm(dim=2).mean() for got, want in pairs) / 2
-            row["flow off by"] = error.item()
-            value = value + 0.05 * error
-        return value, row
+    return batch
+
+
+def loss(model, inputs, net):
+    """The loss of a batch and its numbers. With the flow net its error counts too, where known."""
+    seed, clip, known, small = inputs
+    truth = clip.flows(4)
+    flows = tuple(f.float() for f in model.flows(small)) if net else disturbed(truth, seed)
+    value = charbonnier(model(small, flows).float(), clip.frames)
+    row = {"loss": value.item(), "flow off by": float("nan")}
+    if net and known:
+        pairs = zip(flows, truth, strict=True)
+        error = sum((got - want).norm(dim=2).mean() for got, want in pairs) / 2
+        row["flow off by"] = error.item()
+        value = value + 0.05 * error
+    return value, row
+
+
+def train(args):
+    model, net = start(args), args.flow == "net"
+    flow_weights = list(model.spynet.parameters()) if net else []
+    weights = [p for name, p in model.named_parameters() if not name.startswith("spynet.")]
+    groups = [{"params": weights}, {"params": flow_weights, "scale": 0.25}]
+    optimizer = torch.optim.Adam(groups, args.peak, betas=(0.9, 0.99))
 
     def then(done):
         if done % (8 * args.every) and done != args.steps:
@@ -237,16 +246,14 @@ def train(args):
         save(model, args)
         return str(score(model))
 
-    rate = cosine(args.peak, args.steps, warmup=50)
-    parts = [weights, flow_weights] if net else [weights]
     fitted = fit(
-        batch,
-        loss,
+        batches(args),
+        lambda inputs: loss(model, inputs, net),
         optimizer,
         args.steps,
-        rate,
+        cosine(args.peak, args.steps, warmup=50),
         clip=0.5,
-        parts=parts,
+        parts=[weights, flow_weights] if net else [weights],
         every=args.every,
         then=then,
     )

@@ -76,9 +76,9 @@ def seeds(name: str) -> dict[int, dict[str, Any]]:
     """The trainings of a checkpoint that differ in nothing but the seed: seed -> what is known.
 
     {0: {"command": ..., "seed": 0, "score": ..., ...}, 1: ...}, seeds ascending. "score" is what
-    `info` has, measured alike; 0 are the shipped weights. "notebook", where there: what a notebook
-    measures of the shipped weights, measured of these (data/README.md says how). ValueError for a
-    name without such a table; the message has those with one.
+    `info` has, measured alike; 0 are the shipped weights, where any are. "notebook", where there:
+    what a notebook measures of the shipped weights, measured of these (data/README.md says how).
+    ValueError for a name without such a table; the message has those with one.
     """
     folder = root() / "checkpoints"
     known = sorted(file.name.removesuffix(_SEEDS) for file in folder.glob(f"*{_SEEDS}"))

@@ -1,7 +1,5 @@
 """The shipped models of notebook 01: they load, say how they were made, and name pictograms on backgrounds they never saw."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from vtlib.multiscale import pretrained
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.teach import flops
 
-FLOORS = {"vit": 60, "vit_pyramid": 56, "crossformer": 46}  # percent right, objects of 30 to 90 %; chance is 8
+FLOORS = {"vit": 60, "vit_pyramid": 56, "crossvit": 45, "crossformer": 46}  # percent right, objects of 30 to 90 %; chance is 8
 
 
 @pytest.fixture(scope="module")
@@ -19,33 +17,27 @@ def held_out():
     return world.classify(250, seed=77, scale=(0.3, 0.9), clutter=1)
 
 
-@pytest.mark.parametrize("name", pretrained.MODELS)
-@pytest.mark.parametrize("seed", pretrained.SEEDS)
-def test_names_pictograms_on_new_backgrounds(name, seed, held_out):
+@pytest.mark.parametrize("name", pretrained.SHIPPED)
+def test_names_pictograms_on_new_backgrounds(name, held_out):
     images, labels = held_out
     with torch.no_grad():
-        right = 100 * (pretrained.emoji(name, seed)(images).argmax(dim=1) == labels).float().mean().item()
-    assert right > FLOORS.get(name, 45)
-    assert data.checkpoint(pretrained.stem(name, seed)).stat().st_size < 1.5e6
+        said = pretrained.emoji(name)(images).argmax(dim=1)
+    assert 100 * (said == labels).float().mean().item() > FLOORS[name]
+    assert data.checkpoint(pretrained.stem(name)).stat().st_size < 1.5e6
 
 
 def test_scores_tell_how_each_model_was_made():
-    for name, seed in itertools.product(pretrained.MODELS, pretrained.SEEDS):
-        row = checkpoints.info(pretrained.stem(name, seed))
-        assert row["command"] == f"python train/multiscale.py {name} --seed {seed}" and row["steps"] > 0 and row["minutes"] > 0
-        assert set(row["score"]) == {"small", "medium", "large"}
-        assert ("branches" in row) == name.startswith("crossvit")
+    for name in pretrained.MODELS:
+        for seed, row in checkpoints.seeds(pretrained.stem(name)).items():
+            assert row["command"] == f"python train/multiscale.py {name} --seed {seed}"
+            assert row["steps"] > 0 and row["minutes"] > 0
+            assert set(row["score"]) == {"small", "medium", "large"}
+            assert ("branches" in row) == name.startswith("crossvit")
 
 
 @pytest.mark.parametrize("name", pretrained.MODELS)
 def test_every_config_builds(name):
     assert pretrained.build(*pretrained.config(name))(torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)).shape == (1, 12)
-
-
-def test_seeds_differ(held_out):
-    images = held_out[0][:4]
-    with torch.no_grad():
-        assert not torch.allclose(pretrained.emoji("vit", 0)(images), pretrained.emoji("vit", 1)(images), atol=1e-2)
 
 
 def test_models_cost_about_the_same():
@@ -57,8 +49,8 @@ def test_models_cost_about_the_same():
 def test_bad_names_and_sizes():
     with pytest.raises(ValueError, match="name='vitt': needs one of vit, "):
         pretrained.emoji("vitt")
-    with pytest.raises(ValueError, match="no such checkpoint"):
-        pretrained.emoji("vit", seed=99)
+    with pytest.raises(ValueError, match="mixed_crossvit_all.*no such checkpoint"):
+        pretrained.emoji("crossvit_all")
     with pytest.raises(ValueError, match="3 channels|channels"):
         pretrained.build(*pretrained.config("vit"))(torch.rand(1, 1, 48, 48))
     with pytest.raises(ValueError, match="multiples of 16"):

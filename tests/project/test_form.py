@@ -16,7 +16,6 @@ IGNORED = {
 }
 BODY_LINES = 40
 LONG = {
-    "train/ttvsr.py: train",
     "vtlib/hub/clip.py: attach_layer",
     "vtlib/hub/encoders.py: read",
 }

@@ -20,10 +20,9 @@ def held_out(name):
     return footage.panned(4, 9, (96, 128), 78, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3)).frames
 
 
-@pytest.fixture(scope="module", params=[(name, seed) for name in NAMES for seed in (0, 1)], ids=str)
+@pytest.fixture(scope="module", params=NAMES)
 def named(request):
-    name, seed = request.param
-    return name, getattr(pretrained, name)(seed=seed)
+    return request.param, getattr(pretrained, request.param)()
 
 
 @pytest.mark.parametrize("what", FLOORS)
@@ -52,31 +51,25 @@ def test_odd_sizes_and_one_frame(named):
         assert named[1](torch.rand(1, 1, 3, 12, 20)).shape == (1, 1, 3, 48, 80)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_how_they_were_made(seed):
-    names = [name + "_seed1" * seed for name in NAMES]
-    a, b = (checkpoints.info(name) for name in names)
+def test_how_they_were_made():
+    a, b = rows = [checkpoints.info(name) for name in NAMES]
     assert {**a["config"], "trajectories": None} == {**b["config"], "trajectories": None}
     assert a["config"]["trajectories"] and not b["config"]["trajectories"]
-    assert a["seed"] == b["seed"] == seed and a["steps"] == b["steps"]
-    for name, row in zip(names, (a, b), strict=True):
-        for what, floor in FLOORS.items():
-            score = row["score"][what]
-            assert score["model"] > score["bicubic"] + floor
-        assert "train/ttvsr.py" in row["command"] and data.checkpoint(name).stat().st_size < 4e6
-    nets = [getattr(pretrained, name)(seed=seed) for name in NAMES]
+    assert a["steps"] == b["steps"] and a["seed"] == b["seed"] == 0
+    for name, row in zip(NAMES, rows, strict=True):
+        assert "train/ttvsr.py" in row["command"]
+        assert data.checkpoint(name).stat().st_size < 4e6
+        for training in checkpoints.seeds(name).values():
+            for what, floor in FLOORS.items():
+                score = training["score"][what]
+                assert score["model"] > score["bicubic"] + floor
+    nets = [getattr(pretrained, name)() for name in NAMES]
     count = [sum(p.numel() for p in net.parameters()) for net in nets]
     assert count[0] == count[1]
 
 
-def test_another_seed():
-    for load in (
-        pretrained.ttvsr_small, pretrained.recurrent_small, pretrained.uplift_emoji,
-        pretrained.catanet_small,
-    ):
-        with pytest.raises(ValueError, match="seed=2"):
-            load(seed=2)
-    with pytest.raises(ValueError, match="location='bilinear', seed=0"):
+def test_another_location():
+    with pytest.raises(ValueError, match="location='bilinear' must be 'nearest' or"):
         pretrained.ttvsr_small(location="bilinear")
 
 

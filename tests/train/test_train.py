@@ -131,3 +131,11 @@ def test_ship_scores_what_is_stored(common, tmp_path):
     table = json.loads((tmp_path / "mine_seeds.json").read_text())
     assert table["0"]["score"] == 7 and table["0"]["steps"] == 9 and len(table) == 3
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["mine.safetensors"]
+
+
+def test_ship_may_keep_the_scores_alone(common, tmp_path):
+    given = dict(config={}, command="mine", seed=0, keep=False)
+    common.ship(tmp_path, "mine", nn.Linear(3, 2), lambda: 5, **given)
+    table = json.loads((tmp_path / "mine_seeds.json").read_text())
+    assert table == {"0": dict(command="mine", seed=0, score=5)}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine_seeds.json"]

@@ -2,8 +2,9 @@
 
     flow = spynet_emoji()(reference, supporting)
 
-How each was trained and did on data it had not seen: `vtlib.checkpoints.info("spynet_emoji")`. The
-result is the same whatever torch's defaults are, and no global random number is drawn.
+How each was trained and did on data it had not seen: `vtlib.checkpoints.info("spynet_emoji")`;
+how far a second training lies from it: `vtlib.checkpoints.seeds("catanet_small")`. The result is
+the same whatever torch's defaults are, and no global random number is drawn.
 """
 
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from .. import checkpoints
-from ..nn import check_int
 from .catanet import CATANet
 from .cross_attention import CrossAttentionUpsampler
 from .spynet import SPyNet
@@ -19,11 +19,6 @@ from .ttvsr import TTVSR
 from .uplift import UPLiFT
 
 Device = torch.device | str | None
-
-
-def _seeded(name: str, seed: int) -> str:
-    """name of the first training, name_seed1 of the second. ValueError for another seed."""
-    return f"{name}_seed1" if check_int(seed, "seed", 0, 1) else name
 
 
 def spynet_emoji(device: Device = None) -> SPyNet:
@@ -36,7 +31,7 @@ def spynet_emoji(device: Device = None) -> SPyNet:
 
 
 def uplift_emoji(
-    variant: str | None = None, device: Device = None, seed: int = 0
+    variant: str | None = None, device: Device = None
 ) -> UPLiFT | CrossAttentionUpsampler:
     """Upsampler of the shipped ViT's features, `net(images, features)` -> one feature a pixel.
 
@@ -47,18 +42,15 @@ def uplift_emoji(
         variant: None, the `UPLiFT` (n = 17, depth 3); "onestep", trained on each depth's first step
             only; "free", without an attender; "cross", a `CrossAttentionUpsampler`.
         device: where the model goes; None: the CPU.
-        seed: 0 or 1, two trainings.
     """
     if variant not in (None, "onestep", "free", "cross"):
         raise ValueError(f"variant={variant!r} must be None, 'onestep', 'free' or 'cross'")
-    name = _seeded("uplift_emoji" + (f"_{variant}" if variant else ""), seed)
+    name = f"uplift_emoji_{variant}" if variant else "uplift_emoji"
     build = CrossAttentionUpsampler if variant == "cross" else UPLiFT
     return checkpoints.load(name, build, device)
 
 
-def catanet_small(
-    variant: str | None = None, device: Device = None, seed: int = 0
-) -> CATANet:
+def catanet_small(variant: str | None = None, device: Device = None) -> CATANet:
     """Images x2: a small `CATANet` for the degradation BI (`bicubic(images, 1 / 2)`).
 
     Images (B, 3, h, w) in [0, 1] -> (B, 3, 2h, 2w). ValueError for other arguments.
@@ -67,12 +59,11 @@ def catanet_small(
         variant: None, or "local", the same net without token aggregation, trained on the same crops
             in the same order.
         device: where the model goes; None: the CPU.
-        seed: 0 or 1, two trainings.
     """
     if variant not in (None, "local"):
         raise ValueError(f"variant={variant!r} must be None or 'local'")
     name = "catanet_small_local" if variant else "catanet_small"
-    return checkpoints.load(_seeded(name, seed), CATANet, device)
+    return checkpoints.load(name, CATANet, device)
 
 
 def video(spynet: dict[str, Any], **config) -> TTVSR:
@@ -80,7 +71,7 @@ def video(spynet: dict[str, Any], **config) -> TTVSR:
     return TTVSR(**config, spynet=SPyNet(**spynet))
 
 
-def ttvsr_small(device: Device = None, seed: int = 0, location: str = "nearest") -> TTVSR:
+def ttvsr_small(device: Device = None, location: str = "nearest") -> TTVSR:
     """Video x4: a small `TTVSR` for the degradation BI (`bicubic(frames, 1 / 4)`).
 
     With a flow net of its own. Frames (B, T, 3, h, w) in [0, 1], h and w multiples of 4 ->
@@ -89,23 +80,17 @@ def ttvsr_small(device: Device = None, seed: int = 0, location: str = "nearest")
 
     Args:
         device: where the model goes; None: the CPU.
-        seed: 0 or 1, two trainings.
-        location: "nearest", or "fractional", trained alike with maps that are kept fractional
-            (seed 0 only).
+        location: "nearest", or "fractional", trained alike with maps that are kept fractional.
     """
-    name = _seeded("ttvsr_small", seed)
-    if location == "fractional" and name == "ttvsr_small":
-        name = "ttvsr_small_fractional"
-    elif location != "nearest":
-        raise ValueError(
-            f"location={location!r}, seed={seed}: needs 'nearest', or 'fractional' with seed=0"
-        )
+    if location not in ("nearest", "fractional"):
+        raise ValueError(f"location={location!r} must be 'nearest' or 'fractional'")
+    name = "ttvsr_small" if location == "nearest" else "ttvsr_small_fractional"
     return checkpoints.load(name, video, device)
 
 
-def recurrent_small(device: Device = None, seed: int = 0) -> TTVSR:
+def recurrent_small(device: Device = None) -> TTVSR:
     """The plain recurrent net without trajectories: what the attention is compared with.
 
     Trained as `ttvsr_small` with the same seed and parameters.
     """
-    return checkpoints.load(_seeded("recurrent_small", seed), video, device)
+    return checkpoints.load("recurrent_small", video, device)
