@@ -24,6 +24,12 @@ class Kept:
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._arrays.clear()
+            self.bytes = 0
+
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The array or tensor of `key`, made by `make` if it is not there."""
         with self._lock:
