@@ -27,6 +27,7 @@ from tests.hub.tiny import (
     top_cls,
 )
 from vtlib.hub import encoders, prune
+from vtlib.hub import llava as llava_family
 from vtlib.hub.clip import question_signals
 from vtlib.pruning import aim, crossget, fastv, transprune, visiondrop
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
@@ -623,13 +624,13 @@ def test_everything_is_removed(llava):
                     assert hooks(llava) != before
                     run()
             assert hooks(llava) == before and vars(llava.model).keys() == features
-    attention = encoders.full_map
-    encoders.full_map = broken_stage
+    attention = llava_family.full_map
+    llava_family.full_map = broken_stage
     try:
         with pytest.raises(RuntimeError), prune(llava, "hiprune", 3, object_layer=2):
             llava(**PROMPT)
     finally:
-        encoders.full_map = attention
+        llava_family.full_map = attention
     assert hooks(llava) == before
     assert llava.model.vision_tower.config._attn_implementation == "sdpa"
     full = llava(**PROMPT).logits
@@ -896,8 +897,8 @@ def test_crossget_leaves_nothing_behind(clip):
         (dict(), "keep=None, r=None: needs one of the two"),
         (dict(keep=4, r=2), "keep=4, r=2: needs one of the two"),
         (dict(keep=17), "keep=17 but there are 16 tokens"),
-        (dict(r=-1), "r=-1 must be an int >= 0"),
-        (dict(r=1, r_text=0.5), "r_text=0.5 must be an int"),
+        (dict(r=-1), "r=-1: needs an integer of at least 0"),
+        (dict(r=1, r_text=0.5), "r_text=0.5 .float.: needs an integer of at least 0"),
         (dict(r=1, matching="all"), "matching='all' must be one of"),
         (dict(r=1, cross_image=torch.zeros(3, 9)), r"cross_image has shape \(3, 9\) but the tower needs \(3, 32\)"),
     ):

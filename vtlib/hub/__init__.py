@@ -1,25 +1,20 @@
-"""The real world: official checkpoints into vtlib's models, and vtlib's methods into transformers' models.
+"""The real world: official checkpoints into vtlib's models, and vtlib's methods into transformers'
+models.
 
 transformers is imported only inside the functions that need it.
 """
 
-from .clip import merge_tokens, question_signals
-from .official import (
-    available,
-    convert_crossformer,
-    convert_timm_crossvit,
-    load_official,
-    resize_positions,
-)
-from .pruning import prune
+from .._lazy import lazy
 
-__all__ = [
-    "available",
-    "convert_crossformer",
-    "convert_timm_crossvit",
-    "load_official",
-    "merge_tokens",
-    "prune",
-    "question_signals",
-    "resize_positions",
-]
+EXPORTS = {
+    "prune": "vtlib.hub.pruning",
+    "merge_tokens": "vtlib.hub.clip",
+    "question_signals": "vtlib.hub.clip",
+    "available": "vtlib.hub.official",
+    "convert_crossformer": "vtlib.hub.official",
+    "convert_timm_crossvit": "vtlib.hub.official",
+    "load_official": "vtlib.hub.official",
+    "resize_positions": "vtlib.hub.official",
+}
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, EXPORTS)

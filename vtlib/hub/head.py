@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.checks import check_int
 from ..tokens import take
 from .cuts import Level, Run
 
@@ -30,20 +31,40 @@ def wishes(kwargs: dict[str, Any], known: set[str]) -> Wishes:
     """Take `labels` and `logits_to_keep` out of a forward's arguments. known: those that the
     forward names; others go to the loss. ValueError for what cannot follow the pruned prompt."""
     ids, labels = kwargs.get("input_ids"), kwargs.pop("labels", None)
-    keep = kwargs.pop("logits_to_keep", 0)
-    keep = keep if isinstance(keep, Tensor) else int(keep)
+    keep = _checked_keep(kwargs.pop("logits_to_keep", 0))
     if kwargs.get("shift_labels") is not None:
         raise ValueError("shift_labels is not supported while pruning: pass labels")
     if labels is not None:
-        if ids is not None and labels.shape != ids.shape:
-            raise ValueError(
-                f"labels has shape {tuple(labels.shape)} but input_ids {tuple(ids.shape)}: one "
-                "label a token, as without pruning"
-            )
+        _check_labels(labels, ids)
         if isinstance(keep, Tensor) or keep:
             raise ValueError("labels and logits_to_keep together: a loss needs all logits")
     more = {name: value for name, value in kwargs.items() if name not in known}
     return Wishes(labels, keep, kwargs.get("attention_mask"), more)
+
+
+def _check_labels(labels: Any, ids: Any) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels is {kind}: needs a long tensor, one label a token")
+    if isinstance(ids, Tensor) and labels.shape != ids.shape:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} but input_ids {tuple(ids.shape)}: one label a "
+            "token, as without pruning"
+        )
+
+
+def _checked_keep(keep: Any) -> int | Tensor:
+    """An int, or columns as a tensor of one axis, also from a list."""
+    if isinstance(keep, (list, tuple)):
+        keep = torch.tensor(keep, dtype=torch.int64, device="cpu")
+    if not isinstance(keep, Tensor):
+        return check_int(keep, "logits_to_keep", least=0)
+    if keep.dim() != 1 or keep.is_floating_point():
+        raise ValueError(
+            f"logits_to_keep is a {keep.dtype} tensor of shape {tuple(keep.shape)}: needs an int, "
+            "or columns of input_ids as a tensor (k,) long"
+        )
+    return keep
 
 
 def places(level: Level, wish: Wishes, full: int) -> Tensor:
@@ -53,7 +74,7 @@ def places(level: Level, wish: Wishes, full: int) -> Tensor:
     if isinstance(keep, int):
         columns = torch.arange(max(full - keep, 0), full, device=device)
     else:
-        columns = torch.arange(full, device=device)[keep.to(device)]
+        columns = _columns(keep.to(device), full)
     here = level.valid
     if wish.mask is not None:  # the padding of the prompt itself may be asked for as well
         here = here | (wish.mask.gather(1, level.columns) == 0)
@@ -65,6 +86,19 @@ def places(level: Level, wish: Wishes, full: int) -> Tensor:
             "away: ask for words behind the images, or for all (0) and see `columns`"
         )
     return found.long().argmax(dim=1)
+
+
+def _columns(keep: Tensor, full: int) -> Tensor:
+    """The columns of a prompt of `full` tokens that an index or a mask (k,) asks for."""
+    if keep.dtype is torch.bool:
+        fits = len(keep) == full
+    else:
+        fits = not len(keep) or (-full <= int(keep.min()) and int(keep.max()) < full)
+    if not fits:
+        raise ValueError(
+            f"logits_to_keep={keep.tolist()} does not fit the {full} tokens of input_ids"
+        )
+    return torch.arange(full, device=keep.device)[keep]
 
 
 def chosen(out: Any, run: Run, wish: Wishes) -> Any:

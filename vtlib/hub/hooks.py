@@ -1,8 +1,8 @@
 """Hooks that belong to one block: each thread for itself, and nothing of them in a copy.
 
-A model may be copied or pickled inside a `prune` block (assisted decoding and trainers do). A hook that is a plain function
-would go with it, bound to the first model, and stay for good. A `Hook` leaves an idle one in its place, and a `Method` that
-is set on an instance leaves the class's own.
+A model may be copied or pickled inside a `prune` block (assisted decoding and trainers do). A hook
+that is a plain function would go with it, bound to the first model, and stay for good. A `Hook`
+leaves an idle one in its place, and a `Method` that is set on an instance leaves the class's own.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ class Hook:
 
 
 class Method:
-    """A function in place of a method of one object; in a copy of the object, the method of its class."""
+    """A function in place of a method of one object; in a copy of it, the method of its class."""
 
     def __init__(self, owner: Any, name: str, function: Callable[..., Any]):
         self.owner, self.name, self.function = owner, name, function
         self.original = getattr(owner, name)
-        self.__wrapped__ = self.original  # so that `inspect.signature` says what the original takes
+        self.__wrapped__ = self.original  # `inspect.signature` says what the original takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.original, *args, **kwargs)
@@ -62,11 +62,13 @@ class Hooks:
         self.methods: list[Method] = []
 
     def before(self, module: Any, function: Callable[..., Any]) -> None:
-        """function(module, args, kwargs) before the module's forward; its result replaces (args, kwargs)."""
+        """function(module, args, kwargs) before the module's forward; its result replaces (args,
+        kwargs)."""
         self.handles.append(module.register_forward_pre_hook(Hook(function), with_kwargs=True))
 
     def behind(self, module: Any, function: Callable[..., Any], **options: bool) -> None:
-        """function(module, args, kwargs, output) behind the forward; its result replaces the output."""
+        """function(module, args, kwargs, output) behind the forward; its result replaces the
+        output."""
         self.handles.append(
             module.register_forward_hook(Hook(function), with_kwargs=True, **options)
         )
@@ -119,8 +121,8 @@ class Own(threading.local):
 class Members:
     """The threads of a block: the one that entered it, and those that were started since.
 
-    A thread that ran before (a server's, a pool's) may or may not be meant: its forward is refused rather than pruned, or not
-    pruned, without a word.
+    A thread that ran before (a server's, a pool's) may or may not be meant: its forward is refused
+    rather than pruned, or not pruned, without a word.
     """
 
     def __init__(self) -> None:
@@ -132,7 +134,7 @@ class Members:
         here = threading.current_thread()
         if here in self.others:
             raise ValueError(
-                f"thread {here.name!r} was running before another thread "
-                "began to prune this model: start it inside the block to prune there too, or give "
-                "it a model of its own (copy.deepcopy(model) is not pruned)"
+                f"thread {here.name!r} was running before another thread began to prune this "
+                "model: start it inside the block to prune there too, or give it a model of its "
+                "own (copy.deepcopy(model) is not pruned)"
             )

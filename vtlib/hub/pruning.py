@@ -48,15 +48,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Plan, keep_all, take
+from ..tokens import Plan
 from ..vlm.decoder import POSITIONS
 from . import cache, encoders, head
-from .cuts import Images, Level, Run, Turn
+from .arguments import check_prompt, has_images, named
+from .cuts import Images, Run, Turn
 from .hooks import Hooks, Members, Own, alone
 from .methods import Method, find
-from .prompt import Group, Seen, Sheet, check_even, groups
-
-ALIGNED = ("token_type_ids", "mm_token_type_ids")  # (B, S) arguments that are cut along
+from .prompt import Seen
+from .turns import Shortening
 
 
 def prune(
@@ -146,13 +146,14 @@ class Pruned:
         if self.positions not in POSITIONS or (fixed and self.positions != "keep"):
             needs = "keep" if fixed else " or ".join(POSITIONS)
             raise ValueError(f"positions={positions!r}: {type(model).__name__} needs {needs!r}")
-        kinds = getattr(self.family.language.config, "layer_types", None) or ()
-        if self.method.inside and "sliding_attention" in kinds:
+        if self.method.inside and self.family.windows_differ:
             raise ValueError(
                 "the decoder has layers with sliding windows, which count places: cuts inside it "
                 "are not supported"
             )
-        self.signals, self.own = signals, Own()
+        renumber = self.positions == "renumber"
+        self.shortening = Shortening(self.family, self.method, renumber, signals)
+        self.own = Own()
         self.members: Members | None = None
         self._last: Run | None = None
 
@@ -263,8 +264,8 @@ class Pruned:
     def before_head(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         """Pre-hook of the model with its head: labels and logits_to_keep wait for the cuts."""
         self.own.wish = None
-        kwargs = _named(model, args, kwargs)
-        if cache.held(kwargs.get("past_key_values")) or not _images(kwargs):
+        kwargs = named(model, args, kwargs)
+        if cache.held(kwargs.get("past_key_values")) or not has_images(kwargs):
             return None
         known = set(inspect.signature(type(model).forward).parameters)
         self.own.wish = head.wishes(kwargs, known)
@@ -279,10 +280,9 @@ class Pruned:
     def before_model(self, core: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         """Pre-hook of the multimodal model (without head)."""
         self._end()
-        kwargs = _named(core, args, kwargs)
-        known = kwargs.get("past_key_values")
-        past, run, images = cache.held(known), cache.run_of(known), _images(kwargs)
-        ready = kwargs.get("mm_encoder_outputs") or {}
+        kwargs = named(core, args, kwargs)
+        known, ready = kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs") or {}
+        past, run, images = cache.held(known), cache.run_of(known), has_images(kwargs)
         if kwargs.get("pixel_values_videos") is not None or ready.get("video") is not None:
             raise ValueError("videos are not supported while pruning")
         if past and images:
@@ -292,21 +292,36 @@ class Pruned:
                 "turn or a chunk of prefill_chunk_size): pass the whole sequence without a cache"
             )
         if past:
-            return None if run is None else ((), self.step(kwargs, run, past))
+            return None if run is None else ((), self._step(kwargs, run, past))
         if run is not None:
             cache.release(known)
         if not images:
             return None  # a prompt without images
         self.members.check()
-        self._check_prompt(core, kwargs)
-        if ready.get("image") is None:
+        check_prompt(core, kwargs, self.family.position_parts)
+        return (), self._prompt(kwargs)
+
+    def _step(self, kwargs: dict[str, Any], run: Run, past: int) -> dict[str, Any]:
+        """Begin a turn of new tokens behind a prompt; the forward's arguments."""
+        turn, short = self.shortening.step(kwargs, run, past)
+        self._begin(run, turn)
+        return short
+
+    def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Begin a prompt's turn; the forward's arguments."""
+        ids = kwargs["input_ids"]
+        self.shortening.check_window(ids.shape[1])
+        ready = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
+        if ready is None:
             seen = Seen(self.method.read(kwargs), kwargs)
             order = list(range(seen.count))
         else:
             seen = self.own.seen or Seen([], {})
-            order = seen.order(ready["image"].pooler_output)
-        kwargs.pop("mm_encoder_outputs", None)
-        return (), self.prefill(kwargs, seen, order)
+            order = seen.order(ready.pooler_output)
+        run, turn, short = self.shortening.prompt(kwargs, seen, order, self.draft(ids))
+        self._begin(run, turn)
+        self.own.last = self._last = run
+        return short
 
     def behind_model(self, core: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         """Behind the forward, also a broken one: the logits that were asked for, and the end of
@@ -327,197 +342,6 @@ class Pruned:
     def _begin(self, run: Run, turn: Turn) -> None:
         run.turn = turn
         self.own.run = run
-
-    # -------------------------------------------------------------------------------- the prompt
-    def _check_prompt(self, core: nn.Module, kwargs: dict[str, Any]) -> None:
-        """ValueError for arguments of a prompt that cannot follow its tokens."""
-        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if getattr(kwargs.get("past_key_values"), "is_compileable", False):
-            raise ValueError(
-                "past_key_values is a static cache: layers of different lengths need a dynamic "
-                "one, the default"
-            )
-        if ids is None:
-            raise ValueError("input_ids is missing: it says where the images' tokens stand")
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError("input_ids and inputs_embeds together: pass input_ids alone")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-            raise ValueError("attention_mask must be (B, S), 1 for tokens and 0 for padding")
-        if mask is not None and mask.shape != ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)} but input_ids {tuple(ids.shape)}"
-            )
-        given = kwargs.get("position_ids")
-        if given is not None and (
-            given.shape[-1] != ids.shape[1] or given.shape[-2] not in (1, len(ids))
-        ):
-            raise ValueError(
-                f"position_ids has shape {tuple(given.shape)} but input_ids {tuple(ids.shape)}"
-            )
-        named = set(inspect.signature(type(core).forward).parameters) | set(ALIGNED)
-        for name in kwargs.keys() - named:
-            value = kwargs[name]
-            if isinstance(value, Tensor) and ids.shape[1] in value.shape[1:]:
-                raise ValueError(
-                    f"{name} of shape {tuple(value.shape)} goes with the {ids.shape[1]} tokens of "
-                    "input_ids and cannot follow those that are pruned: leave it out"
-                )
-        window = getattr(self.family.language.config, "sliding_window", None)
-        self._check_window(window, ids.shape[1])
-
-    def _check_window(self, window: int | None, size: int) -> None:
-        if self.method.inside and window is not None and size > window:
-            raise ValueError(
-                f"the decoder has a sliding window of {window} places and the sequence {size} "
-                "tokens: cuts inside it need one that is no longer; use a method that prunes "
-                "before the decoder"
-            )
-
-    def prefill(self, kwargs: dict[str, Any], seen: Seen, order: list[int]) -> dict[str, Any]:
-        """Arguments of a forward on a prompt -> those of the shorter prompt. order: the image
-        behind each block of placeholders."""
-        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
-        draft = self.draft(ids)
-        kwargs = {**kwargs, **_aligned(kwargs, draft)}
-        positions, delta = self._positions(kwargs, draft)
-        sheet = Sheet(
-            x=self.family.core.get_input_embeddings()(ids),
-            positions=positions,
-            moved=positions.clone(),
-            columns=torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1),
-            stay=torch.ones_like(ids, dtype=torch.bool),
-        )
-        more = self._signals(kwargs, seen, draft)
-        placeholder = ids == self.family.image_token
-        placeholder[:, ids.shape[1] - draft :] = False
-        images = [self._reduce(group, sheet, more) for group in groups(placeholder, seen, order)]
-        if any(group.stages for group in images):
-            check_even(images, sheet.stay)
-        index, valid = sheet.rectangle(mask)
-        run = self._run(sheet, images, index, valid, delta)
-        self._begin(run, Turn(prefilling=True, positions=run.levels[0].positions, draft=draft))
-        self.own.last = self._last = run
-        short = {
-            "input_ids": None,
-            "pixel_values": None,
-            "inputs_embeds": take(sheet.x, index),
-            "position_ids": run.levels[0].positions,
-        }
-        for name in ALIGNED:
-            if kwargs.get(name) is not None:
-                short[name] = take(kwargs[name], index)
-        if mask is not None or index.shape[1] < ids.shape[1] or run.padded:
-            # also when it is all ones: positions with gaps and neither mask nor cache would be
-            # taken for several sequences in one
-            short["attention_mask"] = valid.long()
-        return {**kwargs, **short}
-
-    def _positions(
-        self, kwargs: dict[str, Any], draft: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """The prompt's position ids, and by how much the words behind it are shifted."""
-        ids, given = kwargs["input_ids"], kwargs.get("position_ids")
-        if given is None:
-            return self.family.positions(kwargs)
-        given = self.family.parts(given)
-        given = given.expand(*given.shape[:-2], *ids.shape)
-        return given, self.family.delta(given, kwargs.get("attention_mask"), draft)
-
-    def _signals(self, kwargs: dict[str, Any], seen: Seen, draft: int) -> dict[str, Any]:
-        """More options for the method, from the arguments of the prompt alone."""
-        if self.signals is None:
-            return {}
-        given = {**seen.inputs, **{k: v for k, v in kwargs.items() if v is not None}}
-        for name in ("input_ids", "attention_mask", *ALIGNED):
-            if draft and name in given:
-                given[name] = given[name][:, :-draft]
-        return self.signals(given)
-
-    def _reduce(self, group: Group, sheet: Sheet, more: dict[str, Any]) -> Images:
-        """Ask the method for the plan of a group of images and carry it out."""
-        plan, tokens = self.method.reduce(group.vision, more, group.which)
-        behind = self.family.num_prefix if self.method.space == "selected" else 0
-        slots = sheet.put(group, plan, tokens, behind)
-        count, rows = len(plan), len(group.row)
-        return Images(
-            number=group.images,
-            row=group.row,
-            places=slots,
-            vision=group.vision,
-            plan=plan,
-            stages=self.method.stages(count),
-            num_visual=count,
-            since=keep_all(rows, count, slots.device),
-        )
-
-    def _run(
-        self, sheet: Sheet, images: list[Images], index: Tensor, valid: Tensor, delta: Tensor | None
-    ) -> Run:
-        """The run of a prompt of which the tokens index (B, S') are left."""
-        batch, length = index.shape
-        first = torch.arange(length, device=index.device).expand(batch, -1)
-        place = torch.full_like(sheet.columns, -1).scatter(1, index, first)
-        for group in images:
-            there = place[group.row[:, None], group.places]
-            group.places = there.masked_fill(group.places < 0, -1)
-        renumber = self.positions == "renumber"
-        columns, positions = take(sheet.columns, index), sheet.numbers(renumber, index)
-        language = self.family.language
-        return Run(
-            full=sheet.stay.shape[1],
-            dropped=sheet.gone[:, -1],
-            images=images,
-            levels=[Level(first, columns, positions, valid, shift=0)],
-            level_of=[0] * len(language.layers),
-            renumber=renumber,
-            language=language,
-            padded=not bool(valid.all()),
-            delta=delta,
-        )
-
-    # ----------------------------------------------------------------------------- what follows
-    def step(self, kwargs: dict[str, Any], run: Run, past: int) -> dict[str, Any]:
-        """Arguments of a forward on new tokens behind a pruned prompt, of which the first layer's
-        cache holds `past` tokens."""
-        ids = kwargs.get("input_ids")
-        new = kwargs["inputs_embeds"] if ids is None else ids
-        first = run.levels[0].valid
-        count, since = new.shape[1], past - run.held(0)  # new tokens; tokens since the prompt
-        self._check_step(run, new, since)
-        positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-        size = run.full + since + count
-        if mask is not None and mask.shape != (len(new), size):
-            raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, but prompt and new tokens are "
-                f"{(len(new), size)}"
-            )
-        if positions is None:
-            positions = self.family.after(run.full + since, new, mask, run.delta)
-        positions = self.family.parts(positions)
-        if run.renumber:
-            positions = positions - run.dropped[:, None]
-        short = {"position_ids": positions}
-        if mask is not None or run.padded:
-            ones = run.dropped.new_ones(len(new), since + count)
-            rest = ones if mask is None else mask[:, run.full :]
-            short["attention_mask"] = torch.cat([first.to(rest.dtype), rest], dim=1)
-        self._begin(run, Turn(prefilling=False, positions=positions))
-        return {**kwargs, **short}
-
-    def _check_step(self, run: Run, new: Tensor, since: int) -> None:
-        rows = len(run.dropped)
-        if run.language is not self.family.language:
-            raise ValueError("past_key_values holds a prompt that another model has pruned")
-        if len(new) != rows:
-            raise ValueError(f"{len(new)} rows go on from a cache of {rows} pruned prompts")
-        if since < 0:
-            raise ValueError(
-                f"past_key_values was cropped {-since} tokens into its pruned prompt: run the "
-                "shorter prompt anew"
-            )
-        window = getattr(self.family.language.config, "sliding_window", None)
-        if len(run.levels) > 1 and window is not None:
-            self._check_window(window, run.full + since + new.shape[1])
 
     # -------------------------------------------------------------------------------- the layers
     def before_layer(self, number: int) -> Callable:
@@ -547,31 +371,3 @@ class Pruned:
                     run.watch(number, name, out[0] if isinstance(out, tuple) else out)
 
         return hook
-
-
-def _named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a forward, all by their names."""
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return {**kwargs, **dict(zip(names, args, strict=False))}
-
-
-def _aligned(kwargs: dict[str, Any], draft: int) -> dict[str, Tensor]:
-    """The arguments of `ALIGNED`, as long as input_ids: transformers leaves a draft out of some."""
-    ids, out = kwargs["input_ids"], {}
-    for name in ALIGNED:
-        value = kwargs.get(name)
-        if value is None:
-            continue
-        short = ids.shape[1] - value.shape[1]
-        if short not in (0, draft) or len(value) != len(ids):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)} but input_ids {tuple(ids.shape)}"
-            )
-        out[name] = torch.cat([value, value.new_zeros(len(value), short)], dim=1)
-    return out
-
-
-def _images(kwargs: dict[str, Any]) -> bool:
-    """Whether a forward brings images."""
-    ready = kwargs.get("mm_encoder_outputs") or {}
-    return kwargs.get("pixel_values") is not None or ready.get("image") is not None
