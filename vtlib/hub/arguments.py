@@ -19,7 +19,13 @@ PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq
 
 
 def named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a forward, all by their names."""
+    """Arguments of a forward, all by their names.
+
+    Args:
+        module: whose forward.
+        args: what came without a name.
+        kwargs: the rest.
+    """
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     return {**kwargs, **dict(zip(names, args, strict=False))}
 

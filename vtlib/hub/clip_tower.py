@@ -66,6 +66,11 @@ class Tower:
     there), over its tokens ([CLS], patches, cross token; in text: tokens, cross token); lengths:
     tokens behind each layer; size (B, t): how many each of them stands for.
 
+    Args:
+        tower: CLIPModel's vision_model or text_model.
+        merging: how.
+        text: whether it is the text tower.
+
     ValueError for cross tokens that do not fit and for attention that takes no sizes.
     """
 
@@ -117,19 +122,19 @@ class Tower:
         """Hang everything on the tower."""
         tower, self.members = self.tower, members
         if self.text:
-            hooks.before(tower, self.no_mask)
-            hooks.behind(tower.embeddings, self.append_to_text)
-            hooks.before(tower.final_layer_norm, self.put_back)
+            hooks.before(tower, self._no_mask)
+            hooks.behind(tower.embeddings, self._append_to_text)
+            hooks.before(tower.final_layer_norm, self._put_back)
         else:
-            hooks.before(tower.pre_layrnorm, self.append_to_image)
+            hooks.before(tower.pre_layrnorm, self._append_to_image)
         for number, layer in enumerate(self.layers):
-            hooks.before(layer, self.enter(number))
-            hooks.behind(layer.self_attn.q_proj, self.note("q"))
-            hooks.behind(layer.self_attn.k_proj, self.note("k"))
-            hooks.before(layer.layer_norm2, self.merge)
-            hooks.behind(layer.mlp, self.hold)
+            hooks.before(layer, self._enter(number))
+            hooks.behind(layer.self_attn.q_proj, self._note("q"))
+            hooks.behind(layer.self_attn.k_proj, self._note("k"))
+            hooks.before(layer.layer_norm2, self._merge)
+            hooks.behind(layer.mlp, self._hold)
             # before transformers' own, which records the output
-            hooks.behind(layer, self.leave, prepend=True)
+            hooks.behind(layer, self._leave, prepend=True)
 
     def start(self, x: Tensor, eot: Tensor | None = None) -> Tensor:
         """Begin a forward on x (B, t, D), the cross token at its end."""
@@ -139,24 +144,24 @@ class Tower:
         self.own.last = self._last = Pass(ones, place, eot)
         return x
 
-    def append_to_image(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    def _append_to_image(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """Behind [CLS] and the patches a copy of [CLS]."""
         x = args[0]
         return (self.start(torch.cat([x, x[:, :1]], dim=1)),), kwargs
 
-    def no_mask(self, tower: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    def _no_mask(self, tower: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """[EOT] sees what is before it, where there is no padding: the causal mask of the layers'
         hooks is enough."""
         return args, {**kwargs, "attention_mask": None}
 
-    def append_to_text(self, embeddings: nn.Module, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
+    def _append_to_text(self, module: nn.Module, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
         """Behind the words a copy of [EOT], which is found as CLIPTextModel finds it."""
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         stop = self.tower.eos_token_id
         eot = ids.argmax(dim=-1) if stop == 2 else (ids == stop).int().argmax(dim=-1)
         return self.start(torch.cat([x, take(x, eot[:, None])], dim=1), eot)
 
-    def put_back(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    def _put_back(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """Survivors to where they were in the text, zeros elsewhere: CLIPTextModel takes [EOT]'s
         state from its first place."""
         x, run = args[0], self.own.last
@@ -165,7 +170,7 @@ class Tower:
         return (out[:, :-1],), kwargs
 
     # ----------------------------------------------------------------------------------- a layer
-    def enter(self, number: int) -> Callable:
+    def _enter(self, number: int) -> Callable:
         """Pre-hook of a layer: its own cross token, and its tokens' sizes in place of a mask."""
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple:
@@ -192,7 +197,7 @@ class Tower:
             bias = bias.masked_fill(every.triu(1), -math.inf)
         return bias.to(x.dtype).contiguous()
 
-    def note(self, name: str) -> Callable:
+    def _note(self, name: str) -> Callable:
         """Hook of a projection: keep its output."""
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> None:
@@ -200,7 +205,7 @@ class Tower:
 
         return hook
 
-    def merge(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    def _merge(self, norm: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """Pre-hook behind the attention: x (B, t, D) -> (B, t - r, D)."""
         x, run, plan, how = args[0], self.own.last, None, self.merging
         if crossget.merges(how.r, x.shape[1], 2 + (run.eot is not None)):
@@ -219,7 +224,7 @@ class Tower:
         run.lengths.append(x.shape[1])
         return (x,), kwargs
 
-    def hold(self, mlp: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
+    def _hold(self, mlp: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
         """Hook of the MLP: add its output here and hand over nothing."""
         seen = self.own.last.seen
         if "x" not in seen:
@@ -227,6 +232,6 @@ class Tower:
         seen["x"] = seen["x"] + out
         return out.new_zeros(())
 
-    def leave(self, layer: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
+    def _leave(self, layer: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
         """Hook of a layer: the merged tokens."""
         return self.own.last.seen.pop("x", None)

@@ -195,6 +195,13 @@ class Run:
         return place.clamp(0, size - 1), inside, slice(before, before + count)
 
     def state(self, group: Images, number: int, hidden: Tensor) -> HubState:
+        """What a stage sees.
+
+        Args:
+            group: the images that it cuts.
+            number: how many layers have run.
+            hidden: (B, S, D) behind them.
+        """
         level, entered = self.levels[-1], self.turn.entered
         place, inside, visual = self.views(group)
         words = torch.ones_like(level.valid)
@@ -299,7 +306,13 @@ class Run:
 
     # -------------------------------------------------------------------------------------- a layer
     def adapt(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of layer `number` with the rotary tables and the mask of its level."""
+        """Arguments of a layer with the rotary tables and the mask of its level.
+
+        Args:
+            number: the layer, 0-based.
+            hidden: (B, S, D) what enters it.
+            kwargs: its arguments as for the first layer.
+        """
         # flash attention would take positions with gaps for several sequences in one; nothing else
         # looks at them there
         kwargs = {**kwargs, "position_ids": None}
@@ -337,8 +350,13 @@ class Run:
 
     # ------------------------------------------------------------------------------------- watching
     def watch(self, number: int, module: str, output: Tensor) -> None:
-        """Keep what a module of layer `number` (1-based) made; with the last one, the layer's
-        transitions."""
+        """Keep what a module of a layer made; with the last one, the layer's transitions.
+
+        Args:
+            number: the layer, 1-based.
+            module: "norm1", "attention", "norm2" or "mlp".
+            output: (B, S, D).
+        """
         groups = [
             group
             for group in self.images

@@ -11,7 +11,7 @@ from typing import Any
 from .hooks import Hooks
 from .llava import Llava
 from .qwen import Qwen
-from .tower import Family, Found
+from .tower import Family, Found, Reads
 
 FAMILIES = {"llava": Llava, "qwen2_5_vl": Qwen}
 
@@ -44,8 +44,9 @@ def read(
         hidden: hidden states that are wanted, 0 for the embeddings.
     """
     known, hooks = family(model), Hooks()
+    reads = Reads(frozenset(need), tuple(attention), tuple(hidden))
     try:
-        known.attach(hooks, need, attention, hidden)
-        return known.read(inputs, need, attention, hidden)
+        known.attach(hooks, reads)
+        return known.read(inputs, reads)
     finally:
         hooks.remove()

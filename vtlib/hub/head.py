@@ -68,8 +68,15 @@ def _checked_keep(keep: Any) -> int | Tensor:
 
 
 def places(level: Level, wish: Wishes, full: int) -> Tensor:
-    """(B, k): where the columns of `logits_to_keep` are in the last level. ValueError for one that
-    was pruned away."""
+    """(B, k): where the columns of `logits_to_keep` are in the last level.
+
+    Args:
+        level: the last one.
+        wish: with logits_to_keep.
+        full: length of the prompt before pruning.
+
+    ValueError for one that was pruned away.
+    """
     device, keep = level.columns.device, wish.logits_to_keep
     if isinstance(keep, int):
         columns = torch.arange(max(full - keep, 0), full, device=device)
@@ -102,7 +109,13 @@ def _columns(keep: Tensor, full: int) -> Tensor:
 
 
 def chosen(out: Any, run: Run, wish: Wishes) -> Any:
-    """The model's output with those hidden states alone that `logits_to_keep` asks for."""
+    """The model's output with those hidden states alone that are asked for.
+
+    Args:
+        out: of the model without its head.
+        run: the prompt.
+        wish: with logits_to_keep.
+    """
     if not isinstance(wish.logits_to_keep, Tensor) and wish.logits_to_keep == 0:
         return out
     here = places(run.levels[-1], wish, run.full)
@@ -114,7 +127,14 @@ def chosen(out: Any, run: Run, wish: Wishes) -> Any:
 
 def add_loss(model: Any, out: Any, wish: Wishes, run: Run) -> Any:
     """The head's output with the loss of its labels, of which those of pruned tokens are gone:
-    `labels.gather(1, columns)`, and none for padding."""
+    `labels.gather(1, columns)`, and none for padding.
+
+    Args:
+        model: has the loss function.
+        out: with logits.
+        wish: with labels.
+        run: the prompt.
+    """
     level = run.levels[-1]
     labels = wish.labels.to(level.columns.device).gather(1, level.columns)
     labels = labels.masked_fill(~level.valid, IGNORED)

@@ -37,7 +37,13 @@ class Hook:
 
 
 class Method:
-    """A function in place of a method of one object; in a copy of it, the method of its class."""
+    """A function in place of a method of one object; in a copy of it, the method of its class.
+
+    Args:
+        owner: the object.
+        name: of the method.
+        function: (original, *args, **kwargs).
+    """
 
     def __init__(self, owner: Any, name: str, function: Callable[..., Any]):
         self.owner, self.name, self.function = owner, name, function
@@ -74,7 +80,13 @@ class Hooks:
         )
 
     def method(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
-        """function(original, *args, **kwargs) in place of owner.name."""
+        """Put a function in place of a method.
+
+        Args:
+            owner: an object.
+            name: of its method.
+            function: (original, *args, **kwargs).
+        """
         method = Method(owner, name, function)
         vars(owner)[name] = method
         self.methods.append(method)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import VisionOutputs
-from .tower import Family, Found, cls_row, full_map
+from .hooks import Hooks
+from .tower import Family, Found, Reads, cls_row, full_map
 
 OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
 """Arguments of a forward that would change which features are used."""
@@ -47,17 +48,17 @@ class Llava(Family):
             )
 
     # -------------------------------------------------------------------------------- the tower
-    def attach(self, hooks, need=(), attention=(), hidden=()) -> None:
-        for layer in self.watched(need, attention):
+    def attach(self, hooks: Hooks, reads: Reads) -> None:
+        for layer in self.watched(reads):
             for name in ("q_proj", "k_proj"):
                 record = self.record((layer, name), lambda args, kwargs, out: out)
                 hooks.behind(getattr(self.attentions[layer], name), record)
 
-    def read(self, inputs, need=(), attention=(), hidden=()) -> Found:
+    def read(self, inputs: dict[str, Any], reads: Reads) -> Found:
         """As `Family.read`; one entry: all images have one size."""
         pixels = inputs["pixel_values"]
         self._check_options(inputs)
-        states = sorted({self.selected, *hidden})
+        states = sorted({self.selected, *reads.hidden})
         out, seen = self.run(pixels, output_hidden_states=states)
 
         def projected(layer: int, name: str) -> Tensor:
@@ -68,9 +69,9 @@ class Llava(Family):
             return function(projected(layer, "q_proj"), projected(layer, "k_proj"))
 
         row = keys = None
-        if "cls_row" in need:
+        if "cls_row" in reads.need:
             row = weights(cls_row, self.deep)[..., self.num_prefix :]
-        if "keys" in need:
+        if "keys" in reads.need:
             keys = projected(self.deep, "k_proj").mean(dim=1)
         patch = self.tower.config.patch_size
         vision = VisionOutputs(
@@ -80,8 +81,8 @@ class Llava(Family):
             self.num_prefix,
             row,
             keys,
-            {layer: weights(full_map, layer) for layer in attention},
-            {index: out.hidden_states[index] for index in hidden},
+            {layer: weights(full_map, layer) for layer in reads.attention},
+            {index: out.hidden_states[index] for index in reads.hidden},
         )
         return [(list(range(len(pixels))), vision)]
 
@@ -101,8 +102,21 @@ class Llava(Family):
         return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1), None
 
     def delta(self, positions: Tensor, mask: Tensor | None, draft: int) -> None:
-        """Nothing: words behind a prompt go on counting places."""
+        """Nothing: words behind a prompt go on counting places.
+
+        Args:
+            positions: (..., B, S) of the prompt.
+            mask: its attention_mask.
+            draft: how many of its last tokens are guesses.
+        """
 
     def after(self, past: int, new: Tensor, mask: Tensor | None, delta: None) -> Tensor:
-        """As `Family.after`, (B, n)."""
+        """Position ids (B, n) of new tokens.
+
+        Args:
+            past: how many tokens are before them.
+            new: (B, n, ...) the tokens.
+            mask: the attention_mask of all.
+            delta: what `positions` or `delta` gave for the prompt.
+        """
         return torch.arange(past, past + new.shape[1], device=new.device).expand(len(new), -1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..pruning import registry
 from ..tokens import Plan, Stage, VisionOutputs, keep_all
-from .tower import Family, Found
+from .tower import Family, Found, Reads
 
 BY_IMAGE = ("index", "origin", "slot", "weight", "role")
 """Parts of a `Plan` that have one row an image."""
@@ -23,9 +23,9 @@ def find(method: Any) -> Any:
 class Method:
     """One method with its options, for one family of models.
 
-    need, attention, hidden: what has to be read of the encoder; space: the tensor that its plan is
-    for; positions: the way of counting that it asks for, or None. before, inside: whether it acts
-    before the decoder, and in it.
+    reads: what has to be read of the encoder; space: the tensor that its plan is for; positions:
+    the way of counting that it asks for, or None. before, inside: whether it acts before the
+    decoder, and in it.
 
     Args:
         method: a `vtlib.pruning.method.Method`, or None.
@@ -57,20 +57,19 @@ class Method:
         self.inside = stages is not None or not self.before
         self.positions = None if method is None else method.positions
         self.space = "features" if method is None else method.space
-        self.need, self.attention, self.hidden = self._reads(tuple(attention), tuple(hidden))
+        self.reads = self._reads(tuple(attention), tuple(hidden))
         counts = (("attention", family.num_layers), ("hidden", family.num_layers + 1))
         for name, count in counts:
-            if any(not 0 <= layer < count for layer in getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)}: the encoder has 0 ... {count - 1}")
+            if any(not 0 <= layer < count for layer in getattr(self.reads, name)):
+                given = getattr(self.reads, name)
+                raise ValueError(f"{name}={given}: the encoder has 0 ... {count - 1}")
 
-    def _reads(
-        self, attention: tuple[int, ...], hidden: tuple[int, ...]
-    ) -> tuple[set[str], tuple[int, ...], tuple[int, ...]]:
-        """(need, attention, hidden); the layers that the caller names go before the method's."""
+    def _reads(self, attention: tuple[int, ...], hidden: tuple[int, ...]) -> Reads:
+        """The layers that the caller names go before the method's own."""
         if not self.before:
-            return set(), attention, hidden
+            return Reads(frozenset(), attention, hidden)
         method, family = self.method, self.family
-        need = set(method.needs(family.num_prefix))
+        need = frozenset(method.needs(family.num_prefix))
         if "cls_row" in need and not family.num_prefix:
             raise ValueError(
                 f"method={method.name} reads the [CLS] row, but the encoder of "
@@ -81,11 +80,11 @@ class Method:
             attention = method.attention(
                 family.num_layers, family.deep, self.options, family.num_prefix
             )
-        return need, attention, hidden or method.hidden_states(family.num_layers)
+        return Reads(need, attention, hidden or method.hidden_states(family.num_layers))
 
     def read(self, inputs: dict[str, Any]) -> Found:
         """`Family.read` with what the method needs."""
-        return self.family.read(inputs, self.need, self.attention, self.hidden)
+        return self.family.read(inputs, self.reads)
 
     # ------------------------------------------------------------------------ before the decoder
     def reduce(

@@ -126,7 +126,14 @@ class Sheet:
 
     def put(self, group: Group, plan: Plan, tokens: Tensor, behind: int) -> Tensor:
         """What is left of a group's images goes to its first places; -> these (M, T), -1 where
-        there is none. behind: how many other tokens the plan counts before the patches."""
+        there is none.
+
+        Args:
+            group: the images.
+            plan: what is left of them.
+            tokens: (M, T, D) that.
+            behind: how many other tokens the plan counts before the patches.
+        """
         count, here, at = len(plan), group.places, group.row[:, None]
         if count > here.shape[1]:
             raise ValueError(

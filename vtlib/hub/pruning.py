@@ -56,6 +56,7 @@ from .cuts import Images, Run, Turn
 from .hooks import Hooks, Members, Own, alone
 from .methods import Method, find
 from .prompt import Seen
+from .tower import Family
 from .turns import Shortening
 
 
@@ -98,8 +99,9 @@ def prune(
         from .clip import merge_tokens
 
         return merge_tokens(model, method, keep, **options)
-    wishes = keep, stages, attention, hidden, options
-    return _attached(Pruned(model, method, wishes, positions, signals))
+    family = encoders.family(model)
+    found = Method(find(method), family, keep, stages, attention, hidden, options)
+    return _attached(Pruned(family, found, positions, signals))
 
 
 def unwrapped(model: Any) -> Any:
@@ -126,26 +128,26 @@ class Pruned:
     entry's, before the decoder. columns (B, S): the column of input_ids that each place of the
     logits belongs to. valid (B, S): False for padding. lengths: how many tokens each layer saw,
     which is what its cache held after the prompt.
+
+    Args:
+        family: what is known of the model.
+        method: with its options.
+        positions: see `prune`.
+        signals: see `prune`.
     """
 
     def __init__(
-        self,
-        model: Any,
-        method: Any,
-        wishes: tuple,
-        positions: str | None,
-        signals: Callable | None,
+        self, family: Family, method: Method, positions: str | None, signals: Callable | None
     ):
-        self.family = encoders.family(model)
-        keep, stages, attention, hidden, options = wishes
-        self.method = Method(find(method), self.family, keep, stages, attention, hidden, options)
+        self.family, self.method = family, method
         # three-part positions are never counted anew
         fixed = self.family.default_positions == "keep"
         asked = positions or (None if fixed else self.method.positions)
         self.positions = asked or self.family.default_positions
         if self.positions not in POSITIONS or (fixed and self.positions != "keep"):
             needs = "keep" if fixed else " or ".join(POSITIONS)
-            raise ValueError(f"positions={positions!r}: {type(model).__name__} needs {needs!r}")
+            kind = type(family.model).__name__
+            raise ValueError(f"positions={positions!r}: {kind} needs {needs!r}")
         if self.method.inside and self.family.windows_differ:
             raise ValueError(
                 "the decoder has layers with sliding windows, which count places: cuts inside it "
@@ -161,15 +163,15 @@ class Pruned:
         """Hang everything on the model."""
         family, method = self.family, self.method
         self.members = Members()
-        family.attach(hooks, method.need, method.attention, method.hidden)
-        hooks.method(family.core, "get_image_features", self.image_features)
-        hooks.method(family.model, "generate", self.generate)
-        hooks.before(family.model, self.before_head)
-        hooks.behind(family.model, self.behind_head, always_call=True)
-        hooks.before(family.core, self.before_model)
-        hooks.behind(family.core, self.behind_model, always_call=True)
+        family.attach(hooks, method.reads)
+        hooks.method(family.core, "get_image_features", self._image_features)
+        hooks.method(family.model, "generate", self._generate)
+        hooks.before(family.model, self._before_head)
+        hooks.behind(family.model, self._behind_head, always_call=True)
+        hooks.before(family.core, self._before_model)
+        hooks.behind(family.core, self._behind_model, always_call=True)
         for number, layer in enumerate(family.language.layers):
-            hooks.before(layer, self.before_layer(number))
+            hooks.before(layer, self._before_layer(number))
             if not method.inside:
                 continue
             for name, module in (
@@ -178,7 +180,7 @@ class Pruned:
                 ("norm2", layer.post_attention_layernorm),
                 ("mlp", layer.mlp),
             ):
-                hooks.behind(module, self.watch(number + 1, name))
+                hooks.behind(module, self._watch(number + 1, name))
 
     def close(self) -> None:
         """Forget what belongs to a forward."""
@@ -217,7 +219,7 @@ class Pruned:
         return [self.last.held(layer) for layer in range(len(self.last.level_of))]
 
     # ------------------------------------------------------------------------ the model's methods
-    def image_features(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _image_features(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """get_image_features of the model, which `generate` calls before the forward: the same
         tokens, and what pruning needs of the images stays with this thread."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -229,7 +231,7 @@ class Pruned:
         out = BaseModelOutputWithPooling(pooler_output=seen.tokens())
         return out.to_tuple() if inputs.get("return_dict") is False else out
 
-    def generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """generate of the model: it tells where the prompt ends and a draft begins."""
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self._check_chunks(ids, kwargs)
@@ -261,7 +263,7 @@ class Pruned:
         return ids.shape[1] - size if torch.equal(ids[:, :size], rows) else 0
 
     # ------------------------------------------------------------------------------ the forwards
-    def before_head(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    def _before_head(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         """Pre-hook of the model with its head: labels and logits_to_keep wait for the cuts."""
         self.own.wish = None
         kwargs = named(model, args, kwargs)
@@ -271,13 +273,13 @@ class Pruned:
         self.own.wish = head.wishes(kwargs, known)
         return (), kwargs
 
-    def behind_head(self, model: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
+    def _behind_head(self, model: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         wish, self.own.wish = self.own.wish, None
         if out is None or wish is None or wish.labels is None:
             return None
         return head.add_loss(model, out, wish, self.own.last)
 
-    def before_model(self, core: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    def _before_model(self, core: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         """Pre-hook of the multimodal model (without head)."""
         self._end()
         kwargs = named(core, args, kwargs)
@@ -323,7 +325,7 @@ class Pruned:
         self.own.last = self._last = run
         return short
 
-    def behind_model(self, core: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
+    def _behind_model(self, core: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         """Behind the forward, also a broken one: the logits that were asked for, and the end of
         this thread's turn."""
         run, wish = self.own.run, self.own.wish
@@ -344,7 +346,7 @@ class Pruned:
         self.own.run = run
 
     # -------------------------------------------------------------------------------- the layers
-    def before_layer(self, number: int) -> Callable:
+    def _before_layer(self, number: int) -> Callable:
         """Pre-hook of a decoder layer."""
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
@@ -360,7 +362,7 @@ class Pruned:
 
         return hook
 
-    def watch(self, number: int, name: str) -> Callable:
+    def _watch(self, number: int, name: str) -> Callable:
         """Hook on a module of layer `number` (1-based) whose transitions stages may read."""
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..tokens import VisionOutputs
-from .tower import Family, Found, full_map
+from .hooks import Hooks
+from .tower import Family, Found, Reads, full_map
 
 
 class Qwen(Family):
@@ -41,14 +42,14 @@ class Qwen(Family):
         return self.tower.merger(patches).unflatten(0, features.shape[:-1])
 
     # -------------------------------------------------------------------------------- the tower
-    def attach(self, hooks, need=(), attention=(), hidden=()) -> None:
-        for layer in self.watched(need, attention):
+    def attach(self, hooks: Hooks, reads: Reads) -> None:
+        for layer in self.watched(reads):
             attn = self.attentions[layer]
             hooks.behind(attn.qkv, self.record((layer, "qkv"), lambda args, kwargs, out: out))
             for name in ("cu_seqlens", "position_embeddings"):
                 record = self.record((layer, name), lambda args, kwargs, name=name: kwargs[name])
                 hooks.before(attn, record)
-        for index in {self.selected, *hidden}:
+        for index in {self.selected, *reads.hidden}:
             if index == 0:
                 record = self.record("state 0", lambda args, kwargs: args[0])
                 hooks.before(self.tower.blocks[0], record)
@@ -56,7 +57,7 @@ class Qwen(Family):
                 record = self.record(f"state {index}", lambda args, kwargs, out: out)
                 hooks.behind(self.tower.blocks[index - 1], record)
 
-    def read(self, inputs, need=(), attention=(), hidden=()) -> Found:
+    def read(self, inputs: dict[str, Any], reads: Reads) -> Found:
         """As `Family.read`. Images with one grid share an entry."""
         grids = _still_grids(inputs)
         out, seen = self.run(inputs["pixel_values"].to(self.tower.dtype), grid_thw=grids)
@@ -67,9 +68,9 @@ class Qwen(Family):
             """(4 N, C) -> (N, 4, C), all images."""
             return x.unflatten(0, (-1, self.unit))[back]
 
-        states = {i: raster(seen[f"state {i}"]).flatten(1) for i in {self.selected, *hidden}}
+        states = {i: raster(seen[f"state {i}"]).flatten(1) for i in {self.selected, *reads.hidden}}
         keys = None
-        if "keys" in need:  # before they are rotated
+        if "keys" in reads.need:  # before they are rotated
             heads = self.attentions[self.deep].num_heads
             key = seen[self.deep, "qkv"].unflatten(-1, (3, heads, -1))[:, 1]
             keys = raster(key.mean(dim=1)).mean(dim=1)  # n p
@@ -80,7 +81,7 @@ class Qwen(Family):
             here = [rows[image] for image in images]
             maps = {
                 layer: torch.stack([self._map(seen, layer, part, order) for part in here])
-                for layer in attention
+                for layer in reads.attention
             }
             vision = VisionOutputs(
                 _rows(states[self.selected], here),
@@ -89,7 +90,7 @@ class Qwen(Family):
                 num_prefix=0,
                 keys=None if keys is None else _rows(keys, here),
                 attention=maps,
-                hidden={index: _rows(states[index], here) for index in hidden},
+                hidden={index: _rows(states[index], here) for index in reads.hidden},
             )
             vision.tokens = _rows(out.pooler_output, here)  # the tower has merged them already
             found.append((images, vision))
@@ -160,14 +161,27 @@ class Qwen(Family):
         return positions.expand(3, *positions.shape[-2:]) if one else positions
 
     def delta(self, positions: Tensor, mask: Tensor | None, draft: int) -> Tensor:
-        """As `Family.delta`, (B, 1)."""
+        """By how much words behind a prompt are shifted, (B, 1).
+
+        Args:
+            positions: (..., B, S) of the prompt.
+            mask: its attention_mask.
+            draft: how many of its last tokens are guesses.
+        """
         size = positions.shape[-1] - draft
         last = positions[-3:, :, :size].amax(dim=(0, 2))
         real = size if mask is None else mask[:, :size].sum(dim=1)
         return (last + 1 - real)[:, None]
 
     def after(self, past: int, new: Tensor, mask: Tensor | None, delta: Tensor | None) -> Tensor:
-        """As `Family.after`, (3, B, n)."""
+        """Position ids (3, B, n) of new tokens.
+
+        Args:
+            past: how many tokens are before them.
+            new: (B, n, ...) the tokens.
+            mask: the attention_mask of all.
+            delta: what `positions` or `delta` gave for the prompt.
+        """
         place = torch.arange(past, past + new.shape[1], device=new.device).expand(len(new), -1)
         if mask is not None:
             place = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]

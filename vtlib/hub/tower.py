@@ -9,7 +9,8 @@ memory), mean keys, or whole maps.
 A `Family` knows one kind of model: `llava.Llava`, `qwen.Qwen`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,16 @@ from .hooks import Hooks, Own
 
 Found = list[tuple[list[int], VisionOutputs]]
 """(images, what was read of them); images of one size share an entry."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What is wanted of a tower beside the features. need: of "cls_row", "keys"; attention: layers
+    whose maps are wanted, 0-based; hidden: hidden states that are wanted, 0 for the embeddings."""
+
+    need: frozenset[str] = frozenset()
+    attention: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
 
 
 def cls_row(query: Tensor, key: Tensor) -> Tensor:
@@ -82,9 +93,9 @@ class Family:
 
         return hook
 
-    def watched(self, need: Collection[str], attention: Sequence[int]) -> set[int]:
+    def watched(self, reads: Reads) -> set[int]:
         """The layers whose queries and keys `read` uses."""
-        return {*attention, *([self.deep] if {"cls_row", "keys"} & set(need) else [])}
+        return {*reads.attention, *([self.deep] if reads.need else [])}
 
     def parts(self, positions: Tensor) -> Tensor:
         """Position ids with all parts that the decoder's tables are made of."""
@@ -99,38 +110,12 @@ class Family:
             self.own.seen = None
 
     # -------------------------------------------------------------------- what each family knows
-    def attach(
-        self,
-        hooks: Hooks,
-        need: Collection[str] = (),
-        attention: Sequence[int] = (),
-        hidden: Sequence[int] = (),
-    ) -> None:
-        """Hang on the tower what `read` with the same wishes needs.
-
-        Args:
-            hooks: takes them.
-            need: of "cls_row", "keys".
-            attention: layers whose maps are wanted, 0-based.
-            hidden: hidden states that are wanted, 0 for the embeddings.
-        """
+    def attach(self, hooks: Hooks, reads: Reads) -> None:
+        """Hang on the tower what `read` needs for the same."""
         raise NotImplementedError
 
-    def read(
-        self,
-        inputs: dict[str, Any],
-        need: Collection[str] = (),
-        attention: Sequence[int] = (),
-        hidden: Sequence[int] = (),
-    ) -> Found:
-        """What the tower says of a forward's images.
-
-        Args:
-            inputs: keyword arguments of the model's forward.
-            need: of "cls_row", "keys".
-            attention: layers whose maps are wanted, 0-based.
-            hidden: hidden states that are wanted, 0 for the embeddings.
-        """
+    def read(self, inputs: dict[str, Any], reads: Reads) -> Found:
+        """What the tower says of a forward's images. inputs: keyword arguments of the forward."""
         raise NotImplementedError
 
     def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -33,7 +33,9 @@ def random(vision: VisionOutputs, keep: int | float, generator: torch.Generator 
     batch, num_tokens, _ = features.shape
     keep = resolve_keep(keep, num_tokens)
     where = features.device if generator is None else generator.device
-    draw = torch.rand(batch, num_tokens, generator=generator, device=where).to(features.device)
+    draw = torch.rand(
+        batch, num_tokens, generator=generator, device=where, dtype=torch.float32
+    ).to(features.device)
     return Plan(draw.argsort(dim=1)[:, :keep].sort(dim=1).values, num_tokens)
 
 

@@ -1,0 +1,118 @@
+"""torch's global defaults of device, dtype, grad mode and determinism change no result."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.hub.test_pruning import captions
+from tests.hub.test_training import fits, options
+from tests.hub.tiny import PROMPT, greedy, hooks, qwen_prompt
+from vtlib.hub import merge_tokens, prune
+from vtlib.pruning.registry import METHODS
+
+
+@contextlib.contextmanager
+def device(name):
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def dtype(kind):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SETTINGS = {
+    "meta": lambda: device("meta"),
+    "float64": lambda: dtype(torch.float64),
+    "bfloat16": lambda: dtype(torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "grad": torch.enable_grad,
+    "deterministic": deterministic,
+}
+
+
+def answers(model, inputs, method):
+    """Logits and words; methods that draw draw the same each time."""
+    given = {} if method == "recoverable" else options(method)
+    torch.manual_seed(0)
+    with prune(model, method, 5, **given):
+        logits = model(**inputs).logits.detach()
+    torch.manual_seed(0)
+    with prune(model, method, 5, **given):
+        return logits, greedy(model, inputs, 2)
+
+
+# Recoverable Compression needs a second model: its CLIP is tried below
+METHODS_ALONE = [method for method in METHODS if method != "recoverable"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("kind", ["llava", "qwen"])
+def test_every_method_under(llava, qwen, kind, name):
+    model, inputs = (llava, PROMPT) if kind == "llava" else (qwen, qwen_prompt((8, 8)))
+    with torch.no_grad():
+        full = model(**inputs).logits
+    before = hooks(model)
+    if kind == "qwen" and name == "meta":
+        # transformers itself cannot run there: its window index is made on the default device
+        with SETTINGS[name](), torch.no_grad(), pytest.raises(NotImplementedError):
+            model(**inputs)
+        return
+    for method in METHODS_ALONE:
+        if not fits(kind, method, model):
+            continue
+        with torch.no_grad():
+            want = answers(model, inputs, method)
+        with SETTINGS[name]():
+            found = answers(model, inputs, method)
+        assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True)), method
+        assert found[0].dtype == torch.float32
+    assert hooks(model) == before
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, full)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_merging_in_a_clip_under(clip, name):
+    inputs = captions()
+
+    def logits():
+        with merge_tokens(clip, r=3, r_text=2):
+            return clip(**inputs).logits_per_image.detach()
+
+    want = logits()
+    with SETTINGS[name]():
+        assert torch.equal(logits(), want)
+
+
+@pytest.mark.parametrize("name", ["meta", "float64", "inference mode"])
+def test_recoverable_with_a_clip_under(llava, name):
+    given = options("recoverable")  # a CLIP made under the usual settings
+
+    def words():
+        with prune(llava, "recoverable", 5, **given):
+            return greedy(llava, PROMPT, 2)
+
+    want = words()
+    with SETTINGS[name]():
+        assert torch.equal(words(), want)
