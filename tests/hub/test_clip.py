@@ -169,7 +169,7 @@ def test_integers_are_integers(clip):
 
 def test_nothing_has_run(clip):
     with merge_tokens(clip, r=2) as merged, pytest.raises(ValueError, match="nothing has run"):
-        merged.image.plans
+        assert merged.image.plans
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
