@@ -1,7 +1,8 @@
 """The 51 papers: the README's table, and stubs for the next one.
 
 python tools/papers.py readme        write the paper table into the README
-python tools/papers.py new SLUG      stubs for a paper: file, exercises, wrong answers, tests
+python tools/papers.py new SLUG      stubs for a paper: file, exercises, wrong answers, tests, and
+                                     the package of its family where it is the first
 
 Facts about a paper stand in papers.toml. What is done is found: a file of vtlib that declares
 PAPER = "slug", a notebook with a cell tagged paper:slug, cases in tests/golden/slug.
@@ -11,6 +12,7 @@ import argparse
 import ast
 import re
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -30,7 +32,8 @@ def facts():
 
 def declared(path):
     """What a module assigns to PAPER, None when it declares none. It is read, not imported."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    text = path.read_text(encoding="utf-8")
+    for node in ast.parse(text).body if "PAPER" in text else []:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PAPER":
             return ast.literal_eval(node.value)
     return None
@@ -93,8 +96,13 @@ def readme(text):
 
 
 # -------------------------------------------------------------------------------------- a new paper
-PAPER_FILE = '''"""{method} - {title} ({authors}, {year},
-arXiv {arxiv}).
+FAMILY_FILE = '''"""The {family} family: one file a paper."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)
+'''
+PAPER_FILE = '''"""{heading}
 
 The idea: TODO, in three sentences.
 
@@ -105,13 +113,9 @@ How it differs from the official code: TODO.
 
 PAPER = "{slug}"
 '''
-EXERCISES = '''"""The exercises of {method}."""
-
-from . import check, expect, untouched
-
-__all__ = []
+EXERCISES = '''"""The exercises on {method}: TODO, as CONTRIBUTING.md says under "An exercise"."""
 '''
-WRONG = '''"""Wrong answers to the exercises of {method}, each with a piece of its message."""
+WRONG = '''"""Wrong answers to the exercises of {module}.py, with what the check must say."""
 
 WRONG = {{}}
 '''
@@ -120,11 +124,13 @@ TEST = '''"""{method}: equal to official numbers and to a reference, clear about
 from tools.notebook import ROOT
 from tools.papers import declared, facts
 
+SLUG = "{slug}"
+
 
 def test_the_file_is_the_papers():
     paper = ROOT / "vtlib" / "{family}" / "{module}.py"
-    assert declared(paper) == "{slug}"
-    assert facts()["{slug}"]["arxiv"] in paper.read_text(encoding="utf-8")
+    assert declared(paper) == SLUG
+    assert facts()[SLUG]["arxiv"] in paper.read_text(encoding="utf-8")
 '''
 
 
@@ -134,7 +140,10 @@ def module_name(slug):
 
 
 def new(slug, root=ROOT):
-    """Write a paper's stubs; the files written. ValueError: unknown slug, or one that is there."""
+    """Write a paper's stubs; the files written. ValueError: unknown slug, or one that is there.
+
+    Nothing is written when one of the files is there.
+    """
     known = facts()
     if slug not in known:
         raise ValueError(f"PAPER={slug!r}: needs one of {', '.join(known)}")
@@ -142,21 +151,25 @@ def new(slug, root=ROOT):
         raise ValueError(f"PAPER={slug!r}: {files()[slug]} is there already")
     paper = known[slug] | {"slug": slug, "module": module_name(slug)}
     module, family = paper["module"], paper["family"]
+    line = "{method} - {title} ({authors}, {year}, arXiv {arxiv}).".format(**paper)
+    paper["heading"] = "\n".join(textwrap.wrap(line, 96, break_on_hyphens=False))
     stubs = {
         f"vtlib/{family}/{module}.py": PAPER_FILE,
         f"vtlib/teach/exercises/{module}.py": EXERCISES,
         f"tests/teach/wrong/{module}.py": WRONG,
         f"tests/{family}/test_{module}.py": TEST,
     }
-    written = []
+    for name in stubs:
+        if (root / name).exists():
+            raise ValueError(f"{name} is there already")
+    package = f"vtlib/{family}/__init__.py"
+    if not (root / package).exists():
+        stubs = {package: FAMILY_FILE, **stubs}
     for name, text in stubs.items():
         path = root / name
-        if path.exists():
-            raise ValueError(f"{name} is there already")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(**paper), encoding="utf-8")
-        written.append(name)
-    return written
+    return list(stubs)
 
 
 def main(argv=None):
@@ -167,12 +180,12 @@ def main(argv=None):
     parser.add_argument("slug", nargs="?")
     args = parser.parse_args(argv)
     try:
-        if args.command == "readme":
-            path = ROOT / "README.md"
-            path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
-        else:
+        if args.command == "new":
             print("\n".join(new(args.slug)))
+            print("README.md, the paper table")
             print("Next: CONTRIBUTING.md, a paper in ten steps.")
+        path = ROOT / "README.md"
+        path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

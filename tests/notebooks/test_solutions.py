@@ -332,4 +332,5 @@ def test_registry_and_mistakes_cover_the_notebooks():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_of_mistakes_is_about_one_paper(file):
-    assert {name.partition(".")[0] for name in runpy.run_path(str(file))["WRONG"]} == {file.stem}
+    papers = {name.partition(".")[0] for name in runpy.run_path(str(file))["WRONG"]}
+    assert papers <= {file.stem}                           # none yet in the stubs of `make new`

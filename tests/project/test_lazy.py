@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import vtlib
+from tools import papers
 
-FAMILIES = ("multiscale", "pruning", "superres", "vit", "vlm")
+FAMILIES = sorted({"vit", "vlm", *(file.split("/")[1] for file in papers.files().values())})
 EXTRAS = {"teach"}                                              # needs what [course] installs
 
 

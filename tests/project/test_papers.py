@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +56,7 @@ def test_a_file_is_declared_once(tmp_path, monkeypatch):
 def test_stubs(tmp_path):
     written = papers.new("split-matching", tmp_path)
     assert written == [
+        "vtlib/segmentation/__init__.py",
         "vtlib/segmentation/split_matching.py",
         "vtlib/teach/exercises/split_matching.py",
         "tests/teach/wrong/split_matching.py",
@@ -61,10 +64,30 @@ def test_stubs(tmp_path):
     ]
     for name in written:
         ast.parse((tmp_path / name).read_text())
-    assert papers.declared(tmp_path / written[0]) == "split-matching"
-    assert "2505.05023" in (tmp_path / written[0]).read_text()
+    assert papers.declared(tmp_path / written[1]) == "split-matching"
+    assert "2505.05023" in (tmp_path / written[1]).read_text()
     with pytest.raises(ValueError, match="is there already"):
         papers.new("split-matching", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / written[1]).unlink()
+    with pytest.raises(ValueError, match="split_matching.py is there already"):
+        papers.new("split-matching", tmp_path)
+    assert sorted(tmp_path.rglob("*")) == [p for p in before if p != tmp_path / written[1]]
+
+
+def test_stubs_of_every_paper_keep_the_form(tmp_path):
+    coming = papers.facts().keys() - papers.files().keys()
+    for slug in coming:
+        papers.new(slug, tmp_path)
+    config = str(ROOT / "pyproject.toml")
+    command = [sys.executable, "-m", "ruff", "check", "--config", config, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for path in tmp_path.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+    found = {papers.declared(path) for path in (tmp_path / "vtlib").rglob("*.py")}
+    assert found == {None, *coming}
 
 
 @pytest.mark.parametrize("slug, said", [("nope", "needs one of crossvit"), ("divprune", "already")])
