@@ -40,7 +40,7 @@ def test_every_asset_is_in_the_readme_and_all_are_small():
     assert all(p.stat().st_size < 10e6 and f"`{p.stem}`" in (ROOT / "README.md").read_text(encoding="utf-8") for p in checkpoints)
     pictures = sum(p.stat().st_size for p in found if p not in checkpoints) / 2**20
     print(f"pictures, fonts and texts: {pictures:.1f} MiB, checkpoints: {sum(p.stat().st_size for p in checkpoints) / 2**20:.1f} MiB")
-    assert pictures < 15.5
+    assert pictures < 14
 
 
 def test_licences_are_there():
