@@ -1,50 +1,68 @@
-"""Pruning before the language model: a selection against one N x N cosine product, DivPrune against loops, cost as N grows."""
+"""Pruning before the language model: selections against their releases, against one N x N cosine
+product, DivPrune against loops, cost as N grows."""
 
 import functools
 import importlib
-import importlib.util
 
 import torch
 import torch.nn.functional as F
 
-from vtlib.pruning import divprune, fastervlm
+from vtlib.pruning import aim, baselines, crossget, divprune, fastervlm, hiprune, holov
+from vtlib.pruning import visiondrop, zooprune
 from vtlib.teach import flops, latency
 from vtlib.tokens import VisionOutputs
 from vtlib.vlm import TinyVLM, exam
 
-from .before import before, ratio
+from . import releases
+from .before import before, peak_bytes, ratio
 
 HEADS = 16
 PRODUCT, READS, FREE = "N x N product", "reads N x N maps", "no N x N product"
-# name: (file, what it needs, selection). A method whose file is not there is left out.
-METHODS = {
-    "random": ("baselines", FREE, lambda m, vision, keep: m.random(vision, keep)),
-    "uniform grid": ("baselines", FREE, lambda m, vision, keep: m.uniform(vision, keep)),
-    "average pooling": ("baselines", FREE, lambda m, vision, keep: m.pool(vision, keep)),
-    "ToMe, rounds of halving": ("baselines", PRODUCT, lambda m, vision, keep: m.tome(vision, keep)),
-    "FasterVLM": ("fastervlm", FREE, lambda m, vision, keep: m.prune(vision, keep)),
-    "DivPrune": ("divprune", PRODUCT, lambda m, vision, keep: m.prune(vision, keep)),
-    "HiPrune, scores given": ("hiprune", FREE, lambda m, vision, keep: m.select(*_received(vision), keep, vision.grid)),
-    "HiPrune": ("hiprune", READS, lambda m, vision, keep: m.prune(vision, keep, 1)),
-    "HoloV": ("holov", FREE, lambda m, vision, keep: m.prune(vision, keep)),
-    "ZOO-Prune, sensitivity given": ("zooprune", PRODUCT, lambda m, v, keep: m.select(_received(v)[0], v.tokens, keep)),
-    "VisionDrop, stage 0": ("visiondrop", FREE, lambda m, vision, keep: m.prune(vision, keep)),
-    "AIM, merging": ("aim", PRODUCT, lambda m, vision, keep: m.prune(vision, keep)),
-    "CrossGET, untrained": ("crossget", PRODUCT, lambda m, vision, keep: m.prune(vision, keep)),
-}
 
 
 def _received(vision):
     return vision.cls_row[:, 0], vision.cls_row[:, 1]
 
 
+def _hiprune_selection(vision, keep):
+    return hiprune.select(*_received(vision), keep, vision.grid)
+
+
+def _zooprune_selection(vision, keep):
+    return zooprune.select(_received(vision)[0], vision.tokens, keep)
+
+
+METHODS = {
+    "random": (FREE, baselines.random),
+    "uniform grid": (FREE, baselines.uniform),
+    "average pooling": (FREE, baselines.pool),
+    "ToMe, rounds of halving": (PRODUCT, baselines.tome),
+    "FasterVLM": (FREE, fastervlm.prune),
+    "DivPrune": (PRODUCT, divprune.prune),
+    "HiPrune, scores given": (FREE, _hiprune_selection),
+    "HiPrune": (READS, functools.partial(hiprune.prune, object_layer=1)),
+    "HoloV": (FREE, holov.prune),
+    "ZOO-Prune, sensitivity given": (PRODUCT, _zooprune_selection),
+    "VisionDrop, stage 0": (FREE, visiondrop.prune),
+    "AIM, merging": (PRODUCT, aim.prune),
+    "CrossGET, untrained": (PRODUCT, crossget.prune),
+}
+"""name: (what it needs, selection (vision, keep) -> Plan)."""
+
+
 def make(batch, side, dim, maps=True):
     """Random outputs of an encoder with [CLS]; attention of two layers when maps=True."""
     n = side * side + 1
     attention = {layer: torch.rand(batch, HEADS, n, n) / n for layer in (0, 1)} if maps else {}
-    vision = VisionOutputs(torch.randn(batch, n, dim), (side, side), torch.Tensor.contiguous, attention=attention,
-                           keys=torch.randn(batch, n, dim // HEADS), cls_row=torch.rand(batch, HEADS, n).softmax(-1)[..., 1:])
-    vision.tokens                                                                # projected once, before any clock starts
+    vision = VisionOutputs(
+        torch.randn(batch, n, dim),
+        (side, side),
+        torch.Tensor.contiguous,
+        attention=attention,
+        keys=torch.randn(batch, n, dim // HEADS),
+        cls_row=torch.rand(batch, HEADS, n).softmax(-1)[..., 1:],
+    )
+    assert vision.tokens is not None                # projected once, before any clock starts
     return vision
 
 
@@ -54,23 +72,18 @@ def product(tokens):
     return x @ x.transpose(1, 2)
 
 
-def available():
-    """(name, kind, callable vision, keep -> Plan) of each method whose file is there."""
-    for name, (file, kind, run) in METHODS.items():
-        if importlib.util.find_spec(f"vtlib.pruning.{file}"):
-            yield name, kind, functools.partial(run, importlib.import_module(f"vtlib.pruning.{file}"))
-
-
 def against_product(batch=16, side=24, dim=1024, keep=64, repeat=5):
     vision = make(batch, side, dim)
     unit = latency(product, vision.tokens, repeat=repeat)
     yield "the product itself", "", f"{1000 * unit:.1f} ms", "1.00"
-    for name, kind, run in available():
+    for name, (kind, run) in METHODS.items():
         seconds = latency(run, vision, keep, repeat=1, warmup=1)
-        seconds = seconds if seconds > 5 * unit else latency(run, vision, keep, repeat=repeat, warmup=0)
+        if seconds < 5 * unit:
+            seconds = latency(run, vision, keep, repeat=repeat, warmup=0)
         yield name, kind, f"{1000 * seconds:.1f} ms", f"{seconds / unit:.2f}"
 
 
+# ------------------------------------------------------------------------------- DivPrune and loops
 def token_by_token(tokens, keep):
     """DivPrune in Python: image by image, step by step, token by token."""
     out = []
@@ -78,29 +91,15 @@ def token_by_token(tokens, keep):
         d = 1 - product(image[None])[0]
         n = len(d)
         alone = [min(row[:i] + row[i + 1 :]) for i, row in enumerate(d.tolist())]
-        chosen = [max(range(n), key=lambda i: (alone[i], -i))]
+        chosen = [alone.index(max(alone))]
         for _ in range(keep - 1):
-            best, at = float("-inf"), None
+            best, best_token = float("-inf"), None
             for i in range(n):
                 if i not in chosen:
                     nearest = d[i, chosen].min().item()
                     if nearest > best:
-                        best, at = nearest, i
-            chosen.append(at)
-        out.append(sorted(chosen))
-    return torch.tensor(out)
-
-
-def whole_set_each_step(tokens, keep):
-    """DivPrune image by image, each step a minimum over everything chosen so far: N T^2 reads, as the release does it."""
-    out = []
-    for image in tokens:
-        d = 1 - product(image[None])[0]
-        chosen = [d.topk(2, dim=0, largest=False).values[1].argmax().item()]
-        for _ in range(keep - 1):
-            nearest = d.index_select(0, torch.tensor(chosen)).amin(dim=0)
-            nearest[chosen] = float("-inf")
-            chosen.append(nearest.argmax().item())
+                        best, best_token = nearest, i
+            chosen.append(best_token)
         out.append(sorted(chosen))
     return torch.tensor(out)
 
@@ -109,98 +108,157 @@ def against_loops(batch=16, num_tokens=576, dim=1024, keep=64):
     tokens = torch.randn(batch, num_tokens, dim)
     fast = latency(divprune.select, tokens, keep, repeat=5)
     want = divprune.select(tokens, keep).index
-    for name, slow in (("token by token", token_by_token), ("the whole chosen set at each step", whole_set_each_step)):
-        same = torch.equal(slow(tokens, keep), want)
-        yield name, "same choice" if same else "OTHER CHOICE", f"{latency(slow, tokens, keep, repeat=1, warmup=0) / fast:.1f} x"
+    references = {
+        "token by token": token_by_token,
+        "the whole chosen set at each step": releases.divprune,
+    }
+    for name, slow in references.items():
+        same = "same choice" if torch.equal(slow(tokens, keep), want) else "OTHER CHOICE"
+        seconds = latency(slow, tokens, keep, repeat=1, warmup=0)
+        yield name, same, f"{seconds / fast:.1f} x"
 
 
+# ----------------------------------------------------------------------------------------- growth
 def growth(dim=256, heads=4, keep=64):
     """FLOPs and time for one image, each relative to its own value at N = 256."""
-    def makers(side):
-        vision = make(1, side, dim, maps=False)
-        q, k = (torch.randn(1, heads, side * side + 1, dim // heads) for _ in range(2))
-
-        def row_of_full_map():
-            return fastervlm.select(fastervlm.score((q @ k.transpose(-2, -1)).softmax(-1)[:, :, 0, 1:]), keep)
-        return {"cosine product": lambda: product(vision.tokens), "DivPrune": lambda: divprune.prune(vision, keep),
-                "FasterVLM, [CLS] row alone": lambda: fastervlm.select(fastervlm.score(fastervlm.cls_row(q, k)), keep),
-                "FasterVLM, row of the full map": row_of_full_map}
     sides, first = (16, 32, 64), {}
-    rows = {name: [name] for name in makers(16)}
+    rows = {}
     for side in sides:
-        for name, run in makers(side).items():
+        for name, run in _growing(side, dim, heads, keep).items():
             cost = flops(run), latency(run, repeat=5)
             base = first.setdefault(name, cost)
-            rows[name] += [f"{now / then:.1f}" for now, then in zip(cost, base)]
+            relative = [f"{now / then:.1f}" for now, then in zip(cost, base, strict=True)]
+            rows.setdefault(name, [name]).extend(relative)
     header = [f"{what} N={side * side}" for side in sides for what in ("FLOPs", "time")]
     return ["cost relative to N = 256", *header], rows.values()
 
 
+def _growing(side, dim, heads, keep):
+    """name: what is measured, for one image of side x side tokens."""
+    vision = make(1, side, dim, maps=False)
+    q, k = (torch.randn(1, heads, side * side + 1, dim // heads) for _ in range(2))
+
+    def one_row():
+        return fastervlm.select(fastervlm.score(fastervlm.cls_row(q, k)), keep)
+
+    def row_of_full_map():
+        row = (q @ k.transpose(-2, -1)).softmax(-1)[:, :, 0, 1:]
+        return fastervlm.select(fastervlm.score(row), keep)
+
+    return {
+        "cosine product": lambda: product(vision.tokens),
+        "DivPrune": lambda: divprune.prune(vision, keep),
+        "FasterVLM, [CLS] row alone": one_row,
+        "FasterVLM, row of the full map": row_of_full_map,
+    }
+
+
 def prefill(batch=32, keeps=(256, 85, 57, 28)):
-    """TinyVLM's prompt (batch pictures, one question each) with fewer and fewer visual tokens: counted FLOPs and time, relative to all 256."""
+    """TinyVLM's prompt (batch pictures, one question each) with fewer and fewer visual tokens:
+    counted FLOPs and time, relative to all 256."""
     model = TinyVLM(exam.VOCABULARY).eval()
-    question, tokens = ["is there a crab?"] * batch, torch.randn(batch, max(keeps), model.decoder.embed_dim)
-    cost = {keep: (flops(lambda k=keep: model.prefill(tokens[:, :k], question)), latency(lambda k=keep: model.prefill(tokens[:, :k], question), repeat=9))
-            for keep in keeps}
+    question = ["is there a crab?"] * batch
+    tokens = torch.randn(batch, max(keeps), model.decoder.embed_dim)
+    cost = {}
     for keep in keeps:
-        fewer, faster = (all_of_it / part for all_of_it, part in zip(cost[max(keeps)], cost[keep]))
-        yield f"{keep} ({keep / max(keeps):.1%})", f"{1000 * cost[keep][1]:.1f} ms", f"{fewer:.2f} x", f"{faster:.2f} x", f"{faster / fewer:.2f}"
+        run = functools.partial(model.prefill, tokens[:, :keep], question)
+        cost[keep] = flops(run), latency(run, repeat=9)
+    all_flops, all_seconds = cost[max(keeps)]
+    for keep in keeps:
+        fewer, faster = all_flops / cost[keep][0], all_seconds / cost[keep][1]
+        share, milliseconds = f"{keep} ({keep / max(keeps):.1%})", f"{1000 * cost[keep][1]:.1f} ms"
+        yield share, milliseconds, f"{fewer:.2f} x", f"{faster:.2f} x", f"{faster / fewer:.2f}"
 
 
-# ------------------------------------------------- FasterVLM and DivPrune as their releases do it
-def released_fastervlm(row, tokens, keep):
-    """The release's lines: mean over heads, topk, then the tokens in raster order."""
-    index = row.mean(dim=1).topk(keep, dim=-1).indices.sort(dim=-1).values
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+# ------------------------------------------------------------------------------------ the releases
+SHAPES = ((1, 576, 1024), (16, 576, 1024), (1, 2880, 4096))
+"""(B, N, D): LLaVA-1.5, a batch of it, LLaVA-NeXT."""
+GRIDS = {576: (24, 24), 2880: (48, 60)}
 
 
-def released_divprune(tokens, keep):
-    """Image by image; each step a minimum over the rows of all tokens chosen so far."""
-    out = []
-    for image in tokens:
-        x = image / image.norm(dim=1, keepdim=True)
-        d = 1 - x @ x.T
-        chosen = d.topk(2, dim=0, largest=False).values[1].argmax()[None]
-        for _ in range(keep - 1):
-            farthest = d.index_select(0, chosen).amin(dim=0).argmax()
-            chosen = torch.cat([chosen, farthest[None]])
-        out.append(chosen.sort().values)
-    return torch.stack(out)
+def grouped(batch, num_tokens, dim):
+    """Tokens in noisy groups, whose nearest neighbours are no chance."""
+    centres = torch.randn(batch, num_tokens // 6, dim)
+    group = torch.randint(num_tokens // 6, (batch, num_tokens))
+    return centres.gather(1, group[..., None].expand(-1, -1, dim)) + 0.3 * torch.randn(
+        batch, num_tokens, dim
+    )
 
 
-def against_releases():
-    """Processor time over the release's and over that of the earlier commit's, turns A B B A."""
-    old = before().module("pruning.fastervlm")
-    for batch, n, dim, keep in ((1, 576, 1024, 64), (16, 576, 1024, 64), (1, 2880, 4096, 320)):
-        row, tokens = torch.rand(batch, HEADS, n).softmax(-1), torch.randn(batch, n, dim)
+def jobs(module, shape):
+    """(name, of vtlib, of the release) for one version of the library: module("pruning.divprune")
+    imports one of its files. The test says in what they agree."""
+    batch, num_tokens, dim = shape
+    tokens, query = grouped(*shape), torch.randn(batch, dim)
+    row = torch.rand(batch, HEADS, num_tokens).softmax(-1)
+    keep = num_tokens // 9
+    fast, matching = module("pruning.fastervlm"), module("pruning.crossget")
 
-        def kept(module, row=row, tokens=tokens, keep=keep):
-            return module.select(module.score(row), keep).apply(tokens)
+    def tome(keep):
+        vision = module("tokens").VisionOutputs(
+            tokens, GRIDS[num_tokens], torch.Tensor.contiguous, num_prefix=0
+        )
+        return module("pruning.baselines").tome(vision, keep).apply(tokens)
 
-        def release(row=row, tokens=tokens, keep=keep):
-            return released_fastervlm(row, tokens, keep)
+    def match():
+        importance = matching.importance_cosine(tokens, query)
+        return matching.match(tokens, importance, num_tokens // 4)
 
-        same = torch.equal(kept(fastervlm), release())
-        now, then = ratio(lambda: kept(fastervlm), release), ratio(lambda: kept(old), release)
-        yield f"FasterVLM {(batch, n, dim)}", same, f"{now:.2f}", f"{then:.2f}"
-    old = before().module("pruning.divprune")
-    tokens = torch.randn(16, 576, 1024)
-    same = torch.equal(divprune.select(tokens, 56).index, released_divprune(tokens, 56))
-    now, then = (ratio(lambda m=module: m.select(tokens, 56),
-                       lambda: released_divprune(tokens, 56), repeats=3)
-                 for module in (divprune, old))
-    yield "DivPrune (16, 576, 1024)", same, f"{now:.2f}", f"{then:.2f}"
+    def fastervlm_kept():
+        return fast.select(fast.score(row), keep).apply(tokens)
+
+    half = num_tokens // 2
+    yield "FasterVLM", fastervlm_kept, lambda: releases.fastervlm(row, tokens, keep)
+    yield "ToMe, one round", lambda: tome(half), lambda: releases.tome(tokens, half)
+    yield "ToMe, down to N / 9", lambda: tome(keep), lambda: releases.tome(tokens, keep)
+    yield "CrossGET, matching", match, lambda: releases.crossget_match(
+        tokens, query, num_tokens // 4
+    )
+    if num_tokens == 576:
+        greedy = module("pruning.divprune").select
+        yield "DivPrune", lambda: greedy(tokens, 56).index, lambda: releases.divprune(tokens, 56)
+
+
+def against_releases(shapes=SHAPES, repeats=5):
+    """Processor time and peak memory over the release's, and the time of the earlier commit over
+    the release's; turns A B B A."""
+    for shape in shapes:
+        torch.manual_seed(0)
+        now = list(jobs(lambda name: importlib.import_module(f"vtlib.{name}"), shape))
+        torch.manual_seed(0)
+        then = list(jobs(before().module, shape))
+        for (name, ours, release), (_, earlier, _) in zip(now, then, strict=True):
+            share, was = ratio(ours, release, repeats), ratio(earlier, release, repeats)
+            memory = peak_bytes(ours) / peak_bytes(release)
+            yield name, str(shape), f"{share:.2f}", f"{memory:.2f}", f"{was:.2f}"
 
 
 def tables():
     with torch.no_grad():
-        yield ("Selecting, the kept tokens included, against the releases: processor time",
-               ["method", "same", "now", "earlier commit"], list(against_releases()))
-        yield ("TinyVLM, prefill of 32 prompts: what fewer visual tokens save",
-               ["visual tokens", "time", "fewer FLOPs", "faster", "of what the FLOPs promise"], list(prefill()))
-        yield ("Selecting 64 of 576 tokens, batch 16, D = 1024, 16 heads: time over that of one N x N cosine product",
-               ["method", "needs", "time", "ratio"], list(against_product()))
-        yield ("DivPrune, the same sizes, against naive forms: how many times faster vtlib is",
-               ["reference", "", "faster"], list(against_loops()))
+        yield (
+            "Selecting, the kept tokens included, as parts of the releases' own",
+            ["method", "(B, N, D)", "time", "memory", "time, earlier commit"],
+            list(against_releases()),
+        )
+        yield (
+            "TinyVLM, prefill of 32 prompts: what fewer visual tokens save",
+            ["visual tokens", "time", "fewer FLOPs", "faster", "of what the FLOPs promise"],
+            list(prefill()),
+        )
+        yield (
+            "Selecting 64 of 576 tokens, batch 16, D = 1024, 16 heads: time over that of one "
+            "N x N cosine product",
+            ["method", "needs", "time", "ratio"],
+            list(against_product()),
+        )
+        yield (
+            "DivPrune, the same sizes, against naive forms: how many times faster vtlib is",
+            ["reference", "", "faster"],
+            list(against_loops()),
+        )
         header, rows = growth()
-        yield "Selection against N, one image, 64 kept: linear is 4 and 16, quadratic is 16 and 256", header, rows
+        yield (
+            "Selection against N, one image, 64 kept: linear is 4 and 16, quadratic is 16 and 256",
+            header,
+            rows,
+        )

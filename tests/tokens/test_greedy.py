@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtlib.tokens.greedy import greedy_maxmin, unit
+from vtlib.tokens.cosine import unit
+from vtlib.tokens.greedy import greedy_maxmin
 
 
 def distances(tokens):

@@ -1,55 +1,73 @@
-"""CrossGET - Cross-Guided Ensemble of Tokens for Accelerating Vision-Language Transformers (Shi, Tao, Rao, Yang, Yuan, Wang,
-ICML 2024, arXiv 2305.17455).
+"""CrossGET - Cross-Guided Ensemble of Tokens for Accelerating Vision-Language Transformers (Shi, Tao,
+Rao, Yang, Yuan, Wang, ICML 2024, arXiv 2305.17455).
 
-The idea: in every layer, between attention and MLP, merge r tokens into others; any token may merge into any other one ("complete
-graph"), and still all pairs are found at once. One learned cross token per layer, pulled towards the other modality's cross token
-by a loss, says which tokens matter: they are merged later, and with more weight. A merged token remembers its size, and attention
-counts it so many times.
+The idea: in every layer, between attention and MLP, merge r tokens into others; any token may merge
+into any other one ("complete graph"), and still all pairs are found at once. One learned cross
+token per layer, pulled towards the other modality's cross token by a loss, says which tokens
+matter: they are merged later, and with more weight. A merged token remembers its size, and
+attention counts it so many times.
 
-    S = cos(K, K); M_ij = 0 if rank(j) > rank(i) else -inf, rank by falling max_j S_ij             match
-    sources: the r smallest I_i - max_j (S + M)_ij; targets: argmax over the non-sources of S      match
-    CLIP: I_i = cos(k_i, q_cross)                                                                  importance_cosine
-    LLaVA: I_i = mean_q A_qi + A_cross,i                                                           importance_attention
-    w = softmax([I_s, I_d]); X = x s; X_d += 2 w_s X_s + (2 w_d - 1) X_d; x = X / s                ensemble -> `Plan`
+    S = cos(K, K); M_ij = 0 if rank(j) > rank(i) else -inf,
+        rank by falling max_j S_ij                                  match
+    sources: the r smallest I_i - max_j (S + M)_ij;
+    targets: argmax over the non-sources of S                       match
+    CLIP: I_i = cos(k_i, q_cross)                                   importance_cosine
+    LLaVA: I_i = mean_q A_qi + A_cross,i                            importance_attention
+    w = softmax([I_s, I_d]); X = x s;
+    X_d += 2 w_s X_s + (2 w_d - 1) X_d; x = X / s                   ensemble -> `Plan`
 
-`crossget_encoder` does this in every layer of a dual encoder that has learned its cross tokens. The image's cross token never
-reads a caption: it has learned what captions ask for in general (`METHOD.asks` is False). Untrained, its vectors 0, it is a second
-[CLS], which is what `prune` uses on any encoder. Different from the official code (sdc17/CrossGET): mutual nearest neighbours
-tie in the first sort as a rule, so S is made exactly symmetric and sorts are stable, lower index first (there: left to the
-sort); matching and sizes stay in float32 under autocast; method="bipartite" is the baseline of the paper's comparison, ToMe's
-alternating sets.
+`crossget_encoder` does this in every layer of a dual encoder that has learned its cross tokens. The
+image's cross token never reads a caption: it has learned what captions ask for in general
+(`METHOD.asks` is False). Untrained, its vectors 0, it is a second [CLS], which is what `prune` uses
+on any encoder.
+
+Different from the official code (sdc17/CrossGET): mutual nearest neighbours tie in the first sort
+as a rule, so S is exactly symmetric and sorts are stable, lower index first (there: left to the
+sort); matching and sizes stay in float32 under autocast; method="bipartite" is the baseline of the
+paper's comparison, ToMe's alternating sets.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn import check_finite, check_tokens
+from ..nn.checks import check_finite, check_int, check_tokens
 from ..tokens import Plan, check_scores, keep_all, resolve_keep, take
+from ..tokens.cosine import cosines, unit, within_range
 from ..tokens.precision import full_precision, widen
+from ..tokens.select import check_range, describe
 from .method import Method
 
 PAPER = "crossget"
 METHODS = ("complete", "bipartite")
+BAND = 1 << 17
+"""Similarities of an image that are masked at a time."""
 
 
-# ---------------------------------------------------------------- score
+# ------------------------------------------------------------------------------------------- score
 def importance_cosine(key: Tensor, query: Tensor) -> Tensor:
-    """I_i = cos(k_i, q): keys (B, t, d), heads side by side, and the query (B, d) of the cross token or [EOT] -> (B, t)."""
-    return (F.normalize(widen(key), dim=-1) * F.normalize(widen(query), dim=-1)[:, None]).sum(-1)
+    """I_i = cos(k_i, q): keys (B, t, d), heads side by side, and the query (B, d) of the cross token
+    or [EOT] -> (B, t)."""
+    key = within_range(widen(key))
+    with full_precision(key.device):
+        dot = (unit(query)[:, None] @ key.mT)[:, 0]                 # key is read once, not copied
+    return dot / torch.linalg.vector_norm(key, dim=-1).clamp_min(1e-12)
 
 
 def importance_attention(attn: Tensor) -> Tensor:
-    """I_i = mean of A_qi over all queries but the last, plus A_last,i: attn (B, t, t) [query, key], mean over heads -> (B, t)."""
+    """I_i = mean of A_qi over all queries but the last, plus A_last,i.
+
+    attn (B, t, t) [query, key], mean over heads -> (B, t).
+    """
     return attn[:, :-1].mean(dim=1) + attn[:, -1]
 
 
-# ---------------------------------------------------------------- select
+# ------------------------------------------------------------------------------------------ select
 class Pairs(NamedTuple):
-    """source, target (B, r) long: token source[e] goes into target[e]. weight (B, r, 2): softmax([I_source, I_target])."""
+    """source, target (B, r) long: token source[e] goes into target[e].
+    weight (B, r, 2): softmax([I_source, I_target])."""
 
     source: Tensor
     target: Tensor
@@ -57,12 +75,25 @@ class Pairs(NamedTuple):
 
 
 def merges(r: int, num_tokens: int, num_protected: int) -> int:
-    """How many tokens can go at once: min(r, (t - |P|) // 2), at least 0."""
+    """How many tokens can go at once: min(r, (t - |P|) // 2), at least 0.
+
+    Args:
+        r: tokens to merge away.
+        num_tokens: t.
+        num_protected: |P|.
+    """
     return max(0, min(r, (num_tokens - num_protected) // 2))
 
 
 def schedule(r: int, num_tokens: int, num_layers: int, num_protected: int = 2) -> list[int]:
-    """Tokens there are before the first and after each layer, num_layers + 1 numbers; [CLS] and cross token are among them."""
+    """Tokens there are before the first and after each layer, num_layers + 1 numbers.
+
+    Args:
+        r: tokens to merge away in each layer.
+        num_tokens: at the start.
+        num_layers: of the encoder.
+        num_protected: [CLS] and cross token, which are among the tokens.
+    """
     counts = [num_tokens]
     for _ in range(num_layers):
         counts.append(counts[-1] - merges(r, counts[-1], num_protected))
@@ -70,112 +101,218 @@ def schedule(r: int, num_tokens: int, num_layers: int, num_protected: int = 2) -
 
 
 def rate(keep: int, num_tokens: int, num_layers: int, num_protected: int = 2) -> int:
-    """The smallest r that leaves at most `keep` of the num_tokens tokens after all layers. ValueError when no r does."""
+    """The smallest r that leaves at most `keep` of the tokens after all layers.
+
+    Args:
+        keep: tokens that may be left.
+        num_tokens, num_layers, num_protected: as in `schedule`.
+
+    ValueError when no r does.
+    """
     for r in range(num_tokens + 1):
         if schedule(r, num_tokens, num_layers, num_protected)[-1] <= keep:
             return r
     least = schedule(num_tokens, num_tokens, num_layers, num_protected)[-1]
-    raise ValueError(f"keep={keep} but {num_layers} layers that merge at most half leave {least} of {num_tokens} tokens")
+    raise ValueError(
+        f"keep={keep} but {num_layers} layers that merge at most half leave {least} of "
+        f"{num_tokens} tokens"
+    )
 
 
 @torch.no_grad()
-def match(key, importance, r, num_prefix=1, num_suffix=1, eot=None, method="complete") -> Pairs:
-    """Who merges into whom. No gradient. key (B, t, d), importance (B, t) -> `Pairs`, sources in order of their score.
+def match(
+    key: Tensor,
+    importance: Tensor,
+    r: int,
+    num_prefix: int = 1,
+    num_suffix: int = 1,
+    eot: Tensor | None = None,
+    method: str = "complete",
+) -> Pairs:
+    """Who merges into whom. No gradient.
 
-    Protected tokens, neither source nor target: the first num_prefix, the last num_suffix, and position eot (B,), one more per
-    image. method "complete": a token looks at all tokens of later rank, so of a mutual pair one gives and the other receives;
-    its target is the most similar token that is no source. "bipartite": of the unprotected tokens the 1st, 3rd, ... give and
-    the 2nd, 4th, ... receive. r is cut to (t - protected) // 2. ValueError for an unknown method, a negative r, an importance
-    of another shape.
+    Protected tokens, neither source nor target: the first num_prefix, the last num_suffix, and eot.
+    On a CPU it holds one t x t matrix, and one image's keys of unit length.
+
+    Args:
+        key: (B, t, d).
+        importance: (B, t).
+        r: tokens to merge away; cut to (t - protected) // 2.
+        num_prefix: protected at the front.
+        num_suffix: protected at the end.
+        eot: (B,) long, one more protected place in each image.
+        method: "complete": a token looks at all tokens of later rank, so of a mutual pair one gives
+            and the other receives; its target is the most similar token that is no source.
+            "bipartite": of the unprotected tokens the 1st, 3rd, ... give and the 2nd, 4th, ...
+            receive.
+
+    Returns `Pairs`, sources in order of their score. ValueError for an unknown method, an r that is
+    no integer >= 0, keys or importances that are not floating, not finite or of another shape, and
+    an eot that is no place.
     """
+    check_tokens(key, name="key")
+    check_finite(key, "key")
     batch, t, _ = key.shape
+    check_scores(importance, "importance", (batch, t))
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {METHODS}")
-    if isinstance(r, bool) or not isinstance(r, int) or r < 0:
-        raise ValueError(f"r={r!r} must be an int >= 0, the number of tokens to merge away")
-    if importance.shape != (batch, t):
-        raise ValueError(f"importance has shape {tuple(importance.shape)} but key {tuple(key.shape)} needs ({batch}, {t})")
+    r = check_int(r, "r", least=0)
+    num_prefix = check_int(num_prefix, "num_prefix", 0, t)
+    num_suffix = check_int(num_suffix, "num_suffix", 0, t)
     r = merges(r, t, num_prefix + num_suffix + (eot is not None))
-    place = torch.arange(t, device=key.device)
-    free = ((place >= num_prefix) & (place < t - num_suffix)).expand(batch, t)
-    if eot is not None:
-        free = free & (place != eot[:, None])
+    free = _unprotected(batch, t, num_prefix, num_suffix, eot, key.device)
     importance = widen(importance)
-    with full_precision(key.device):                                                            # autocast would make ties
-        unit = F.normalize(widen(key), dim=-1)
-        half = (unit @ unit.mT).triu(1)
-        similarity = half + half.mT                                                             # b i j, symmetric to the last bit
-        edge = free[:, :, None] & free[:, None] & (place[:, None] != place)
-        similarity = similarity.masked_fill(~edge, -math.inf)
+    with full_precision(key.device):                                # autocast would make ties
+        similarity = cosines(key)                                   # b i j
+    similarity.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+    similarity.masked_fill_(~free[:, :, None], -math.inf).masked_fill_(~free[:, None], -math.inf)
     if method == "complete":
-        rank = similarity.amax(-1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        allowed = rank[:, None] > rank[:, :, None]                                              # b i j: j ranks later than i
+        order = similarity.amax(dim=2).argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1).to(torch.int32)
+        redundancy = _most_similar_later(similarity, rank)          # b i
     else:
-        second = (free.cumsum(1) % 2 == 0) & free
-        allowed = (free & ~second)[:, :, None] & second[:, None]
-    redundancy = similarity.masked_fill(~allowed, -math.inf).amax(-1)                           # b i
-    source = (importance - redundancy).argsort(dim=1, stable=True)[:, :r]                       # b r
-    receives = torch.ones_like(free).scatter(1, source, False) if method == "complete" else second
-    target = take(similarity, source).masked_fill(~receives[:, None], -math.inf).argmax(-1)     # the similarity without the mask
-    return Pairs(source, target, torch.stack([take(importance, source), take(importance, target)], dim=-1).softmax(-1))
+        receives = (free.cumsum(1) % 2 == 0) & free
+        redundancy = similarity.masked_fill(~receives[:, None], -math.inf).amax(dim=2)
+        redundancy = redundancy.masked_fill(receives, -math.inf)
+    source = (importance - redundancy).argsort(dim=1, stable=True)[:, :r]
+    if method == "complete":
+        receives = torch.ones_like(free).scatter(1, source, False)
+    candidates = take(similarity, source).masked_fill_(~receives[:, None], -math.inf)
+    target = candidates.argmax(dim=2)                               # b r
+    both = torch.stack([take(importance, source), take(importance, target)], dim=-1)
+    return Pairs(source, target, both.softmax(dim=-1))
 
 
+def _unprotected(
+    batch: int, t: int, num_prefix: int, num_suffix: int, eot: Tensor | None, device: torch.device
+) -> Tensor:
+    """(B, t) bool: tokens that may give or receive."""
+    place = torch.arange(t, device=device)
+    free = ((place >= num_prefix) & (place < t - num_suffix)).expand(batch, t)
+    if eot is None:
+        return free
+    if not isinstance(eot, Tensor) or eot.dtype != torch.long or eot.shape != (batch,):
+        raise ValueError(f"eot is {describe(eot)} but needs to be torch.int64 ({batch},)")
+    check_range(eot[:, None], "eot", 0, t)
+    return free & (place != eot[:, None])
+
+
+def _most_similar_later(similarity: Tensor, rank: Tensor) -> Tensor:
+    """(B, t): max of similarity[i, j] over the j that rank later than i; -inf where there is none.
+
+    In bands of rows, so that what a mask is laid over stays small.
+    """
+    height = max(1, BAND // similarity.shape[2])
+    parts = []
+    for rows, own in zip(similarity.split(height, dim=1), rank.split(height, dim=1), strict=True):
+        later = rank[:, None] > own[:, :, None]
+        parts.append(torch.where(later, rows, -math.inf).amax(dim=2))
+    return torch.cat(parts, dim=1)
+
+
+# ------------------------------------------------------------------------------------------- apply
 def ensemble(pairs: Pairs, size: Tensor, guided: bool = True) -> tuple[Plan, Tensor]:
-    """The merge as a `Plan` over all t tokens, survivors in their old order, and the sizes of its slots: size (B, t) -> (B, t-r).
+    """The merge as a `Plan` over all t tokens, survivors in their old order, and its slots' sizes.
 
-    With X = x size:  X_d + sum over pairs of 2 w_s X_s + (2 w_d - 1) X_d, divided by the new size (plain sum of the sizes).
-    The weights of a slot sum to 1 only where importances are equal; then, and with guided=False, it is the size-weighted mean.
+    With X = x size:  X_d + sum over pairs of 2 w_s X_s + (2 w_d - 1) X_d, divided by the new size
+    (plain sum of the sizes). The weights of a slot sum to 1 only where importances are equal; then,
+    and with guided=False, it is the size-weighted mean.
+
+    Args:
+        pairs: what goes into what.
+        size: (B, t), how many tokens each stands for.
+        guided: False: every weight is 1.
+
+    Returns the plan and the sizes (B, t - r).
     """
     source, target, weight = pairs
     batch, t = size.shape
-    gone = torch.zeros(batch, t, dtype=torch.bool, device=size.device).scatter(1, source, True)
+    device = size.device
+    gone = torch.zeros(batch, t, dtype=torch.bool, device=device).scatter(1, source, True)
     kept = gone.long().argsort(dim=1, stable=True)[:, : t - source.shape[1]]
-    into = take((~gone).long().cumsum(1) - 1, target)                                           # b r: the target's slot
+    into = take((~gone).long().cumsum(1) - 1, target)               # b r: the target's slot
     new = take(size, kept).scatter_add(1, into, take(size, source))
-    double = 2 * weight.to(size.dtype) if guided else torch.ones_like(weight, dtype=size.dtype)
+    double = torch.ones_like(weight, dtype=size.dtype)
+    if guided:
+        double = 2 * weight.to(size.dtype)
+    own = torch.arange(kept.shape[1], device=device).expand(batch, -1)
     origin = torch.cat([kept, source, target], dim=1)
-    slot = torch.cat([torch.arange(kept.shape[1], device=size.device).expand(batch, -1), into, into], dim=1)
+    slot = torch.cat([own, into, into], dim=1)
     share = torch.cat([torch.ones_like(new), double[..., 0], double[..., 1] - 1], dim=1)
-    return Plan(kept, t, origin, slot, share * take(size, origin) / take(new, slot)), new
+    share = share * take(size, origin) / take(new, slot)
+    return Plan(kept, t, origin, slot, share), new
 
 
-def prune(vision, keep, *, importance=None, layer=None, guided=True, method="complete") -> Plan:
-    """CrossGET without training, once behind any encoder: a `Plan` over vision.features with exactly `keep` slots, each token
-    in one.
+def prune(
+    vision: VisionOutputs,
+    keep: int | float,
+    *,
+    importance: Tensor | None = None,
+    layer: int | None = None,
+    guided: bool = True,
+    method: str = "complete",
+) -> Plan:
+    """CrossGET without training, once behind any encoder: a `Plan` over vision.features with exactly
+    `keep` slots, each token in one.
 
-    A cross token that nobody trained is a copy of [CLS], so I is the [CLS] row, mean over heads, plus the mean attention
-    received in vision.attention[layer] when a layer is named (LLaVA's importance, but for the key that the copy would add). Or
-    give your own importance (B, N), of a question for instance. One round merges at most half of the tokens; further rounds
-    merge what the last one left, its keys and importances merged in the same way (ours: the paper merges a few tokens in each
-    layer of the encoder). ValueError without keys or [CLS] row.
+    A cross token that nobody trained is a copy of [CLS], so I is the [CLS] row, mean over heads.
+    One round merges at most half of the tokens; further rounds merge what the last one left, its
+    keys and importances merged in the same way (ours: the paper merges a few tokens in each layer
+    of the encoder).
+
+    Args:
+        vision: needs keys, and the [CLS] row unless importance is given.
+        keep: an int or a fraction of N.
+        importance: (B, N), of a question for instance; None: as above.
+        layer: adds the mean attention received in vision.attention[layer] (LLaVA's importance, but
+            for the key that the copy of [CLS] would add).
+        guided: as in `ensemble`.
+        method: as in `match`.
+
+    ValueError without keys, [CLS] row or that layer, and for what is not finite.
     """
     batch, num_tokens = vision.features.shape[:2]
     keep = resolve_keep(keep, num_tokens)
     if vision.keys is None:
-        raise ValueError("vision.keys is None: CrossGET matches keys, ask the encoder for need=('keys', 'cls_row')")
+        raise ValueError(
+            "vision.keys is None: CrossGET matches keys, ask the encoder for "
+            "need=('keys', 'cls_row')"
+        )
     if importance is None:
-        if vision.cls_row is None:
-            raise ValueError("vision.cls_row is None: give `importance` (B, N), or ask an encoder with [CLS] for it")
-        importance = vision.cls_row.mean(dim=1)
-        if layer is not None:
-            if layer not in vision.attention:
-                raise ValueError(f"layer={layer} but vision.attention holds {sorted(vision.attention)}")
-            received = vision.attention[layer].mean(dim=(1, 2))                                 # b prefix+n
-            importance = importance + received[:, vision.num_prefix :]
+        importance = _looked_at(vision, layer)
     if keep == num_tokens:
         return keep_all(batch, num_tokens, vision.features.device)
     check_tokens(vision.keys, name="vision.keys")
     check_finite(vision.keys, "vision.keys")
     check_scores(importance, "importance", (batch, num_tokens))
     key, importance = widen(vision.keys[:, vision.num_prefix :]), widen(importance)
+    key = within_range(key)                                         # merged keys stay finite
     plan, size = None, key.new_ones(batch, num_tokens)
     while size.shape[1] > keep:
         pairs = match(key, importance, size.shape[1] - keep, 0, 0, method=method)
         step, size = ensemble(pairs, size, guided)
-        if size.shape[1] > keep:                                                                # read by a further round
+        if size.shape[1] > keep:                                    # read by a further round
             key, importance = step.apply(key), step.apply(importance)
         plan = step if plan is None else plan.then(step)
     return plan
 
 
-METHOD = Method("crossget", "CrossGET (untrained)", paper=PAPER, prune=prune, reads=("keys", "cls_row"))
+def _looked_at(vision: VisionOutputs, layer: int | None) -> Tensor:
+    """(B, N): the [CLS] row, mean over heads, and the attention received in a layer if one is
+    named."""
+    if vision.cls_row is None:
+        raise ValueError(
+            "vision.cls_row is None: give `importance` (B, N), or ask an encoder with [CLS] for it"
+        )
+    importance = vision.cls_row.mean(dim=1)
+    if layer is None:
+        return importance
+    if layer not in vision.attention:
+        raise ValueError(f"layer={layer} but vision.attention holds {sorted(vision.attention)}")
+    received = vision.attention[layer].mean(dim=(1, 2))             # b prefix+n
+    return importance + received[:, vision.num_prefix :]
+
+
+METHOD = Method(
+    "crossget", "CrossGET (untrained)", paper=PAPER, prune=prune, reads=("keys", "cls_row")
+)

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from ..nn.checks import check_finite, check_tokens
 from ..tokens import Plan, resolve_keep, take
-from ..tokens.greedy import greedy_maxmin, unit
+from ..tokens.cosine import unit
+from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision
 from ..tokens.vision import VisionOutputs
 from .method import Method

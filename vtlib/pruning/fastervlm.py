@@ -31,8 +31,9 @@ from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
 from ..nn.checks import check_float, check_int
-from ..tokens import Plan, top_tokens
+from ..tokens import Plan
 from ..tokens.checks import check_scores
+from ..tokens.plan import keep_best
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
 from .method import Method
@@ -82,8 +83,7 @@ def select(scores: Tensor, keep: int | float) -> Plan:
     Ties go to the lower index, so the choices are nested in `keep`. ValueError: keep out of range,
     scores that are not floating (B, N) or not finite.
     """
-    check_scores(scores)
-    return Plan(top_tokens(scores, keep), scores.shape[1])
+    return keep_best(scores, keep)
 
 
 def prune(vision: VisionOutputs, keep: int | float) -> Plan:

@@ -1,26 +1,16 @@
 """Greedy max-min selection: tokens that lie far from each other, one at a time."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_tokens
 from .checks import check_scores
-from .precision import full_precision, widen
+from .cosine import cosines
+from .precision import full_precision
 from .select import resolve_keep
 
 CACHED = 1 << 20
 """Distances that a CPU's cache holds: images go in groups that need no more of them."""
-BANDS = 3
-"""Bands of rows in which the symmetric cosine matrix is computed: 2/3 of all products."""
-
-
-def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
-    """tokens (..., D) -> x / max(|x|, eps), float32 at least.
-
-    A zero token stays zero: its cosine to all is 0, its distance 1.
-    """
-    return F.normalize(widen(tokens), dim=-1, eps=eps)
 
 
 def greedy_maxmin(
@@ -104,29 +94,12 @@ def _images_at_once(tokens: Tensor) -> int:
     return max(1, CACHED // tokens.shape[1] ** 2)
 
 
-def _cosines(tokens: Tensor) -> Tensor:
-    """(B, N, D) -> (B, N, N), symmetric to the bit: a third of it is a copy of its mirror image."""
-    batch, num_tokens, _ = tokens.shape
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        x = unit(tokens)
-        return x @ x.transpose(1, 2)
-    cosine = widen(tokens[:, :, :0]).new_empty(batch, num_tokens, num_tokens)
-    height = -(-num_tokens // BANDS)
-    for image, out in zip(tokens, cosine, strict=True):             # unit vectors of one at a time
-        x = unit(image)
-        for start in range(0, num_tokens, height):
-            stop = min(start + height, num_tokens)
-            torch.mm(x[start:stop], x[start:].T, out=out[start:stop, start:])
-            out[stop:, start:stop] = out[start:stop, stop:].T
-    return cosine
-
-
 def _choose(
     tokens: Tensor, keep: int, weight: Tensor | None, first: str | Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`greedy_maxmin` of checked arguments, all images together; gains are float32 at least."""
     batch, num_tokens, _ = tokens.shape
-    distance = _cosines(tokens).neg_().add_(1)                      # b n n
+    distance = cosines(tokens).neg_().add_(1)                       # b n n
     itself = distance.diagonal(dim1=1, dim2=2)
     weight = None if weight is None else weight.to(distance.dtype)
 

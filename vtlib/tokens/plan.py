@@ -8,8 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_float, check_int, readable
+from .checks import check_scores
 from .precision import full_precision
-from .select import as_rows, check_places, check_range, describe, resolve_keep, row_numbers, take
+from .select import (
+    as_rows,
+    best,
+    check_places,
+    check_range,
+    describe,
+    resolve_keep,
+    row_numbers,
+    take,
+)
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,26 @@ class Plan:
         flat = weight.new_zeros(batch, slots * self.num_tokens)
         flat = flat.scatter_add(1, slot * self.num_tokens + origin, weight)
         return flat.unflatten(1, (slots, self.num_tokens))
+
+
+def keep_best(score: Tensor, keep: int | float, name: str = "scores") -> Plan:
+    """The plan that keeps the `keep` tokens with the highest scores, in raster order.
+
+    Ties go to the lower index, so the choices are nested in `keep`.
+
+    Args:
+        score: (B, N), floating and finite.
+        keep: an int or a fraction (`resolve_keep`).
+        name: what messages call the score.
+
+    ValueError: keep out of range, scores that are not floating (B, N) or not finite.
+    """
+    check_scores(score, name)
+    num_tokens = score.shape[1]
+    index = best(score, resolve_keep(keep, num_tokens))
+    plan = object.__new__(Plan)         # places that were just made need no second look
+    vars(plan).update(index=index, num_tokens=num_tokens, _full=True)       # the rest: defaults
+    return plan
 
 
 def check_entries(origin: Tensor, slot: Tensor, weight: Tensor, batch: int) -> None:

@@ -59,16 +59,29 @@ def top_tokens(score: Tensor, keep: int | float, num_prefix: int = 0) -> Tensor:
     num_prefix = check_int(num_prefix, "num_prefix", 0, score.shape[1])
     rest = score[:, num_prefix:] if num_prefix else score
     keep = resolve_keep(keep, rest.shape[1])
-    chosen = _best(rest, keep)
+    _check_no_nan(rest)
+    chosen = best(rest, keep)
     if num_prefix == 0:
         return chosen
     prefix = torch.arange(num_prefix, device=score.device).expand(score.shape[0], -1)
     return torch.cat([prefix, chosen + num_prefix], dim=1)
 
 
-def _best(score: Tensor, keep: int) -> Tensor:
-    """(B, keep) long, ascending: where the largest scores (B, N) are, ties to the lower index."""
-    num_tokens = score.shape[1]
+def _check_no_nan(score: Tensor) -> None:
+    if not (score.is_floating_point() and score.numel() and score.device.type == "cpu"):
+        return
+    if readable(score) and math.isnan(score.detach().amax()):           # amax hands NaN on
+        rows = score.isnan().any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"score holds NaN in rows {rows}: the tokens or weights behind it are non-finite"
+        )
+
+
+def best(score: Tensor, keep: int) -> Tensor:
+    """(B, keep) long, ascending: where the largest scores (B, N) are, ties to the lower index.
+
+    `top_tokens` without a check of `score`, for those who have looked that it is finite.
+    """
     if score.dtype == torch.bool:
         score = score.to(torch.uint8)
     if not (readable(score) and score.device.type == "cpu"):
@@ -77,15 +90,11 @@ def _best(score: Tensor, keep: int) -> Tensor:
         order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
         return order.sort(dim=1).values
 
-    best = score.detach().topk(min(keep + 1, num_tokens), dim=1)
-    if score.is_floating_point() and score.shape[0] and math.isnan(best.values.amax()):
-        rows = score.isnan().any(dim=1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"score holds NaN in rows {rows}: the tokens or weights behind it are non-finite"
-        )
-    order = best.indices[:, :keep]
-    if keep < num_tokens and not (best.values[:, keep - 1] > best.values[:, keep]).all():
-        order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]    # equals: by place
+    values, order = score.detach().topk(min(keep + 1, score.shape[1]), dim=1)
+    if keep < score.shape[1]:
+        order = order[:, :keep]
+        if not (values[:, -2] > values[:, -1]).all():
+            order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]  # equals: by place
     return order.sort(dim=1).values
 
 
@@ -101,6 +110,8 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     try:
         if x.dim() == 2:
             return x.gather(1, index)
+        if x.shape[0] == 1:
+            return x.index_select(1, index[0])
         table = as_rows(x)
         if table is None:                       # memory holds no table of rows: read where they lie
             image = torch.arange(x.shape[0], device=x.device)[:, None]

@@ -1,0 +1,62 @@
+"""Unit vectors and cosines of all pairs, right for tokens of any length."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..nn.checks import readable
+from .precision import widen
+
+BAND, BANDS = 128, 4
+"""The symmetric cosine matrix is computed in BANDS bands of rows, each of at least BAND: 5/8 of all
+products where there are four."""
+
+
+def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
+    """tokens (..., D) -> x / max(|x|, eps), float32 at least.
+
+    A zero token stays zero: its cosine to all is 0, its distance 1. A finite token whose square
+    overflows (|x| beyond 1e19 in float32) is divided by its largest entry first.
+    """
+    x = widen(tokens)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if not readable(norm):
+        return F.normalize(x / x.abs().amax(dim=-1, keepdim=True).clamp_min(1), dim=-1, eps=eps)
+    if not norm.isfinite().all():
+        x = x / x.abs().amax(dim=-1, keepdim=True).clamp_min(1)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp_min(eps)
+
+
+def within_range(tokens: Tensor) -> Tensor:
+    """tokens (B, N, D) whose products and sums stay finite: as they are, or, where the largest
+    entry is beyond 1e12, divided by it. Directions and ratios are the same."""
+    low, high = tokens.aminmax()                 # one pass, and the fastest that there is
+    largest = torch.maximum(high, -low)
+    if readable(tokens) and largest < 1e12:
+        return tokens
+    return tokens / largest.clamp_min(1)
+
+
+def cosines(tokens: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N, N), symmetric to the bit: of two tokens, each is as near to the other.
+
+    On a CPU in bands of rows; what lies below a band is a copy of its mirror image.
+    """
+    batch, num_tokens, _ = tokens.shape
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        x = unit(tokens)
+        half = (x @ x.transpose(1, 2)).triu()
+        return half + half.triu(1).transpose(1, 2)
+    cosine = widen(tokens[:, :, :0]).new_empty(batch, num_tokens, num_tokens)
+    height = max(BAND, -(-num_tokens // BANDS))
+    for image, out in zip(tokens, cosine, strict=True):             # unit vectors of one at a time
+        x = unit(image)
+        for start in range(0, num_tokens, height):
+            stop = min(start + height, num_tokens)
+            torch.mm(x[start:stop], x[start:].T, out=out[start:stop, start:])
+            out[stop:, start:stop] = out[start:stop, stop:].T
+            corner = out[start:stop, start:stop]
+            if not torch.equal(corner, corner.T):                   # some sizes of some BLAS
+                corner.copy_(corner.triu() + corner.triu(1).T)
+    return cosine
