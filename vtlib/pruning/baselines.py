@@ -1,5 +1,5 @@
-"""What every pruner has to beat: chance, a uniform grid, average pooling, merging of look-alikes, and
-an oracle that knows the answer.
+"""What every pruner has to beat: chance, a uniform grid, average pooling, merging of look-alikes,
+and an oracle that knows the answer.
 
     random      any `keep` patches, drawn for each image
     uniform     the picture cut into `keep` cells, the middle patch of each: blind to the content,

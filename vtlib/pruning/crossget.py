@@ -1,5 +1,5 @@
-"""CrossGET - Cross-Guided Ensemble of Tokens for Accelerating Vision-Language Transformers (Shi, Tao,
-Rao, Yang, Yuan, Wang, ICML 2024, arXiv 2305.17455).
+"""CrossGET - Cross-Guided Ensemble of Tokens for Accelerating Vision-Language Transformers (Shi,
+Tao, Rao, Yang, Yuan, Wang, ICML 2024, arXiv 2305.17455).
 
 The idea: in every layer, between attention and MLP, merge r tokens into others; any token may merge
 into any other one ("complete graph"), and still all pairs are found at once. One learned cross
@@ -48,8 +48,8 @@ BAND = 1 << 17
 
 # ------------------------------------------------------------------------------------------- score
 def importance_cosine(key: Tensor, query: Tensor) -> Tensor:
-    """I_i = cos(k_i, q): keys (B, t, d), heads side by side, and the query (B, d) of the cross token
-    or [EOT] -> (B, t)."""
+    """I_i = cos(k_i, q): keys (B, t, d), heads side by side, and the query (B, d) of the cross
+    token or [EOT] -> (B, t)."""
     key = within_range(widen(key))
     with full_precision(key.device):
         dot = (unit(query)[:, None] @ key.mT)[:, 0]                 # key is read once, not copied
@@ -252,8 +252,8 @@ def prune(
     guided: bool = True,
     method: str = "complete",
 ) -> Plan:
-    """CrossGET without training, once behind any encoder: a `Plan` over vision.features with exactly
-    `keep` slots, each token in one.
+    """CrossGET without training, once behind any encoder: a `Plan` over vision.features with
+    exactly `keep` slots, each token in one.
 
     A cross token that nobody trained is a copy of [CLS], so I is the [CLS] row, mean over heads.
     One round merges at most half of the tokens; further rounds merge what the last one left, its
