@@ -35,12 +35,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep
 from ..tokens.checks import is_fraction
+from ..tokens.cosine import unit
 from ..tokens.precision import full_precision, widen
 from .method import Method
 
@@ -64,8 +64,8 @@ def match(tokens: Tensor) -> tuple[Tensor, Tensor]:
     check_tokens(tokens)
     check_finite(tokens, "tokens")
     with torch.no_grad(), full_precision(tokens.device):
-        unit = F.normalize(widen(tokens), dim=-1)
-        even, odd = unit[:, 0::2], unit[:, 1::2]
+        x = unit(tokens)
+        even, odd = x[:, 0::2], x[:, 1::2]
         return (even @ odd.transpose(1, 2)).max(dim=-1)
 
 

@@ -234,6 +234,7 @@ def _tome_on_keys(vision: VisionOutputs, keep: int | float) -> Plan:
         raise ValueError(
             "vision.keys is None: Token Merging compares keys, ask the encoder for need=('keys',)"
         )
+    check_tokens(vision.keys, name="vision.keys")
     return tome(vision, keep, vision.keys[:, vision.num_prefix :])
 
 

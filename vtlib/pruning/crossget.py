@@ -33,8 +33,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_int, check_tokens
-from ..tokens import Plan, check_scores, keep_all, resolve_keep, take
+from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..tokens import Plan, VisionOutputs, check_scores, keep_all, resolve_keep, take
 from ..tokens.cosine import cosines, unit, within_range
 from ..tokens.precision import full_precision, widen
 from ..tokens.select import check_range, describe
@@ -278,12 +278,12 @@ def prune(
             "vision.keys is None: CrossGET matches keys, ask the encoder for "
             "need=('keys', 'cls_row')"
         )
+    check_tokens(vision.keys, name="vision.keys")
+    check_finite(vision.keys, "vision.keys")
     if importance is None:
         importance = _looked_at(vision, layer)
     if keep == num_tokens:
         return keep_all(batch, num_tokens, vision.features.device)
-    check_tokens(vision.keys, name="vision.keys")
-    check_finite(vision.keys, "vision.keys")
     check_scores(importance, "importance", (batch, num_tokens))
     key, importance = widen(vision.keys[:, vision.num_prefix :]), widen(importance)
     key = within_range(key)                                         # merged keys stay finite
@@ -304,6 +304,7 @@ def _looked_at(vision: VisionOutputs, layer: int | None) -> Tensor:
         raise ValueError(
             "vision.cls_row is None: give `importance` (B, N), or ask an encoder with [CLS] for it"
         )
+    check_float(vision.cls_row, "vision.cls_row")
     importance = vision.cls_row.mean(dim=1)
     if layer is None:
         return importance

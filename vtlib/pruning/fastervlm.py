@@ -96,6 +96,7 @@ def prune(vision: VisionOutputs, keep: int | float) -> Plan:
             "vision.cls_row is None: FasterVLM needs an encoder with a trained [CLS], and its row "
             "asked for (`reads`)"
         )
+    check_float(vision.cls_row, "vision.cls_row")
     return select(score(vision.cls_row), keep)
 
 

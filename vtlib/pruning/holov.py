@@ -38,6 +38,7 @@ from torch import Tensor
 from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
 from ..tokens.checks import check_scores
+from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
 from .method import Method
 
@@ -185,7 +186,7 @@ def score(
     _check_crops(crops, tokens.shape[1])
     valid = crops >= 0                                              # c m
     size = valid.sum(dim=1, keepdim=True)                           # c 1
-    v = _variance(_to_crops(widen(tokens), crops, runs), valid)     # b c m
+    v = _variance(_to_crops(within_range(widen(tokens)), crops, runs), valid)   # b c m
     a = 1000 * _to_crops(attention.to(v.dtype), crops)              # b c m
     a = a.masked_fill(~valid, 0)
     mean_a = a.abs().sum(dim=-1, keepdim=True) / size

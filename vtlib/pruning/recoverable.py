@@ -43,6 +43,7 @@ from torch import Tensor
 from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, VisionOutputs, keep_all, resolve_keep, take
 from ..tokens.checks import check_scores
+from ..tokens.cosine import unit
 from ..tokens.precision import full_precision, widen
 from .method import Method
 
@@ -79,9 +80,7 @@ def text_score(text: Tensor, patches: Tensor) -> Tensor:
     """
     check_float(text, "text")
     check_tokens(patches, name="patches")
-    text = F.normalize(widen(text), dim=-1)
-    patches = F.normalize(widen(patches), dim=-1)
-    cosine = (text[:, None] * patches).sum(dim=-1)
+    cosine = (unit(text)[:, None] * unit(patches)).sum(dim=-1)
     return cosine * patches.shape[-1] ** -0.5
 
 
@@ -431,8 +430,8 @@ def _gather(
     real = number < found.counts[:, 2:]                             # b c
     centre = slots.order.gather(1, (slots.first_centre + number).clamp(max=num_tokens - 1))
     with full_precision(keys.device):
-        unit = F.normalize(widen(keys), dim=-1)
-        affinity = take(unit, centre) @ unit.mT + text_weight * text[:, None]   # b c n
+        x = unit(keys)
+        affinity = take(x, centre) @ x.mT + text_weight * text[:, None]     # b c n
     itself = torch.arange(num_tokens, device=visual.device) == centre[:, :, None]
     affinity = affinity.masked_fill(found.kept[:, None] | itself, -torch.inf)
     best, neighbour = affinity.sort(dim=-1, descending=True, stable=True)

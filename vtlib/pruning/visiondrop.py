@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_int, check_tokens
+from ..nn.checks import check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, top_tokens
 from ..tokens.checks import check_scores
 from ..tokens.merge import merge_to_targets
@@ -129,6 +129,7 @@ def score(vision: VisionOutputs, layer: int | None = None) -> Tensor:
                 "vision.cls_row is None but VisionDrop ranks by it: ask the encoder for "
                 "need={'cls_row', 'keys'}"
             )
+        check_float(vision.cls_row, "vision.cls_row")
         return vision.cls_row.sum(dim=1)                            # b n
     layers = sorted(vision.attention)
     if layer is None and len(layers) == 1:
@@ -138,6 +139,7 @@ def score(vision: VisionOutputs, layer: int | None = None) -> Tensor:
             f"layer={layer} but vision.attention has the layers {layers}: without [CLS] one is "
             f"needed"
         )
+    check_float(vision.attention[layer], "vision.attention[layer]")
     return vision.attention[layer].sum(dim=1).mean(dim=1)           # b h q n -> b n
 
 
@@ -161,6 +163,7 @@ def prune(
             "vision.keys is None but VisionDrop merges by keys: ask the encoder for "
             "need={'cls_row', 'keys'}"
         )
+    check_tokens(vision.keys, name="vision.keys")
     keep = resolve_keep(keep, vision.selected.shape[1])
     return reduce(score(vision, layer), vision.keys, keep, contextual, vision.num_prefix)
 

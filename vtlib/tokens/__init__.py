@@ -1,22 +1,17 @@
 """Operations on sets of tokens: choose, take, put back, measure."""
 
-from .checks import check_scores
-from .measure import entropy, redundancy
-from .plan import Plan, Stage, keep_all
-from .select import resolve_keep, scatter_back, take, top_tokens
-from .vision import SPACES, VisionOutputs
+from .._lazy import lazy
 
-__all__ = [
-    "SPACES",
-    "Plan",
-    "Stage",
-    "VisionOutputs",
-    "check_scores",
-    "entropy",
-    "keep_all",
-    "redundancy",
-    "resolve_keep",
-    "scatter_back",
-    "take",
-    "top_tokens",
-]
+_EXPORTS = {
+    "checks": ("check_scores",),
+    "measure": ("entropy", "redundancy"),
+    "plan": ("Plan", "Stage", "keep_all"),
+    "select": ("resolve_keep", "scatter_back", "take", "top_tokens"),
+    "vision": ("SPACES", "VisionOutputs"),
+}
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    __path__,
+    {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names},
+)

@@ -1,7 +1,6 @@
 """Unit vectors and cosines of all pairs, right for tokens of any length."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import readable
@@ -20,22 +19,26 @@ def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
     """
     x = widen(tokens)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    if not readable(norm):
-        return F.normalize(x / x.abs().amax(dim=-1, keepdim=True).clamp_min(1), dim=-1, eps=eps)
-    if not norm.isfinite().all():
-        x = x / x.abs().amax(dim=-1, keepdim=True).clamp_min(1)
+    if not _values_at_hand(norm) or not norm.isfinite().all():
+        scale = torch.where(norm.isfinite(), 1, x.abs().amax(dim=-1, keepdim=True))
+        x = x / scale
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp_min(eps)
 
 
 def within_range(tokens: Tensor) -> Tensor:
-    """tokens (B, N, D) whose products and sums stay finite: as they are, or, where the largest
+    """tokens (B, N, ...) whose products and sums stay finite: as they are, or, where the largest
     entry is beyond 1e12, divided by it. Directions and ratios are the same."""
-    low, high = tokens.aminmax()                 # one pass, and the fastest that there is
+    low, high = tokens.detach().aminmax()        # one pass, and the fastest that there is
     largest = torch.maximum(high, -low)
-    if readable(tokens) and largest < 1e12:
+    if _values_at_hand(tokens) and largest < 1e12:
         return tokens
-    return tokens / largest.clamp_min(1)
+    return tokens / torch.where(largest < 1e12, 1, largest)
+
+
+def _values_at_hand(x: Tensor) -> bool:
+    """Whether a look at the values waits for nothing."""
+    return x.device.type == "cpu" and readable(x)
 
 
 def cosines(tokens: Tensor) -> Tensor:

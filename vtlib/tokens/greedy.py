@@ -7,7 +7,7 @@ from ..nn.checks import check_finite, check_tokens
 from .checks import check_scores
 from .cosine import cosines
 from .precision import full_precision
-from .select import resolve_keep
+from .select import check_range, resolve_keep
 
 CACHED = 1 << 20
 """Distances that a CPU's cache holds: images go in groups that need no more of them."""
@@ -77,6 +77,7 @@ def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | No
                 f"first has shape {tuple(first.shape)}, {first.dtype}, but needs one index "
                 f"an image, int64 ({batch},)"
             )
+        check_range(first[:, None], "first", 0, num_tokens)
         return
     if first not in (None, "weight"):
         raise ValueError(

@@ -1,10 +1,10 @@
 """Numbers that describe a set of tokens or where attention goes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_float, check_tokens
+from ..nn.checks import check_finite, check_float, check_tokens
+from .cosine import unit
 
 
 def entropy(attn: Tensor) -> Tensor:
@@ -28,7 +28,8 @@ def redundancy(tokens: Tensor) -> Tensor:
             f"tokens has shape {tuple(tokens.shape)} but needs (B, N, D) with N >= 2: "
             f"twins need a pair"
         )
-    unit = F.normalize(tokens, dim=-1)
-    cosine = unit @ unit.transpose(1, 2)                            # b n n
+    check_finite(tokens, "tokens")
+    x = unit(tokens)
+    cosine = x @ x.transpose(1, 2)                                  # b n n
     itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     return cosine.masked_fill(itself, -1.0).amax(dim=-1).mean(dim=-1)

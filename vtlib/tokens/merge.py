@@ -2,12 +2,12 @@
 like its own."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_float
+from .cosine import unit
 from .plan import Plan
-from .precision import full_precision, widen
+from .precision import full_precision
 from .select import take
 
 
@@ -71,15 +71,15 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     follower_idx = is_target.argsort(stable=True)[: others - num_targets]
     targets, followers = rest[:, target_idx], rest[:, follower_idx]                 # b c, b f
 
-    unit = F.normalize(widen(keys), dim=-1)
+    x = unit(keys)
     with full_precision(device):
-        cosine = take(unit, followers) @ take(unit, targets).transpose(1, 2)        # b f c
+        cosine = take(x, followers) @ take(x, targets).transpose(1, 2)              # b f c
     nearest = cosine.argmax(dim=2)                                                  # b f
-    one = torch.ones_like(nearest, dtype=unit.dtype)
+    one = torch.ones_like(nearest, dtype=x.dtype)
     count = one.new_zeros(batch, num_targets).scatter_add(1, nearest, one)
     index = torch.cat([kept, targets], dim=1)
     own = torch.arange(index.shape[1], device=device).expand(batch, -1)
     origin = torch.cat([index, followers], dim=1)
     slot = torch.cat([own, num_kept + nearest], dim=1)
-    weight = torch.cat([torch.ones_like(index, dtype=unit.dtype), 1 / take(count, nearest)], dim=1)
+    weight = torch.cat([torch.ones_like(index, dtype=x.dtype), 1 / take(count, nearest)], dim=1)
     return Plan(index, num_tokens, origin, slot, weight, role.long(), roles, num_prefix)
