@@ -26,10 +26,15 @@ def importance(case):
 
     c, logits = case.config, case.tensors["logits"]
     later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-    return {"importance": page_rank(logits.masked_fill(later, -torch.inf), c["tau"], c["iterations"], c["d"])}
+    causal = logits.masked_fill(later, -torch.inf)
+    return {"importance": page_rank(causal, c["tau"], c["iterations"], c["d"])}
 
 
-@adapter("aim", "Qwen2Model.forward with token pruning (eager attention, prefill)", inputs=("inputs_embeds", *WEIGHTS))
+@adapter(
+    "aim",
+    "Qwen2Model.forward with token pruning (eager attention, prefill)",
+    inputs=("inputs_embeds", *WEIGHTS),
+)
 def llm_pruning(case):
     from vtlib.pruning import aim
     from vtlib.tokens import Stage
@@ -40,15 +45,19 @@ def llm_pruning(case):
         raise ValueError(f"boundaries={c['boundaries']}: the last is the length, {c['sequence']}")
     layers, num_visual = c["num_hidden_layers"], stop - start
     cuts = aim.stages(layers, None, num_visual, rates=c["retain_rate"])
-    if layers == 28 and [cut.keep for cut in cuts] != [cut.keep for cut in aim.stages(28, None, num_visual)]:
+    of_the_paper = [cut.keep for cut in aim.stages(layers, None, num_visual)]
+    if layers == 28 and [cut.keep for cut in cuts] != of_the_paper:
         raise ValueError(f"retain_rate={c['retain_rate']} is not the schedule for 28 layers")
-    asked = {int(name.removeprefix("importance_layer")) + 1 for name in case.tensors if name.startswith("importance_layer")}
+    recorded = [name for name in case.tensors if name.startswith("importance_layer")]
+    asked = {int(name.removeprefix("importance_layer")) + 1 for name in recorded}
     for after in asked - {cut.after for cut in cuts}:               # look, and hide nothing more
         left = min((cut.keep for cut in cuts if cut.after < after), default=num_visual)
         cuts.append(Stage(after, left, lambda state, keep: state.top(state.alive.float(), keep)))
-    run = llama(case).prefill(x, slice(start, stop), cuts, positions=aim.METHOD.positions, mode="mask")
+    positions = aim.METHOD.positions
+    run = llama(case).prefill(x, slice(start, stop), cuts, positions=positions, mode="mask")
     mask = torch.stack([*run.cache.valid[1:], run.valid])           # what the layer after each sees
     out = {"last_hidden_state": run.hidden, "mask_after_layer": mask}
     for state in run.states:
-        out[f"importance_layer{state.after - 1}"] = aim.page_rank(state.logits(layer="last"), running=state.running)
+        rank = aim.page_rank(state.logits(layer="last"), running=state.running)
+        out[f"importance_layer{state.after - 1}"] = rank
     return out

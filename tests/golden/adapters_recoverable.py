@@ -13,13 +13,18 @@ def dynamic_scale_filter(case):
     out, n = {}, case.config["n_neighbors"]
     for name, end in (("scores", ""), ("scores_dup", "_dup")):
         if name in case.tensors:
-            factor, outlier = local_outlier_factor(case.tensors[name], n), local_outliers(case.tensors[name], n)
-            out |= {f"ratio{end}": outlier.float().mean(), f"nof{end}": -factor[0], f"outlier{end}": outlier[0]}
+            scores = case.tensors[name]
+            factor, outlier = local_outlier_factor(scores, n), local_outliers(scores, n)
+            out[f"ratio{end}"] = outlier.float().mean()
+            out[f"nof{end}"] = -factor[0]
+            out[f"outlier{end}"] = outlier[0]
     return out
 
 
-NAME = ("CLIPVisionTower.token_recycling_with_text_in_vision_and_clustring, get_score_by_text, find_max_derivative_position, "
-        "complement_idx")
+NAME = (
+    "CLIPVisionTower.token_recycling_with_text_in_vision_and_clustring, get_score_by_text, "
+    "find_max_derivative_position, complement_idx"
+)
 
 
 @adapter("recoverable-compression", NAME, inputs=("q", "k", "features", "projected", "text"))
@@ -30,10 +35,22 @@ def recover(case):
     c, t = case.config, case.tensors
     neighbours = (c["neighbours_visual"], c["neighbours_text"], c["neighbours_third"])
     vision = VisionOutputs(t["features"], (1, c["N"]), lambda x: x)
-    plan = recoverable.prune(vision, query=t["q"], key=t["k"], patches=t["projected"][:, 1:], text=t["text"],
-                             n_neighbors=neighbours, num_gathered=c["cluster_k"], text_weight=c["text_weight"],
-                             released_center_count=True, released_key_index=True, released_float_count=True)
-    visual, text = recoverable.visual_score(t["q"], t["k"]), recoverable.text_score(t["text"], t["projected"][:, 1:])
+    patches = t["projected"][:, 1:]
+    plan = recoverable.prune(
+        vision,
+        query=t["q"],
+        key=t["k"],
+        patches=patches,
+        text=t["text"],
+        n_neighbors=neighbours,
+        num_gathered=c["cluster_k"],
+        text_weight=c["text_weight"],
+        released_center_count=True,
+        released_key_index=True,
+        released_float_count=True,
+    )
+    visual = recoverable.visual_score(t["q"], t["k"])
+    text = recoverable.text_score(t["text"], patches)
     found = recoverable.filters(visual, text, neighbours, width=c["C"], float_count=True)
     kept = found.kept[0]
     left = (~kept).nonzero()[:, 0]
@@ -41,11 +58,20 @@ def recover(case):
     def falling(mask, score):
         index = mask.nonzero()[:, 0]
         return index[score[index].argsort(descending=True, stable=True)][None]
+
     centres = falling(found.centre[0], visual[0])
-    if plan.index[0].tolist()[: kept.sum() + centres.shape[1]] != [*kept.nonzero()[:, 0].tolist(), *centres[0].tolist()]:
+    slots = [*kept.nonzero()[:, 0].tolist(), *centres[0].tolist()]
+    if plan.index[0].tolist()[: len(slots)] != slots:
         raise ValueError("the plan and its filters disagree")
     among = torch.tensor([c["N"], c["N"], len(left)])
-    return dict(cls_attn=visual, text_score=text[:, None], lof_ratio=found.outliers[0] / among,
-                index_vision=falling(found.vision[0], visual[0]), index_text=falling(found.text[0], text[0]),
-                index_kept=kept.nonzero()[:, 0][None], index_remaining=left[None],
-                index_centres_rel=torch.searchsorted(left, centres), out=plan.apply(vision.features))
+    return dict(
+        cls_attn=visual,
+        text_score=text[:, None],
+        lof_ratio=found.outliers[0] / among,
+        index_vision=falling(found.vision[0], visual[0]),
+        index_text=falling(found.text[0], text[0]),
+        index_kept=kept.nonzero()[:, 0][None],
+        index_remaining=left[None],
+        index_centres_rel=torch.searchsorted(left, centres),
+        out=plan.apply(vision.features),
+    )

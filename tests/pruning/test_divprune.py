@@ -1,5 +1,5 @@
-"""DivPrune: against a loop as the release runs, against the true optimum, the card's checks and the paper's table of
-operations."""
+"""DivPrune: against a loop as the release runs, against the true optimum, the card's checks and the
+paper's table of operations."""
 
 import itertools
 
@@ -27,7 +27,10 @@ def vision_of(tokens, grid=None):
 def naive(tokens, keep):
     """One image; at each step every token against the whole chosen set. O(M T^2)."""
     n = len(tokens)
-    d = [[1 - F.cosine_similarity(tokens[i], tokens[j], dim=0).item() for j in range(n)] for i in range(n)]
+    d = [
+        [1 - F.cosine_similarity(tokens[i], tokens[j], dim=0).item() for j in range(n)]
+        for i in range(n)
+    ]
     chosen = [max(range(n), key=lambda i: (sorted(d[j][i] for j in range(n) if j != i)[0], -i))]
     while len(chosen) < keep:
         rest = [i for i in range(n) if i not in chosen]
@@ -36,7 +39,9 @@ def naive(tokens, keep):
 
 
 def test_equals_the_loop():
-    tokens = seeded(4, 25, 6) * torch.rand(4, 25, 1, generator=torch.Generator().manual_seed(9), dtype=torch.float64).add(0.1)
+    generator = torch.Generator().manual_seed(9)
+    lengths = torch.rand(4, 25, 1, generator=generator, dtype=torch.float64).add(0.1)
+    tokens = seeded(4, 25, 6) * lengths
     plan = dp.prune(vision_of(tokens, (5, 5)), 9)
     for b in range(4):
         # raster order, not the order of choice
@@ -125,7 +130,8 @@ def test_properties(n, seed, data):
     tokens = torch.randint(-1, 2, (2, n, 3), generator=generator).double()
     plan = dp.select(tokens, keep)
     assert plan.kept().sum(dim=1).tolist() == [keep] * 2
-    lengths = torch.tensor([0.5, 1, 4.0]).double()[torch.randint(0, 3, (2, n, 1), generator=generator)]
+    which = torch.randint(0, 3, (2, n, 1), generator=generator)
+    lengths = torch.tensor([0.5, 1, 4.0]).double()[which]
     assert torch.equal(dp.select(tokens * lengths, keep).index, plan.index)
     assert not dp.distances(tokens).isnan().any()
 
@@ -166,8 +172,14 @@ VIDEO = [28, 63, 21, 38, 196]
 ], ids=["1.5-7B", "1.5-13B", "1.6-7B", "video"])
 def test_the_papers_table(visual, text, ratio, model, want):
     layers, dim, hidden = model
-    full, short = ([decoder_flops(tokens_per_layer(layers, v, t, cuts(v)), dim, hidden) / 1e12 for v, t in zip(visual, text, strict=True)]
-                   for cuts in (lambda v: (), lambda v: [(0, v - round((1 - ratio) * v))]))
+
+    def cost(v, t, cuts=()):
+        return decoder_flops(tokens_per_layer(layers, v, t, cuts), dim, hidden) / 1e12
+
+    full, short = [], []
+    for v, t in zip(visual, text, strict=True):
+        full.append(cost(v, t))
+        short.append(cost(v, t, [(0, v - round((1 - ratio) * v))]))
     ratios = [100 * s / f for s, f in zip(short, full, strict=True)]
     got = [sum(x) / len(x) for x in (full, short, ratios)]
     assert [round(x, 4) for x in got] == list(want)
@@ -180,8 +192,13 @@ def test_tokens_per_layer():
     assert tokens_per_layer(3, 10, 0, [Stage(2, 4, lambda state, keep: None)]) == [10, 10, 4]
     # after the last layer: nothing left to save
     assert tokens_per_layer(3, 10, 2, [(3, 1)]) == [12] * 3
-    for cuts, words in [([(2, 5), (1, 4)], "after layer 1"), ([(4, 5)], "0 ... 3"), ([(0, 5), (1, 6)], "only 5 visual"),
-                        ([(0, 11)], "keep=11")]:
+    wrong = [
+        ([(2, 5), (1, 4)], "after layer 1"),
+        ([(4, 5)], "0 ... 3"),
+        ([(0, 5), (1, 6)], "only 5 visual"),
+        ([(0, 11)], "keep=11"),
+    ]
+    for cuts, words in wrong:
         with pytest.raises(ValueError, match=words):
             tokens_per_layer(3, 10, 2, cuts)
     with pytest.raises(ValueError, match="num_layers=0"):
@@ -189,7 +206,8 @@ def test_tokens_per_layer():
 
 
 def test_decoder_flops():
-    assert decoder_flops([3, 5], 2, 7) == (4 * 3 * 4 + 2 * 9 * 2 + 2 * 3 * 14) + (4 * 5 * 4 + 2 * 25 * 2 + 2 * 5 * 14)
+    of_three, of_five = 4 * 3 * 4 + 2 * 9 * 2 + 2 * 3 * 14, 4 * 5 * 4 + 2 * 25 * 2 + 2 * 5 * 14
+    assert decoder_flops([3, 5], 2, 7) == of_three + of_five
     assert decoder_flops([3], 2, 7, gated=True) - decoder_flops([3], 2, 7) == 3 * 14
     assert cache_bytes([3, 5], 4) == 2 * 8 * 4 * 2
     for bad in ([], [4, -1]):

@@ -21,7 +21,8 @@ def make(batch=3, grid=(4, 5), heads=2, dim=6, num_prefix=1, seed=0, dtype=torch
     n = grid[0] * grid[1] + num_prefix
     shapes = [(heads, n, 4), (heads, n, 4), (n, dim)]
     q, k, x = (seeded(batch, *shape, seed=seed + i, dtype=dtype) for i, shape in enumerate(shapes))
-    return VisionOutputs(x, grid, torch.nn.Identity(), num_prefix, cls_row=fv.cls_row(q, k, num_prefix)), q, k
+    row = fv.cls_row(q, k, num_prefix)
+    return VisionOutputs(x, grid, torch.nn.Identity(), num_prefix, cls_row=row), q, k
 
 
 @pytest.mark.parametrize("num_prefix", [1, 5])
@@ -29,7 +30,8 @@ def test_the_row_is_row_zero_of_the_full_map(num_prefix):
     vision, q, k = make(num_prefix=num_prefix)
     full = (q @ k.transpose(-2, -1) / 2).softmax(dim=-1)
     torch.testing.assert_close(vision.cls_row, full[:, :, 0, num_prefix:], atol=1e-6, rtol=0)
-    torch.testing.assert_close(vision.cls_row.sum(dim=-1), 1 - full[:, :, 0, :num_prefix].sum(dim=-1), atol=1e-6, rtol=0)
+    to_prefix = full[:, :, 0, :num_prefix].sum(dim=-1)
+    torch.testing.assert_close(vision.cls_row.sum(dim=-1), 1 - to_prefix, atol=1e-6, rtol=0)
     # one query is enough
     torch.testing.assert_close(fv.cls_row(q[:, :, :1], k, num_prefix), vision.cls_row)
     torch.testing.assert_close(fv.cls_row(2 * q, k, num_prefix, scale=0.25), vision.cls_row)
@@ -60,7 +62,8 @@ def test_plan():
     everything = fv.prune(vision, 20)
     assert torch.equal(everything.apply(vision.features), vision.features)
     assert torch.equal(fv.prune(vision, 0.25).index, fv.prune(vision, 5).index)
-    assert [fv.prune(make(grid=(24, 24))[0], share).index.shape[1] for share in (0.25, 0.1, 0.05)] == [144, 58, 29]
+    for share, count in ((0.25, 144), (0.1, 58), (0.05, 29)):
+        assert len(fv.prune(make(grid=(24, 24))[0], share)) == count
 
 
 @given(st.integers(1, 12), st.integers(0, 10**6), st.data())
@@ -77,14 +80,15 @@ def test_nested_ties_permutation(n, seed, data):
         assert not (kept & ~fv.select(scores, keep + 1).kept()).any()            # nested
     scores = torch.rand(2, n, generator=generator)
     shuffle = torch.randperm(n, generator=generator)
-    assert torch.equal(fv.select(scores[:, shuffle], keep).kept(), fv.select(scores, keep).kept()[:, shuffle])
+    moved = fv.select(scores[:, shuffle], keep).kept()
+    assert torch.equal(moved, fv.select(scores, keep).kept()[:, shuffle])
 
 
 def test_batch_is_each_image_alone():
     vision, _, _ = make(batch=5)
     together = fv.prune(vision, 4).index
     for b in range(5):
-        alone = VisionOutputs(vision.selected[b : b + 1], vision.grid, vision.project, cls_row=vision.cls_row[b : b + 1])
+        alone = vision.rows(torch.tensor([b]))
         assert torch.equal(fv.prune(alone, 4).index[0], together[b])
 
 
@@ -129,7 +133,8 @@ def test_saving_on_llava():
     linear, quadratic = (decoder_flops([1], 4096, 11008) - 2 * 4096) * 32, 2 * 4096 * 32
     assert full == 636 * linear + 636**2 * quadratic and short == 118 * linear + 118**2 * quadratic
     assert 0.18 < short / full < 118 / 636
-    assert cache_bytes([636] * 32, 4096) == 636 * 2**19 and cache_bytes([118] * 32, 4096) == 118 * 2**19
+    for length in (636, 118):
+        assert cache_bytes([length] * 32, 4096) == length * 2**19
 
 
 def test_concentration():
@@ -143,7 +148,8 @@ def test_rope_bias():
     """Late tokens win when query and keys agree; with independent noise, or one position for all,
     nobody does."""
     def first_and_last(**options):
-        weight = fv.rope_bias(144, 64, samples=400, generator=torch.Generator().manual_seed(0), **options)
+        generator = torch.Generator().manual_seed(0)
+        weight = fv.rope_bias(144, 64, samples=400, generator=generator, **options)
         torch.testing.assert_close(weight.sum(), torch.tensor(1.0))
         return weight[:36].sum().item(), weight[-36:].sum().item()
     first, last = first_and_last(agreement=1.0)
@@ -166,7 +172,10 @@ def test_meta_half_compile():
     assert row.dtype == torch.bfloat16 and fv.select(fv.score(row), 5).index.shape == (3, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert fv.prune(make()[0], 5).apply(vision.features).dtype == torch.float32
-    compiled = torch.compile(lambda q, k: fv.select(fv.score(fv.cls_row(q, k)), 5).index, backend="aot_eager", fullgraph=True)
+    def chosen(q, k):
+        return fv.select(fv.score(fv.cls_row(q, k)), 5).index
+
+    compiled = torch.compile(chosen, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(q, k), fv.prune(vision, 5).index)
 
 

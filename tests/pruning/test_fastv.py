@@ -23,28 +23,40 @@ def build(kv=2, dtype=torch.float64):
 
 
 def sequence(batch=2, size=SIZE, dtype=torch.float64):
-    return torch.randn(batch, size, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, size, DIM, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def row_by_hand(model, x, number, last):
-    """Mean over heads of the weights that token `last` gives in layer `number` (1-based), for one sample (S, D)."""
+    """Mean over heads of the weights that token `last` gives in layer `number` (1-based), for one
+    sample (S, D)."""
     x = x[None]
     for layer in model.layers[: number - 1]:
         x, _, _ = layer(x, model.rope(torch.arange(x.shape[1])[None]))
     layer, rope = model.layers[number - 1], model.rope(torch.arange(x.shape[1])[None])
     y = layer.input_layernorm(x)
     attn = layer.self_attn
-    q, k = (rotate(p(y).unflatten(-1, (-1, 4)).transpose(1, 2), *rope)[0] for p in (attn.q_proj, attn.k_proj))
-    rows = [torch.softmax(k[h * len(k) // 4, : last + 1] @ q[h, last] / 2, 0)[VISUAL] for h in range(4)]
+    q, k = (
+        rotate(project(y).unflatten(-1, (-1, 4)).transpose(1, 2), *rope)[0]
+        for project in (attn.q_proj, attn.k_proj)
+    )
+    rows = []
+    for head in range(4):
+        logits = k[head * len(k) // 4, : last + 1] @ q[head, last] / 2
+        rows.append(torch.softmax(logits, 0)[VISUAL])
     return torch.stack(rows).mean(0)
 
 
-@pytest.mark.parametrize("after, layer, number", [(2, "last", 2), (2, "next", 3), (1, "last", 1), (0, "next", 1), (3, "next", 4)])
+READ = [(2, "last", 2), (2, "next", 3), (1, "last", 1), (0, "next", 1), (3, "next", 4)]
+
+
+@pytest.mark.parametrize("after, layer, number", READ)
 @pytest.mark.parametrize("kv", [4, 2])
 def test_last_row_by_hand(after, layer, number, kv):
     model, x = build(kv), sequence()
-    valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])              # the second prompt ends earlier
-    run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL, after, layer), valid, fastv.METHOD.positions)
+    valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])     # the second ends earlier
+    cuts = stages(4, 5, NUM_VISUAL, after, layer)
+    run = model.prefill(x, VISUAL, cuts, valid, fastv.METHOD.positions)
     for b, last in enumerate((SIZE - 1, SIZE - 3)):
         want = row_by_hand(model, x[b], number, last)
         assert run.plan.index[b].tolist() == sorted(want.argsort(descending=True)[:5].tolist())
@@ -66,7 +78,8 @@ def test_batch_of_one():
 def test_it_reads_the_question():
     model, x = build(), sequence(1)
     y = x.clone()
-    y[:, -1] += 3 * torch.randn(DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    y[:, -1] += 3 * torch.randn(DIM, dtype=torch.float64, generator=generator)
     scores = [score(s.attention(slice(15, None), "last"), torch.tensor([4]))[:, VISUAL] for s in
               (model.prefill(t, VISUAL, stages(4, 5, NUM_VISUAL)).states[0] for t in (x, y))]
     assert (scores[0] - scores[1]).abs().max() > 0.05 * scores[0].max()
@@ -74,14 +87,18 @@ def test_it_reads_the_question():
 
 def test_masking_gives_the_same():
     model, x = build(), sequence()
-    drop, mask = (model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL), positions="keep", mode=m) for m in ("drop", "mask"))
+    cuts = stages(4, 5, NUM_VISUAL)
+    drop, mask = (
+        model.prefill(x, VISUAL, cuts, positions="keep", mode=mode) for mode in ("drop", "mask")
+    )
     assert torch.equal(drop.plan.index, mask.plan.index)
     torch.testing.assert_close(drop.hidden[:, -5:], mask.hidden[:, -5:], atol=1e-9, rtol=1e-6)
 
 
 def test_keep_all_is_the_identity():
     model, x = build(dtype=torch.float32), sequence(dtype=torch.float32)
-    assert torch.equal(model.prefill(x, VISUAL, stages(4, 1.0, NUM_VISUAL), positions="keep").hidden, model(x))
+    whole = model.prefill(x, VISUAL, stages(4, 1.0, NUM_VISUAL), positions="keep")
+    assert torch.equal(whole.hidden, model(x))
 
 
 def test_ties_go_to_the_first():
@@ -111,15 +128,22 @@ def test_mean_budget():
 
 def test_meta_and_bf16():
     with torch.device("meta"):
-        run = Decoder(DIM, 4, 4, 2, 24).prefill(torch.empty(2, SIZE, DIM), VISUAL, stages(4, 5, NUM_VISUAL), positions="keep")
+        cuts = stages(4, 5, NUM_VISUAL)
+        x = torch.empty(2, SIZE, DIM)
+        run = Decoder(DIM, 4, 4, 2, 24).prefill(x, VISUAL, cuts, positions="keep")
         assert run.hidden.is_meta and run.hidden.shape == (2, 13, DIM)
-    run = build(dtype=torch.bfloat16).prefill(sequence(dtype=torch.bfloat16), VISUAL, stages(4, 5, NUM_VISUAL), positions="keep")
+    model, x = build(dtype=torch.bfloat16), sequence(dtype=torch.bfloat16)
+    run = model.prefill(x, VISUAL, stages(4, 5, NUM_VISUAL), positions="keep")
     assert run.hidden.dtype == torch.bfloat16 and run.hidden.isfinite().all()
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(after=4), "after=4 but it must lie in 1 ... 3"), (dict(after=0), "1 ... 3"), (dict(after=-1, layer="next"), "0 ... 3"),
-    (dict(keep=13), "keep=13 but there are 12"), (dict(keep=0), "keep=0"), (dict(layer="current"), "layer='current'"),
+    (dict(after=4), "after=4 but it must lie in 1 ... 3"),
+    (dict(after=0), "1 ... 3"),
+    (dict(after=-1, layer="next"), "0 ... 3"),
+    (dict(keep=13), "keep=13 but there are 12"),
+    (dict(keep=0), "keep=0"),
+    (dict(layer="current"), "layer='current'"),
     (dict(budget="sum"), "budget='sum'"),
 ])
 def test_stages_refuse(arguments, words):

@@ -26,7 +26,8 @@ def naive(tokens, keep, weight=None, first=None):
         order = [first]
         gains = [(w[first] * min(d[first, j] for j in range(n) if j != first)).item()]
     else:
-        score = [w[i] if first == "weight" else w[i] * min(d[i, j] for j in range(n) if j != i) for i in range(n)]
+        alone = [min(d[i, j] for j in range(n) if j != i) for i in range(n)]
+        score = [w[i] if first == "weight" else w[i] * alone[i] for i in range(n)]
         order = [max(range(n), key=lambda i: (score[i].item(), -i))]
         gains = [score[order[0]].item()]
     while len(order) < keep:
@@ -37,10 +38,14 @@ def naive(tokens, keep, weight=None, first=None):
     return order, gains
 
 
-@pytest.mark.parametrize("first, weighted", [(None, False), (None, True), ("weight", True), (3, False), (3, True)])
+FIRSTS = [(None, False), (None, True), ("weight", True), (3, False), (3, True)]
+
+
+@pytest.mark.parametrize("first, weighted", FIRSTS)
 def test_equals_the_loop(first, weighted):
     tokens = torch.randn(3, 14, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weight = torch.rand(3, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) if weighted else None
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.rand(3, 14, dtype=torch.float64, generator=generator) if weighted else None
     start = torch.full((3,), first) if isinstance(first, int) else first
     index, gains = greedy_maxmin(tokens, 9, weight, start)
     assert index.dtype == torch.long and index.shape == gains.shape == (3, 9)
@@ -75,7 +80,8 @@ def test_weights_of_one_are_no_weights():
     ones = torch.ones(2, 20)
     assert torch.equal(greedy_maxmin(tokens, 8, ones)[0], greedy_maxmin(tokens, 8)[0])
     start = torch.zeros(2, dtype=torch.long)
-    assert torch.equal(greedy_maxmin(tokens, 8, ones, "weight")[0], greedy_maxmin(tokens, 8, first=start)[0])
+    by_weight = greedy_maxmin(tokens, 8, ones, "weight")[0]
+    assert torch.equal(by_weight, greedy_maxmin(tokens, 8, first=start)[0])
 
 
 def test_weight_zero_comes_last():
@@ -89,7 +95,8 @@ def test_ties_copies_and_zero_tokens():
     index, gains = greedy_maxmin(torch.eye(6)[None], 6)        # all equally far: lowest index first
     assert index[0].tolist() == list(range(6)) and torch.equal(gains, torch.ones(1, 6))
     index, gains = greedy_maxmin(torch.ones(2, 7, 3), 7)        # exact copies: no token comes twice
-    assert torch.equal(index.sort(dim=1).values, torch.arange(7).expand(2, -1)) and gains.abs().max() < 1e-6
+    assert torch.equal(index.sort(dim=1).values, torch.arange(7).expand(2, -1))
+    assert gains.abs().max() < 1e-6
     tokens = torch.cat([torch.zeros(1, 2, 4), torch.randn(1, 5, 4)], dim=1)
     index, gains = greedy_maxmin(tokens, 7)
     assert gains.isfinite().all() and len(set(index[0].tolist())) == 7
@@ -107,7 +114,8 @@ def test_invariants(n, dim, seed, data):
     tokens = torch.randint(-2, 3, (2, n, dim), generator=generator).double()
     index, gains = greedy_maxmin(tokens, keep)
     assert all(len(set(row.tolist())) == keep for row in index) and not gains.isnan().any()
-    powers = torch.tensor([0.25, 1.0, 8.0], dtype=torch.float64)[torch.randint(0, 3, (2, n, 1), generator=generator)]
+    which = torch.randint(0, 3, (2, n, 1), generator=generator)
+    powers = torch.tensor([0.25, 1.0, 8.0], dtype=torch.float64)[which]
     scaled = greedy_maxmin(tokens * powers, keep)
     # a token's length does not matter
     assert torch.equal(scaled[0], index) and torch.equal(scaled[1], gains)
@@ -121,10 +129,12 @@ def test_invariants(n, dim, seed, data):
 
 
 def test_batch_is_each_image_alone():
-    tokens, weight = torch.randn(5, 30, 8, dtype=torch.float64), torch.rand(5, 30, dtype=torch.float64)
+    tokens = torch.randn(5, 30, 8, dtype=torch.float64)
+    weight = torch.rand(5, 30, dtype=torch.float64)
     together = greedy_maxmin(tokens, 10, weight, "weight")[0]
     for b in range(5):
-        assert torch.equal(greedy_maxmin(tokens[b : b + 1], 10, weight[b : b + 1], "weight")[0][0], together[b])
+        alone = greedy_maxmin(tokens[b : b + 1], 10, weight[b : b + 1], "weight")[0]
+        assert torch.equal(alone[0], together[b])
 
 
 def test_meta_half_autocast_compile():
@@ -152,6 +162,8 @@ def test_meta_half_autocast_compile():
     (lambda x, w: greedy_maxmin(x, 2, first="weight"), "weight=None"),
     (lambda x, w: greedy_maxmin(x, 2, w, first="random"), "first='random'"),
     (lambda x, w: greedy_maxmin(x, 2, first=torch.zeros(3, dtype=torch.long)), "first has shape"),
+    (lambda x, w: greedy_maxmin(x, 2, first=torch.tensor([0, 5])), r"first\[1, 0\]=5 is no place"),
+    (lambda x, w: greedy_maxmin(x, 2, first=torch.tensor([-1, 0])), r"first\[0, 0\]=-1 is no"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):

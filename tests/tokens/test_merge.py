@@ -29,8 +29,12 @@ def loop_merge(x, keys, kept, num_targets):
 
 def example(batch, num_tokens, num_kept, seed, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    x, keys = (torch.randn(batch, num_tokens, d, generator=g, dtype=torch.float64).to(dtype) for d in (5, 3))
-    kept = torch.rand(batch, num_tokens, generator=g).argsort(dim=1)[:, :num_kept].sort(dim=1).values
+    x, keys = (
+        torch.randn(batch, num_tokens, d, generator=g, dtype=torch.float64).to(dtype)
+        for d in (5, 3)
+    )
+    order = torch.rand(batch, num_tokens, generator=g).argsort(dim=1)
+    kept = order[:, :num_kept].sort(dim=1).values
     return x, keys, kept
 
 
@@ -48,12 +52,14 @@ def test_equals_plain_loops(num_tokens, seed, data):
         assert plan.index[b].tolist() == index
         if rows:
             torch.testing.assert_close(out[b], torch.stack(rows))
-    assert torch.equal(out[:, :num_kept], x.gather(1, kept[..., None].expand(-1, -1, 5)))        # bit-identical copies
+    copies = x.gather(1, kept[..., None].expand(-1, -1, 5))
+    assert torch.equal(out[:, :num_kept], copies)                       # bit-identical
     assert plan.role.tolist() == [[0] * num_kept + [1] * num_targets] * 2
     source = plan.source()
     if num_targets:
         assert (source >= 0).all()                                                # nothing is lost
-        assert torch.equal(plan.matrix().count_nonzero(dim=1), torch.ones(2, num_tokens, dtype=torch.long))
+        once = torch.ones(2, num_tokens, dtype=torch.long)
+        assert torch.equal(plan.matrix().count_nonzero(dim=1), once)
         first = source[0, plan.index[0]]
         assert first.tolist() == list(range(len(plan)))
 
@@ -68,10 +74,11 @@ def test_one_target_takes_the_mean_of_all_others():
 
 def test_without_followers_a_target_stays_as_it_is():
     x = torch.randn(1, 6, 4)
-    keys = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.1]], [[1.0, 0.0]], [[1.0, 0.2]], [[2.0, 0.1]]]).view(1, 6, 2)
+    keys = torch.tensor([[[1.0, 0.0], [0, 1], [1, 0.1], [1, 0], [1, 0.2], [2, 0.1]]])
     plan = merge_to_targets(keys, torch.zeros(1, 0, dtype=torch.long), 6)
     assert torch.equal(plan.apply(x), x)                                          # all are targets
-    plan = merge_to_targets(keys, torch.tensor([[3, 5]]), 2)                     # rest 0 1 2 4, targets 0 and 2: 1 and 4 follow 2
+    plan = merge_to_targets(keys, torch.tensor([[3, 5]]), 2)
+    # the rest is 0 1 2 4, the targets 0 and 2; 1 and 4 follow 2
     assert plan.index.tolist() == [[3, 5, 0, 2]] and torch.equal(plan.apply(x)[:, 2], x[:, 0])
     torch.testing.assert_close(plan.apply(x)[0, 3], x[0, 2] + (x[0, 1] + x[0, 4]) / 2)
 
@@ -79,7 +86,8 @@ def test_without_followers_a_target_stays_as_it_is():
 def test_length_of_keys_does_not_matter_and_ties_go_to_the_first_target():
     x, keys, kept = example(2, 12, 3, 1)
     lengths = torch.rand(2, 12, 1, dtype=torch.float64) + 0.5
-    assert torch.equal(merge_to_targets(keys * lengths, kept, 3).slot, merge_to_targets(keys, kept, 3).slot)
+    longer, plain = merge_to_targets(keys * lengths, kept, 3), merge_to_targets(keys, kept, 3)
+    assert torch.equal(longer.slot, plain.slot)
     plan = merge_to_targets(torch.ones(1, 6, 2), torch.tensor([[0, 1]]), 2)
     assert plan.source()[0].tolist() == [0, 1, 2, 2, 3, 2]
 
@@ -88,7 +96,8 @@ def test_contextual_tokens_are_about_twice_as_long():
     """Target + mean, not an average: tokens that are all alike come out at twice their length."""
     x = torch.ones(1, 10, 4)
     out = merge_to_targets(x, torch.tensor([[0, 1]]), 2).apply(x)
-    assert torch.equal(out[0, :2], torch.ones(2, 4)) and torch.allclose(out[0, 2], torch.full((4,), 2.0))
+    assert torch.equal(out[0, :2], torch.ones(2, 4))
+    assert torch.allclose(out[0, 2], torch.full((4,), 2.0))
 
 
 def test_strided():
@@ -106,7 +115,7 @@ def test_batch_of_one_half_precision_and_meta():
         assert torch.equal(one.slot[0], many.slot[b]) and torch.equal(one.weight[0], many.weight[b])
     many_keys = torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(0))
     first = torch.arange(2).expand(2, -1)
-    with torch.autocast("cpu", torch.bfloat16):                                   # rounding would move some of 600 followers
+    with torch.autocast("cpu", torch.bfloat16):         # rounding would move some of 600 followers
         plan = merge_to_targets(many_keys, first, 40)
     assert torch.equal(plan.slot, merge_to_targets(many_keys, first, 40).slot)
     plan = merge_to_targets(keys.bfloat16(), kept, 3)
@@ -114,14 +123,21 @@ def test_batch_of_one_half_precision_and_meta():
     assert plan.apply(x.bfloat16()).dtype == torch.bfloat16
     plan = merge_to_targets(keys.to("meta"), kept.to("meta"), 3)
     assert plan.apply(x.to("meta")).shape == (4, 8, 5)
-    run = torch.compile(lambda k, i: merge_to_targets(k, i, 3).slot, backend="eager", fullgraph=True)
-    assert torch.equal(run(keys, kept), many.slot)
+
+
+def test_compile():
+    keys, kept = example(4, 14, 5, 2)[1:]
+    run = torch.compile(
+        lambda k, i: merge_to_targets(k, i, 3).slot, backend="eager", fullgraph=True
+    )
+    assert torch.equal(run(keys, kept), merge_to_targets(keys, kept, 3).slot)
 
 
 def test_bad_input():
     _, keys, kept = example(2, 8, 5, 0)
     for count in (4, -1):
-        with pytest.raises(ValueError, match=f"num_targets={count} but 5 of 8 tokens are kept: needs 0 ... 3"):
+        message = f"num_targets={count} but 5 of 8 tokens are kept: needs 0 ... 3"
+        with pytest.raises(ValueError, match=message):
             merge_to_targets(keys, kept, count)
     with pytest.raises(ValueError, match=r"keys \(2, 8, 3\) and kept \(1, 5\) need"):
         merge_to_targets(keys, kept[:1], 1)
@@ -130,7 +146,8 @@ def test_bad_input():
 
 
 def test_precision():
-    assert widen(torch.ones(1).bfloat16()).dtype == widen(torch.ones(1).half()).dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.half):
+        assert widen(torch.ones(1).to(dtype)).dtype == torch.float32
     assert widen(torch.ones(1).double()).dtype == torch.float64
     a = torch.randn(4, 4)
     with torch.autocast("cpu", torch.bfloat16):

@@ -292,6 +292,7 @@ def _keep_before(keep: int, num_tokens: int) -> int:
 
 def _later_stages(num_layers: int, keep: int, num_visual: int) -> list[Stage]:
     """Stages 1-3 of the same schedule."""
+    keep = check_int(keep, "keep", least=1)
     totals = [min(sum(budget), num_visual) for budget in schedule(keep)[1:]]
     return stages(totals, num_layers)
 

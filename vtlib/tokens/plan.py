@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..nn.checks import check_finite, check_float, check_int, readable
 from .checks import check_scores
-from .precision import full_precision
+from .precision import full_precision, widen
 from .select import (
     as_rows,
     best,
@@ -131,7 +131,10 @@ class Plan:
         check_float(x, "x")
         batch, slots = self.index.shape
         if 0 in slot.shape or 0 in x.shape or slot.shape[1] > 4 * self.num_tokens:
-            return (self.matrix().to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
+            table = widen(x).reshape(*x.shape[:2], -1)
+            with full_precision(x.device):
+                out = self.matrix().to(table.dtype) @ table
+            return out.to(x.dtype).reshape(batch, slots, *x.shape[2:])
         tokens = x[..., None] if x.dim() == 2 else x.flatten(2)
         table = as_rows(tokens)
         if table is None:
