@@ -7,8 +7,17 @@ import importlib
 import torch
 import torch.nn.functional as F
 
-from vtlib.pruning import aim, baselines, crossget, divprune, fastervlm, hiprune, holov
-from vtlib.pruning import visiondrop, zooprune
+from vtlib.pruning import (
+    aim,
+    baselines,
+    crossget,
+    divprune,
+    fastervlm,
+    hiprune,
+    holov,
+    visiondrop,
+    zooprune,
+)
 from vtlib.teach import flops, latency
 from vtlib.tokens import VisionOutputs
 from vtlib.vlm import TinyVLM, exam
