@@ -124,7 +124,7 @@ def llm_stages(case):
         eps=c["rms_norm_eps"],
     )
     weights = case.weights("model.")
-    del weights["embed_tokens.weight"]
+    weights.pop("embed_tokens.weight", None)
     model.load_state_dict(weights)
     start, budgets = c["system_tokens"], [tuple(pair) for pair in c["image_token_list"]]
     visual = slice(start, start + c["visual_tokens_in"])
