@@ -131,9 +131,9 @@ class Plan:
         check_float(x, "x")
         batch, slots = self.index.shape
         if 0 in slot.shape or 0 in x.shape or slot.shape[1] > 4 * self.num_tokens:
-            table = widen(x).reshape(*x.shape[:2], -1)
+            wide = widen(x).reshape(*x.shape[:2], -1)
             with full_precision(x.device):
-                out = self.matrix().to(table.dtype) @ table
+                out = self.matrix().to(wide.dtype) @ wide
             return out.to(x.dtype).reshape(batch, slots, *x.shape[2:])
         tokens = x[..., None] if x.dim() == 2 else x.flatten(2)
         table = as_rows(tokens)
