@@ -15,8 +15,7 @@ IGNORED = {
     if "*" not in name
 }
 BODY_LINES = 40
-LONG = {
-}
+LONG: set[str] = set()
 """Functions from before that limit: a list that only shrinks, too."""
 UNLISTED = {
     "vtlib/data/assets.py: cover",
