@@ -20,6 +20,7 @@ from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
+from vtlib.vlm import Decoder, Encoder
 
 
 @dataclass
@@ -166,4 +167,29 @@ SUPERRES = {
     "cross_attention_upsampler": features(lambda: CrossAttentionUpsampler(6, (4, 6), 8)),
 }
 
-MODELS = {**MULTISCALE, **SUPERRES}
+# ------------------------------------------------------------------------------------------- vlm
+class Seen(torch.nn.Module):
+    """TinyVLM's encoder as a model: images (B, 3, H, W) -> all tokens of its last layer, normed."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.encoder = Encoder(24, 2, 3, 2.0, place_dim=8, **options)
+
+    def forward(self, images):
+        return self.encoder.norm(self.encoder(images)["last"])
+
+
+def sequences(batch, is_odd=False, device="cpu"):
+    return torch.randn(batch, 7 if is_odd else 8, 16, device=device)
+
+
+VLM = {
+    "encoder": Model(lambda: Seen(), images((16, 32), (8, 24)), (9, 24)),
+    "encoder_registers": Model(
+        lambda: Seen(num_registers=2), images((16, 32), (8, 24)), (11, 24)
+    ),
+    "decoder": Model(lambda: Decoder(16, 2, 4, 2, 24), sequences, (8, 16)),
+    "decoder_bias": Model(lambda: Decoder(16, 2, 4, 4, 24, qkv_bias=True), sequences, (8, 16)),
+}
+
+MODELS = {**MULTISCALE, **SUPERRES, **VLM}

@@ -7,6 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from ..settings import SETTINGS
 from .registry import MODELS
 
 # Why a model's attention is not fused in training. In eval mode all of them are.
@@ -127,17 +128,22 @@ def test_gradient_checkpointing(model):
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 
 
-def test_torchs_defaults_change_nothing(model):
+def test_torchs_settings_change_nothing(model):
     x = model.inputs(2)
-    want = model.module(x)
-    with torch.device("meta"):                          # a tensor made there would fail loudly
-        assert torch.equal(model.module(x), want)
-    torch.set_default_dtype(torch.float64)
-    try:
-        got = model.module(x)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert got.dtype == want.dtype and torch.equal(got, want)
+    want = model.module(x).detach()
+    for setting in SETTINGS:
+        with setting():
+            got = model.module(x)
+        assert got.dtype == want.dtype and torch.equal(got, want), setting
+
+
+def test_pictures_of_integers_are_refused(model):
+    x = model.inputs(2)
+    if not x.is_floating_point():
+        return
+    for wrong in ((255 * x).byte(), (255 * x).long(), x.numpy(), x.tolist()):
+        with pytest.raises(ValueError, match="needs to be a floating|needs a floating"):
+            model.module(wrong)
 
 
 def attention_kernels(run):

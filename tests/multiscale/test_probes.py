@@ -1,12 +1,15 @@
 """The probe tasks: deterministic, balanced, and hidden where they claim to be hidden."""
 
+import pytest
 import torch
 
 from vtlib.multiscale import probes
 
+from ..settings import SETTINGS
+
 
 def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def test_stripes_are_seeded_and_cover_all_cases():
@@ -16,6 +19,16 @@ def test_stripes_are_seeded_and_cover_all_cases():
     assert torch.equal(images, again[0]) and torch.equal(pattern, again[2])
     assert len(set(zip(shape.tolist(), pattern.tolist(), strict=True))) == 9
     assert -0.4 < images.min() and images.max() < 1.4
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("task", [probes.stripes, probes.corners])
+def test_torchs_settings_change_no_task(task, setting):
+    want = task(5, seeded(3))
+    with setting():
+        got = task(5, seeded(3))
+    for now, before in zip(got, want, strict=True):
+        assert now.dtype == before.dtype and torch.equal(now, before)
 
 
 def test_blur_hides_the_pattern_and_keeps_the_shape():

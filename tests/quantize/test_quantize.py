@@ -8,6 +8,8 @@ import torch
 
 from vtlib.quantize import FiniteScalar, Quantized, straight_through, used
 
+from ..settings import SETTINGS, default_dtype
+
 LEVELS = [(8, 5, 5, 5), (3, 3), (2, 7, 4), (4,) * 4, (1001, 1003, 2001)]
 
 
@@ -118,21 +120,25 @@ def test_meta_compile_and_export_with_a_free_batch():
             assert torch.equal(got, want)
 
 
-def test_default_device_and_dtype_change_nothing():
-    x = torch.randn(4, 3)
-    net = FiniteScalar((8, 5, 5))
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+def test_torchs_settings_change_nothing(setting):
+    x, net = torch.randn(4, 3), FiniteScalar((8, 5, 5))
     want = net(x)
-    with torch.device("meta"):
-        got = net(x)
-        assert torch.equal(net.decode(got.indices), want.codes)
-    torch.set_default_dtype(torch.float64)
-    try:
-        again = FiniteScalar((8, 5, 5))(x)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for out in (got, again):
-        assert torch.equal(out.codes, want.codes) and torch.equal(out.usage, want.usage)
-        assert out.codes.dtype == torch.float32
+    with setting():
+        out = net(x)
+        decoded = net.decode(out.indices)
+        shared = used(out.indices, net.codebook_size)
+    assert torch.equal(out.codes, want.codes) and torch.equal(decoded, want.codes)
+    assert torch.equal(out.usage, want.usage) and torch.equal(shared, want.usage)
+    assert out.codes.dtype == torch.float32
+
+
+def test_a_quantiser_made_under_another_default_dtype_is_the_same():
+    x = torch.randn(4, 3)
+    with default_dtype():
+        made = FiniteScalar((8, 5, 5))
+    got, want = made(x), FiniteScalar((8, 5, 5))(x)
+    assert torch.equal(got.codes, want.codes) and got.codes.dtype == torch.float32
 
 
 def test_usage():

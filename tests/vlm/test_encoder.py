@@ -71,5 +71,10 @@ def test_bad_input(encoder):
         encoder(torch.rand(1, 4, 16, 16))
     with pytest.raises(ValueError, match="need=.'queries'"):
         encoder(torch.rand(1, 3, 16, 16), need=("queries",))
+    for name, wrong in (("attention", 3), ("attention", -4), ("hidden", 4), ("hidden", 1.5)):
+        with pytest.raises(ValueError, match=rf"{name}={wrong}.*from -[34] to [23]"):
+            encoder(torch.rand(1, 3, 16, 16), **{name: (0, wrong)})
+    with pytest.raises(ValueError, match="select=9: needs an integer from -4 to 3"):
+        encoder(torch.rand(1, 3, 16, 16), select=9)
     with pytest.raises(ValueError, match="select=0"):
         encoder(torch.rand(1, 3, 16, 16), select=0, need=("keys",))

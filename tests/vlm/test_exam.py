@@ -69,6 +69,11 @@ def test_grading_agrees_with_answering_word_for_word(taken):
     assert graded[taken.kind >= 0].all() and taken.table(graded)["all"] == 1
 
 
+def test_tokens_that_are_not_finite_get_no_grade(taken):
+    with pytest.raises(ValueError, match="tokens .* non-finite"):
+        taken.right(TinyVLM(exam.VOCABULARY, **TINY), torch.full((40, 4, 32), torch.nan))
+
+
 def test_object_patches_against_pixels(taken):
     cover = exam.object_patches(taken.scenes)
     masks = taken.scenes.masks

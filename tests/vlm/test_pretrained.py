@@ -1,12 +1,15 @@
 """The shipped TinyVLM: it looks. Floors on a fixed set of 200 held-out scenes, each type of
 question against its blind score."""
 
+import numpy as np
 import pytest
 import torch
 
 from vtlib.pruning import bench, hiprune
-from vtlib.tokens import Plan
+from vtlib.tokens import Plan, Stage, keep_all
 from vtlib.vlm import TinyVLM, exam
+
+from ..settings import SETTINGS
 
 # floors lie about two standard errors below what was measured (data/README.md)
 FLOOR = {
@@ -111,30 +114,37 @@ def test_a_real_photograph_is_answered(model):
     assert answers.texts[0] in ("yes", "no") and 0 < answers.probability.item() <= 1
 
 
-@pytest.mark.parametrize("setting", ["device", "dtype"])
-def test_torch_defaults_change_no_answer(model, taken, setting):
-    """With a default device that holds no values, and with float64 as the default dtype."""
+def everything(model, images, questions):
+    """What the model says of pictures, whole and cut, and how an exam grades it."""
+    def asked(state, keep):
+        return state.top(state.attention(slice(-1, None)).mean((1, 2))[:, state.visual], keep)
+
+    seen = model.encode(images, need=("cls_row", "keys"), attention=(0,), hidden=(0,))
+    logits, filled = model.prefill(seen.tokens, questions)
+    direct = model(images, questions)
+    answers = model.answer(seen.tokens, questions, [Stage(2, 40, asked)], "keep")
+    part = exam.exam(2, seed=7, n=3)
+    right = part.right(model, seen.tokens)
+    shown = exam.measures(keep_all(2, 256, images.device), seen.tokens, part, seen.grid)
+    tensors = seen.tokens, seen.cls_row, seen.keys, seen.attention[0], logits, filled.hidden
+    graded = part.ids, part.target, part.kind, right
+    return (*tensors, direct, answers.probability, answers.first, *graded), answers.texts, shown
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
+def test_torchs_settings_change_no_answer(model, taken, setting):
     images, questions = taken.images[:2], [row[0].text for row in taken.asked[:2]]
-
-    @torch.no_grad()
-    def run():
-        seen = model.encode(images, need=("cls_row", "keys"), attention=(0,), hidden=(0,))
-        logits, filled = model.prefill(seen.tokens, questions)
-        direct = model(images, questions)
-        answers = model.answer(seen.tokens, questions)
-        tensors = seen.tokens, seen.cls_row, seen.keys, seen.attention[0], logits, filled.hidden
-        return (*tensors, direct, answers.probability, answers.first), answers.texts
-
-    want, texts = run()
-    if setting == "device":
-        with torch.device("meta"):
-            got, again = run()
-    else:
-        torch.set_default_dtype(torch.float64)
-        try:
-            got, again = run()
-        finally:
-            torch.set_default_dtype(torch.float32)
+    want, *texts = everything(model, images, questions)
+    with setting():
+        got, *again = everything(model, images, questions)
     assert again == texts
     for now, before in zip(got, want, strict=True):
         assert now.dtype == before.dtype and torch.equal(now, before)
+
+
+def test_pictures_of_integers_are_refused(model):
+    for wrong in (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), np.zeros((1, 3, 16, 16))):
+        with pytest.raises(ValueError, match="images is a numpy|images is torch.uint8"):
+            model.encode(wrong)
+        with pytest.raises(ValueError, match="images is a numpy|images is torch.uint8"):
+            model(wrong, ["is there a crab?"])

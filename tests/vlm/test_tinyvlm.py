@@ -121,6 +121,17 @@ def test_bad_questions(model, vision, questions, message):
         model.prefill(vision.tokens, questions)
 
 
+@pytest.mark.parametrize("ask", [
+    lambda model, tokens: model.prefill(tokens, QUESTIONS),
+    lambda model, tokens: model.answer(tokens, QUESTIONS),
+])
+def test_tokens_that_are_not_finite(model, vision, ask):
+    tokens = vision.tokens.clone()
+    tokens[1, 3, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"tokens .* the first inf at \[1, 3, 2\]"):
+        ask(model, tokens)
+
+
 def test_vocabulary_twice():
     with pytest.raises(ValueError, match="twice"):
         TinyVLM(["a", "a"])

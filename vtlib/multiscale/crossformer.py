@@ -421,6 +421,7 @@ class CrossFormer(nn.Module):
         interval = check_ints(interval, "interval", 1)
         embed_dim = check_int(embed_dim, "embed_dim", 1)
         num_classes = check_int(num_classes, "num_classes", 0)
+        drop_path = check_number(drop_path, "drop_path", 0)
         stages = len(depths)
         counts = len(num_heads), len(group_size), len(interval), len(merge_size) + 1
         if set(counts) != {stages}:

@@ -39,6 +39,7 @@ from ..nn import (
     check_int,
     check_ints,
     check_multiple,
+    check_number,
 )
 
 PAPER = "crossvit"
@@ -313,6 +314,7 @@ class CrossViT(nn.Module):
         embed_dim = check_ints(embed_dim, "embed_dim", 1, length=2)
         num_heads = check_ints(num_heads, "num_heads", 1, length=2)
         num_classes = check_int(num_classes, "num_classes", 0)
+        drop_path = check_number(drop_path, "drop_path", 0)
         depth = _check_depth(depth)
         self.in_chans = check_int(in_chans, "in_chans", 1)
         branches = zip(img_size, patch_size, embed_dim, strict=True)

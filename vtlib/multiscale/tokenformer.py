@@ -285,7 +285,9 @@ class TokenFormerBlock(nn.Module):
         super().__init__()
         qkv_tokens = check_int(qkv_tokens, "qkv_tokens", 1)
         proj_tokens = qkv_tokens if proj_tokens is None else proj_tokens
+        proj_tokens = check_int(proj_tokens, "proj_tokens", 1)
         ffn_tokens = 4 * qkv_tokens if ffn_tokens is None else ffn_tokens
+        ffn_tokens = check_int(ffn_tokens, "ffn_tokens", 1)
         self.eps = eps
         self.attention = TokenFormerAttention(
             embed_dim, num_heads, qkv_tokens, proj_tokens, rotary, causal, **pattention
@@ -306,6 +308,7 @@ class _Tokenformer(nn.Module):
 
     def _build(self, embed_dim, num_layers, num_heads, num_tokens, ffn_tokens, kind, **attention):
         num_layers = check_int(num_layers, "num_layers", 1)
+        num_tokens = check_int(num_tokens, "num_tokens", 1)
         value_std = 2 / num_layers / check_int(embed_dim, "embed_dim", 1) ** 0.5
         sizes = embed_dim, num_heads, num_tokens, num_tokens, ffn_tokens
         self.blocks = nn.ModuleList(

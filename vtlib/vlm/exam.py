@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data import EmojiWorld, Scenes, categories
 from ..data.text import WORDS
-from ..nn import check_tokens
+from ..nn import check_finite, check_tokens
 from ..tokens import Plan
 from .tinyvlm import END, PAD, START, words
 
@@ -131,7 +131,10 @@ class Exam:
             tokens: (B, T, D), the visual tokens.
             positions: see `TinyVLM.packed`.
             num_visual: see `TinyVLM.packed`.
+
+        ValueError for tokens that are not finite: those are no wrong answers.
         """
+        check_finite(tokens, "tokens")
         logits = model.packed(tokens, self.ids.to(tokens.device), positions, num_visual)
         return self.grade(logits)
 

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..nn import check_int, check_tokens, places_2d
+from ..nn import check_finite, check_int, check_tokens, places_2d
 from ..tokens import Plan
 from ..tokens.vision import SPACES, VisionOutputs
 from .decoder import Decoder, Prefill
@@ -180,8 +180,10 @@ class TinyVLM(nn.Module):
         """What the decoder reads, for visual tokens (B, T, D) and B questions.
 
         Returns x (B, 1 + T + L, D), the slice of the visual tokens, valid (B, 1 + T + L) bool.
+        ValueError for tokens that are not finite: the words that come out would be any.
         """
         check_tokens(tokens, self.decoder.embed_dim)
+        check_finite(tokens, "tokens")
         if isinstance(questions, str) or len(questions) != tokens.shape[0]:
             many = 1 if isinstance(questions, str) else len(questions)
             raise ValueError(

@@ -1,0 +1,50 @@
+"""Attention takes the fused kernel, or says why not: there is no third way in the source."""
+
+import ast
+
+from tools.notebook import ROOT
+
+FUSED = {
+    "vtlib/nn/attention.py": "`attend`, for all of vtlib",
+    "vtlib/vlm/layers.py": "causal without a mask: the kernel's own way, which `attend` has not",
+}
+WRITTEN_DOWN = {
+    "vtlib/nn/attention.py": "the weights are asked for",
+    "vtlib/hub/encoders.py": "methods read the weights",
+    "vtlib/multiscale/tokenformer.py": "a norm over parameter tokens, no softmax of tokens",
+    "vtlib/pruning/aim.py": "the method reads the weights: PageRank over them",
+    "vtlib/pruning/crossget.py": "two numbers a pair, no attention",
+    "vtlib/pruning/fastervlm.py": "the method reads the weights: the row of [CLS]",
+    "vtlib/pruning/pretrained.py": "the row of [CLS], for the widgets",
+    "vtlib/pruning/recoverable.py": "the method reads the weights",
+    "vtlib/pruning/transprune.py": "a softmax over tokens' turns, no attention",
+    "vtlib/superres/uplift.py": "weights of neighbours without queries and keys",
+    "vtlib/vlm/encoder.py": "the row of [CLS] that pruners read",
+    "vtlib/vlm/state.py": "methods read the weights",
+    "vtlib/vlm/tinyvlm.py": "texts behind one prefix in one softmax; probabilities of words",
+}
+
+
+def calls(name):
+    """Files of vtlib, teach left out, that call a function or method of that name."""
+    found = set()
+    for path in (ROOT / "vtlib").rglob("*.py"):
+        if "teach" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = getattr(node, "func", None)
+            if name in (getattr(called, "attr", None), getattr(called, "id", None)):
+                found.add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_the_fused_kernel_is_called_in_one_place():
+    assert calls("scaled_dot_product_attention") == set(FUSED)
+
+
+def test_every_softmax_has_its_reason():
+    assert calls("softmax") == set(WRITTEN_DOWN)
+
+
+def test_no_attention_of_torchs_own():
+    assert not calls("MultiheadAttention")
