@@ -124,7 +124,8 @@ class WithMirrored(torch.nn.Module):
         self.net = net
 
     def forward(self, images):
-        return self.net(images, images.flip(-1))
+        mirrored = images.flip(-1) if isinstance(images, torch.Tensor) else images
+        return self.net(images, mirrored)
 
 
 def ttvsr(**options):

@@ -26,6 +26,7 @@ MATH = "aten::_scaled_dot_product_attention_math"
 def model(request):
     torch.manual_seed(0)
     entry = MODELS[request.param]
+    entry.name = request.param
     entry.module = entry.build().eval()
     return entry
 
@@ -129,12 +130,14 @@ def test_gradient_checkpointing(model):
 
 
 def test_torchs_settings_change_nothing(model):
+    """To the last bit; with another kernel, without gradients, to rounding."""
     x = model.inputs(2)
     want = model.module(x).detach()
+    rounding = dict(atol=1e-6, rtol=1e-5) if model.name in WRITTEN_DOWN else dict(atol=0, rtol=0)
     for setting in SETTINGS:
         with setting():
             got = model.module(x)
-        assert got.dtype == want.dtype and torch.equal(got, want), setting
+        torch.testing.assert_close(got, want, **rounding)
 
 
 def test_pictures_of_integers_are_refused(model):

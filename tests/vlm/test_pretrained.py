@@ -114,16 +114,17 @@ def test_a_real_photograph_is_answered(model):
     assert answers.texts[0] in ("yes", "no") and 0 < answers.probability.item() <= 1
 
 
-def everything(model, images, questions):
-    """What the model says of pictures, whole and cut, and how an exam grades it."""
-    def asked(state, keep):
+def everything(model, scenes, asked, questions):
+    """What the model says of pictures, whole and cut, and how an exam of them grades it."""
+    def by_question(state, keep):
         return state.top(state.attention(slice(-1, None)).mean((1, 2))[:, state.visual], keep)
 
+    images = scenes.images
     seen = model.encode(images, need=("cls_row", "keys"), attention=(0,), hidden=(0,))
     logits, filled = model.prefill(seen.tokens, questions)
     direct = model(images, questions)
-    answers = model.answer(seen.tokens, questions, [Stage(2, 40, asked)], "keep")
-    part = exam.exam(2, seed=7, n=3)
+    answers = model.answer(seen.tokens, questions, [Stage(2, 40, by_question)], "keep")
+    part = exam.Exam(scenes, asked, *exam.pack(model.ids, asked))
     right = part.right(model, seen.tokens)
     shown = exam.measures(keep_all(2, 256, images.device), seen.tokens, part, seen.grid)
     tensors = seen.tokens, seen.cls_row, seen.keys, seen.attention[0], logits, filled.hidden
@@ -132,11 +133,12 @@ def everything(model, images, questions):
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
-def test_torchs_settings_change_no_answer(model, taken, setting):
-    images, questions = taken.images[:2], [row[0].text for row in taken.asked[:2]]
-    want, *texts = everything(model, images, questions)
+def test_torchs_settings_change_no_answer(model, setting):
+    taken = exam.exam(2, seed=7, n=3)
+    given = taken.scenes, taken.asked, [row[0].text for row in taken.asked]
+    want, *texts = everything(model, *given)
     with setting():
-        got, *again = everything(model, images, questions)
+        got, *again = everything(model, *given)
     assert again == texts
     for now, before in zip(got, want, strict=True):
         assert now.dtype == before.dtype and torch.equal(now, before)
