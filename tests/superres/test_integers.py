@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtlib.superres import bicubic, blur_down, catanet, luma, pretrained, psnr, ssim, ttvsr, warp
+from vtlib.superres import bicubic, blur_down, catanet, luma, psnr, ssim, ttvsr, warp
 from vtlib.superres.catanet import LRSA, TAB, CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -101,7 +101,6 @@ def test_integers_of_any_maker_are_integers(of):
     assert cross(FLOATS, FEATURES, size=eight).shape == (2, 4, 8, 8)
     assert SPyNet(two, (eight,), of(3))(FLOATS, FLOATS).shape == (2, 2, 16, 16)
     assert len(pyramid(FLOATS, two)) == 3
-    pretrained.spynet_emoji(), pretrained.catanet_small(seed=of(1))
 
 
 @pytest.mark.parametrize("of", [np.float64, torch.tensor], ids=["float64", "torch"])
@@ -121,10 +120,6 @@ TOKENS = torch.rand(1, 6, 8)
 INTEGERS = {
     "crop": [lambda n: psnr(FLOATS, FLOATS, n), lambda n: ssim(FLOATS, FLOATS, n)],
     "scale": [lambda n: blur_down(FLOATS, n)],
-    "seed": [
-        lambda n: pretrained.catanet_small(seed=n), lambda n: pretrained.ttvsr_small(seed=n),
-        lambda n: pretrained.uplift_emoji(seed=n), lambda n: pretrained.recurrent_small(seed=n),
-    ],
     "levels": [SPyNet],
     "kernel_size": [lambda n: SPyNet(1, (4,), n)],
     "channels": [lambda n: SPyNet(1, (n,)), lambda n: LTAM(n)],
