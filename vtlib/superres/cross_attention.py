@@ -77,4 +77,4 @@ def _located(encoded: Tensor, size: Sequence[int]) -> Tensor:
     pooled = F.interpolate(encoded, size=tuple(size), mode="area")
     places = places_2d(tuple(size), PLACES, math.pi, pooled.device).to(pooled.dtype)
     places = rearrange(places, "(h w) c -> c h w", h=size[0])
-    return torch.cat([pooled, places.expand(len(pooled), -1, -1, -1)], dim=1)
+    return torch.cat([pooled, places.expand(pooled.shape[0], -1, -1, -1)], dim=1)
