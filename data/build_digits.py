@@ -1,6 +1,6 @@
-"""Build data/digits.npz: the 1,797 handwritten 8 x 8 digits of scikit-learn (0-16 grey levels) as uint8.
+"""Build data/digits.npz: scikit-learn's 1,797 handwritten 8 x 8 digits (0-16 grey levels), uint8.
 
-python data/build_digits.py
+    python data/build_digits.py
 """
 
 import argparse
@@ -19,7 +19,9 @@ def main():
     parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
     args = parser.parse_args()
     digits = load_digits()
-    save_npz(args.out / "digits.npz", images=digits.images.astype(np.uint8), labels=digits.target.astype(np.uint8))
+    arrays = {"images": digits.images, "labels": digits.target}
+    arrays = {name: array.astype(np.uint8) for name, array in arrays.items()}
+    save_npz(args.out / "digits.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ VERSION = "16.0.0"
 COUNT = 1911
 ARTISTS = {"noto": "google", "twemoji": "twitter"}
 PACKED = 2  # drawings in one stream: a twelfth more than four in one, and half the time for one
-# two drawings nearer than this (L2 of the 16 x 16 premultiplied RGBA in [0, 1]) are the same picture
+# two drawings nearer than this (L2 of the 16 x 16 premultiplied RGBA in [0, 1]) look the same
 LOOKALIKE = 0.1
 
 

@@ -1,8 +1,11 @@
-"""Build data/font.npz: glyphs of DejaVu Sans Mono (regular and bold) as grey levels, from the copy that matplotlib carries.
+"""Build data/font.npz: glyphs of DejaVu Sans Mono (regular and bold) as grey levels.
+
+From the copy that matplotlib carries.
 
     python data/build_font.py
 
-Arrays `regular` and `bold`: (characters, height, width) uint8 coverage; `codes`: their Unicode code points (ASCII and Latin-1).
+Arrays `regular` and `bold`: (characters, height, width) uint8 coverage; `codes`: their Unicode code
+points (ASCII and Latin-1).
 """
 
 import argparse

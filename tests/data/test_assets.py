@@ -1,8 +1,10 @@
-"""The shipped files: complete, small, licensed, as data/README.md says; and read without the packages that built them."""
+"""The shipped files: complete, small, licensed, as data/README.md says; and read without the
+packages that built them."""
 
 import hashlib
 import importlib.util
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -15,7 +17,10 @@ from vtlib import data
 from vtlib.data import assets, pictograms
 
 ROOT = assets.root()
-FILES = ("emoji.npz", "emoji.json", "photos.npz", "photos.json", "clip.npz", "shots.npz", "digits.npz", "font.npz")
+FILES = (
+    *("emoji.npz", "emoji.json", "photos.npz", "photos.json"),
+    *("clip.npz", "shots.npz", "digits.npz", "font.npz"),
+)
 
 
 def readme_rows():
@@ -34,12 +39,15 @@ def test_readme_states_size_and_hash(file):
 
 def test_every_asset_is_in_the_readme_and_all_are_small():
     found = [p for p in ROOT.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    assert {p.name for p in found if p.suffix == ".npz" or p.parent == ROOT and p.suffix == ".json"} == set(FILES)
+    tables = [p for p in found if p.parent == ROOT and p.suffix == ".json"]
+    assert {p.name for p in [*tables, *ROOT.rglob("*.npz")]} == set(FILES)
     assert set(FILES) <= set(readme_rows())
     checkpoints = [p for p in found if p.suffix == ".safetensors"]
-    assert all(p.stat().st_size < 10e6 and f"`{p.stem}`" in (ROOT / "README.md").read_text(encoding="utf-8") for p in checkpoints)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(p.stat().st_size < 10e6 and f"`{p.stem}`" in text for p in checkpoints)
     pictures = sum(p.stat().st_size for p in found if p not in checkpoints) / 2**20
-    print(f"pictures, fonts and texts: {pictures:.1f} MiB, checkpoints: {sum(p.stat().st_size for p in checkpoints) / 2**20:.1f} MiB")
+    weights = sum(p.stat().st_size for p in checkpoints) / 2**20
+    print(f"pictures, fonts and texts: {pictures:.1f} MiB, checkpoints: {weights:.1f} MiB")
     assert pictures < 14
 
 
@@ -63,10 +71,12 @@ def test_no_pickles():
 
 def test_table_of_pictograms():
     rows = pictograms.table()
-    assert len(rows) == 1911 and len({r["name"] for r in rows}) == 1911 and len({r["code"] for r in rows}) == 1911
+    assert len(rows) == 1911
+    assert all(len({r[key] for r in rows}) == 1911 for key in ("name", "code"))
     assert len(data.categories()) == 9 and len(data.subcategories()) == 99
     assert {r["category"] for r in rows} == set(data.categories())
-    assert all(rows[r["twin"]]["split"] == r["split"] and r["twin"] <= i for i, r in enumerate(rows))
+    assert all(rows[r["twin"]]["split"] == r["split"] for r in rows)
+    assert all(r["twin"] <= i for i, r in enumerate(rows))
     for r in rows:
         assert "-".join(f"{ord(c):04X}" for c in r["char"]) == r["code"]
     share = sum(r["split"] == "test" for r in rows) / len(rows)
@@ -124,7 +134,9 @@ def test_photographs():
 
 
 def test_background_splits():
-    names = {s: {r["name"] for r in assets.photo_table() if r["split"] == s} for s in ("train", "test", "none")}
+    names = {"train": set(), "test": set(), "none": set()}
+    for row in assets.photo_table():
+        names[row["split"]].add(row["name"])
     assert len(names["train"]) >= 8 and len(names["test"]) >= 4
     assert {"astronaut", "cat", "dogs", "admiral"} == names["none"]
 
@@ -144,7 +156,8 @@ def test_photographs_match_their_source():
 
 def test_digits():
     images, labels = data.digits()
-    assert images.shape == (1797, 1, 8, 8) and images.dtype == torch.float32 and labels.dtype == torch.long
+    assert images.shape == (1797, 1, 8, 8) and images.dtype == torch.float32
+    assert labels.dtype == torch.long
     assert (
         images.min() == 0
         and images.max() == 1
@@ -152,7 +165,8 @@ def test_digits():
     )
     sklearn = pytest.importorskip("sklearn.datasets")
     source = sklearn.load_digits()
-    assert np.array_equal(images[:, 0].numpy() * 16, source.images) and np.array_equal(labels.numpy(), source.target)
+    assert np.array_equal(images[:, 0].numpy() * 16, source.images)
+    assert np.array_equal(labels.numpy(), source.target)
 
 
 def test_clip():
@@ -165,12 +179,14 @@ def test_clip():
 
 def test_shots_are_two_and_the_same_video_as_the_clip():
     first, second, fps = data.shots()
-    assert first.shape == (32, 3, 192, 256) and second.shape == (24, 3, 192, 256) and first.dtype == torch.float32 and fps == 25
+    assert first.shape == (32, 3, 192, 256) and second.shape == (24, 3, 192, 256)
+    assert first.dtype == torch.float32 and fps == 25
     assert 0 <= min(first.min(), second.min()) and max(first.max(), second.max()) <= 1
     for shot in (first, second):
         assert (shot[1:] - shot[:-1]).abs().mean((1, 2, 3)).max() < 0.1  # no cut inside
     assert (second[0] - first[-1]).abs().mean() > 0.2
-    small = torch.nn.functional.interpolate(first[::2], scale_factor=192 / 720, mode="bicubic", antialias=True)  # 51 x 68 of the middle
+    resize = torch.nn.functional.interpolate                      # to 51 x 68 of the middle
+    small = resize(first[::2], scale_factor=192 / 720, mode="bicubic", antialias=True)
     clip = data.clip()[0][:16, :, 28:79, 62:130]
     assert (small[..., 4:-4, 4:-4] - clip[..., 4:-4, 4:-4]).abs().mean() < 0.06
 
@@ -181,9 +197,11 @@ def test_checkpoint():
 
 
 def test_imports_only_torch_and_numpy():
+    others = ("skimage", "PIL", "matplotlib", "sklearn", "IPython", "transformers", "scipy")
     code = (
-        "import sys, vtlib.data as d; w = d.EmojiWorld(32, pictograms=list(d.EASY)); w.classify(2, 0); d.photographs(8); d.clip(); d.digits(); "
-        "bad = [m for m in ('skimage', 'PIL', 'matplotlib', 'sklearn', 'IPython', 'transformers', 'scipy') if m in sys.modules]; assert not bad, bad"
+        "import sys, vtlib.data as d; w = d.EmojiWorld(32, pictograms=list(d.EASY)); "
+        "w.classify(2, 0); d.photographs(8); d.clip(); d.digits(); "
+        f"bad = [m for m in {others} if m in sys.modules]; assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -212,12 +230,23 @@ class TestBuilders:
         back = assets.from_planes(**pack.to_planes(flat))
         assert (back * 255 - torch.tensor([200.0, 30, 90]).view(1, 3, 1, 1)).abs().max() < 1.5
 
+    def test_streams_can_be_read_alone(self, tmp_path):
+        pack = load("pack")
+        items = np.random.default_rng(0).integers(0, 9, (10, 5, 3), np.uint8)
+        streams, start = pack.in_blocks(items, 4)
+        pack.save_npz(tmp_path / "x.npz", stored=("s",), s=streams, start=start)
+        content = (tmp_path / "x.npz").read_bytes()
+        assert len(start) == 4 and streams.tobytes() in content
+        last = lzma.decompress(streams[start[2] :].tobytes())
+        assert np.array_equal(np.frombuffer(last, np.uint8).reshape(-1, 5, 3), items[8:])
+
     @pytest.mark.parametrize("name, needs", [("digits", "sklearn"), ("font", "matplotlib")])
     def test_rebuilding_gives_the_same_content(self, name, needs, tmp_path):
         pytest.importorskip(needs)
         pytest.importorskip("PIL")
         script = ROOT / f"build_{name}.py"
-        subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True, capture_output=True)
+        command = [sys.executable, str(script), "--out", str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True)
         ours, again = (dict(np.load(folder / f"{name}.npz")) for folder in (ROOT, tmp_path))
         assert list(ours) == list(again)
         for key in ours:

@@ -16,9 +16,11 @@ def test_shapes_and_ranges(size, background):
     world = data.EmojiWorld(size, pictograms=EASY)
     images, labels = world.classify(3, seed=1, background=background, clutter=2)
     height, width = (size, size) if isinstance(size, int) else size
-    assert images.shape == (3, 3, height, width) and images.dtype == torch.float32 and images.is_contiguous()
+    assert images.shape == (3, 3, height, width) and images.dtype == torch.float32
+    assert images.is_contiguous()
     assert 0 <= images.min() and images.max() <= 1 and images.isfinite().all()
-    assert labels.shape == (3,) and labels.dtype == torch.long and labels.min() >= 0 and labels.max() < 12
+    assert labels.shape == (3,) and labels.dtype == torch.long
+    assert labels.min() >= 0 and labels.max() < 12
 
 
 def test_batch_of_one():
@@ -35,7 +37,8 @@ def everything(world):
     hidden = world.camouflage(3, 7)
     mosaic = world.mosaic(70, 90, 7, cell=32)
     text = world.text(3, 7, height=(8, 12))
-    tensors = [images, labels, scenes.images, scenes.instance, video.frames, video.flow, retrieval.images, hidden.images]
+    tensors = [images, labels, scenes.images, scenes.instance, video.frames, video.flow]
+    tensors += [retrieval.images, hidden.images]
     return [*tensors, mosaic.image, mosaic.instance, text.images, text.boxes], [
         scenes.questions(3, 7),
         scenes.captions(),
@@ -50,10 +53,11 @@ def test_same_seed_same_bits():
     torch.manual_seed(1)
     torch.rand(3)
     again, same_words = everything(make())
-    assert all(torch.equal(a, b) for a, b in zip(tensors, again)) and words == same_words
+    assert all(torch.equal(a, b) for a, b in zip(tensors, again, strict=True))
+    assert words == same_words
     before = torch.get_rng_state()
     everything(make())
-    assert torch.equal(before, torch.get_rng_state())  # global randomness is neither used nor touched
+    assert torch.equal(before, torch.get_rng_state())  # global randomness is not touched
 
 
 def test_other_seed_other_pictures():
@@ -76,7 +80,10 @@ def test_a_gpu_draws_the_same():
 
 
 def test_labels_are_what_is_drawn():
-    """Each picture, drawn again by the slow reference from its description, is the picture; its label is the object's class."""
+    """Each picture, drawn again by the slow reference from its description, is the picture.
+
+    Its label is the object's class.
+    """
     world = data.EmojiWorld(48, artist="both", pictograms=40)
     ground = torch.full((3, 48, 48), 0.5)
     for level in pictograms.LEVELS:
@@ -105,22 +112,25 @@ def test_an_upright_object_of_64_pixels_is_the_drawing_itself():
     expected = (rgba[..., :3] * rgba[..., 3:]).permute(2, 0, 1)
     got = exact.images[0, :, top : top + 64, left : left + 64]
     assert (got - expected).abs().max() < 2.5 / 255
-    assert torch.equal(exact.instance[0, top : top + 64, left : left + 64] == 1, rgba[..., 3] >= 0.5)
+    inside = exact.instance[0, top : top + 64, left : left + 64] == 1
+    assert torch.equal(inside, rgba[..., 3] >= 0.5)
 
 
 def test_objects_stay_in_the_picture():
     world = data.EmojiWorld((50, 90))
     scenes = world.scenes(50, 0, scale=(0.2, 0.6), rotation=180)
-    centre, valid = scenes.centre, scenes.valid
     reach = scenes.scale * 50 / 2
-    assert (centre[..., 0] - reach)[valid].min() > -1e-3 and (centre[..., 0] + reach)[valid].max() < 90 + 1e-3
-    assert (centre[..., 1] - reach)[valid].min() > -1e-3 and (centre[..., 1] + reach)[valid].max() < 50 + 1e-3
+    for axis, side in ((0, 90), (1, 50)):
+        centre = scenes.centre[..., axis]
+        assert (centre - reach)[scenes.valid].min() > -1e-3
+        assert (centre + reach)[scenes.valid].max() < side + 1e-3
 
 
 @pytest.mark.parametrize("level, count", [("pictogram", 12), ("category", 9), ("subcategory", 99)])
 def test_classes_are_balanced(level, count):
     world = data.EmojiWorld(16, "all", pictograms=EASY if level == "pictogram" else None)
-    labels = torch.cat([world.classify(500, s, level=level, background="plain")[1] for s in range(4)])
+    made = [world.classify(500, seed, level=level, background="plain") for seed in range(4)]
+    labels = torch.cat([labels for _, labels in made])
     seen = labels.bincount(minlength=count)
     assert len(seen) == count == len(world.names(level))
     expected = 2000 / count
@@ -129,7 +139,8 @@ def test_classes_are_balanced(level, count):
 
 def test_splits_share_neither_pictogram_nor_photograph():
     train, test, both = (data.EmojiWorld(32, s) for s in ("train", "test", "all"))
-    assert not set(train.classes) & set(test.classes) and set(train.classes) | set(test.classes) == set(both.classes)
+    assert not set(train.classes) & set(test.classes)
+    assert set(train.classes) | set(test.classes) == set(both.classes)
     twins = pictograms.twins()
     assert not set(twins[train.table].tolist()) & set(twins[test.table].tolist())
     assert not set(train.photos) & set(test.photos)
@@ -160,13 +171,14 @@ def test_closed_set_is_the_same_in_every_split():
 
 
 def test_a_number_of_pictograms():
-    train, test = data.EmojiWorld(32, "train", pictograms=50), data.EmojiWorld(32, "test", pictograms=50)
+    train, test = (data.EmojiWorld(32, split, pictograms=50) for split in ("train", "test"))
     assert len(train) == len(test) == 50 and not set(train.classes) & set(test.classes)
     assert data.EmojiWorld(32, "train", pictograms=50).classes == train.classes
 
 
 def test_artists():
-    worlds = {a: data.EmojiWorld(48, artist=a, pictograms=EASY) for a in ("noto", "twemoji", "both")}
+    artists = ("noto", "twemoji", "both")
+    worlds = {a: data.EmojiWorld(48, artist=a, pictograms=EASY) for a in artists}
     ground = torch.ones(3, 48, 48) / 2
     noto, twemoji = (worlds[a].classify(8, 0, background=ground)[0] for a in ("noto", "twemoji"))
     both = worlds["both"].scenes(64, 0)
@@ -181,8 +193,10 @@ def test_clutter_is_of_other_classes_and_smaller():
     for level in pictograms.LEVELS:
         scenes = world._classify(64, 0, level, (0.4, 0.9), 20, "plain", 3, None)
         ids = scenes.ids(level)
-        assert (ids[:, :3] != ids[:, 3:]).all() and (scenes.scale[:, :3] < scenes.scale[:, 3:]).all()
-        assert torch.equal(world.classify(64, 0, level=level, background="plain", clutter=3)[1], ids[:, -1])
+        assert (ids[:, :3] != ids[:, 3:]).all()
+        assert (scenes.scale[:, :3] < scenes.scale[:, 3:]).all()
+        _, labels = world.classify(64, 0, level=level, background="plain", clutter=3)
+        assert torch.equal(labels, ids[:, -1])
     pair = data.EmojiWorld(64, pictograms=["red apple", "guitar"])
     scenes = pair._classify(64, 0, "pictogram", (0.5, 0.5), 20, "plain", 2, None)
     assert (scenes.pictogram[:, :2] == 1 - scenes.pictogram[:, 2:]).all()
@@ -234,7 +248,11 @@ CALLS = [
         r"background has shape \(3, 5, 5\): needs \(3, 40, 40\)",
     ),
     ("classify", dict(batch=1, seed=0, background=torch.zeros(2, 3, 40, 40)), "background holds 2"),
-    ("classify", dict(batch=1, seed=0, background=torch.full((3, 40, 40), 255.0)), r"floats in \[0, 1\]"),
+    (
+        "classify",
+        dict(batch=1, seed=0, background=torch.full((3, 40, 40), 255.0)),
+        r"floats in \[0, 1\]",
+    ),
     ("classify", dict(batch=1, seed=0, clutter=-1), "clutter=-1"),
     ("scenes", dict(batch=0, seed=0), "batch=0"),
     ("scenes", dict(batch=1, seed=0, objects=0), "objects=0"),
@@ -263,4 +281,5 @@ def test_a_wrong_call(method, arguments, message):
 
 
 def test_repr_says_what_it_is():
-    assert "96 x 96" in repr(data.EmojiWorld()) and "12 pictograms" in repr(data.EmojiWorld(pictograms=EASY))
+    assert "96 x 96" in repr(data.EmojiWorld())
+    assert "12 pictograms" in repr(data.EmojiWorld(pictograms=EASY))

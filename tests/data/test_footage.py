@@ -1,4 +1,5 @@
-"""Footage: the flow is the one that moves the pictures, splits are apart, motion is what was asked for, seeds decide."""
+"""Footage: the flow is the one that moves the pictures, splits are apart, motion is what was asked
+for, seeds decide."""
 
 import pytest
 import torch
@@ -24,8 +25,16 @@ def both_ways(clip):
     return [(early, late, clip.backward.flatten(0, 1)), (late, early, clip.forward.flatten(0, 1))]
 
 
-@pytest.mark.parametrize("options", [dict(speed=(0.3, 5)), dict(zoom=0.02, speed=(0.5, 2)), dict(turn=3.0, speed=(0, 1)),
-                                     dict(zoom=0.02, turn=2.0, shrink=1.2), dict(velocity=(1.5, -0.75))])
+MOTIONS = (
+    dict(speed=(0.3, 5)),
+    dict(zoom=0.02, speed=(0.5, 2)),
+    dict(turn=3.0, speed=(0, 1)),
+    dict(zoom=0.02, turn=2.0, shrink=1.2),
+    dict(velocity=(1.5, -0.75)),
+)
+
+
+@pytest.mark.parametrize("options", MOTIONS)
 def test_the_flow_moves_the_pictures(options):
     clip = footage.panned(3, 4, (48, 64), 1, **options)
     for here, there, flow in both_ways(clip):
@@ -38,7 +47,8 @@ def test_the_flow_moves_the_pictures(options):
 def test_flow_and_its_return_cancel():
     clip = footage.panned(2, 3, 40, 5, zoom=0.03, turn=4.0)
     back, inside = warp(clip.forward.flatten(0, 1), clip.backward.flatten(0, 1))
-    torch.testing.assert_close((back + clip.backward.flatten(0, 1)).movedim(1, -1)[inside], torch.zeros(int(inside.sum()), 2), atol=5e-3, rtol=0)
+    both = (back + clip.backward.flatten(0, 1)).movedim(1, -1)[inside]
+    torch.testing.assert_close(both, torch.zeros_like(both), atol=5e-3, rtol=0)
 
 
 def test_whole_pixels_are_copied():
@@ -47,13 +57,16 @@ def test_whole_pixels_are_copied():
     for b in range(2):
         for t in range(4):
             dx, dy = clip.backward[b, t, :, 0, 0].round().int().tolist()
-            here = clip.frames[b, t, :, max(0, -dy):32 - max(0, dy), max(0, -dx):40 - max(0, dx)]
-            there = clip.frames[b, t + 1, :, max(0, dy):32 - max(0, -dy), max(0, dx):40 - max(0, -dx)]
+            rows, columns = (slice(max(0, -d), n - max(0, d)) for d, n in ((dy, 32), (dx, 40)))
+            here = clip.frames[b, t, :, rows, columns]
+            rows, columns = (slice(max(0, d), n - max(0, -d)) for d, n in ((dy, 32), (dx, 40)))
+            there = clip.frames[b, t + 1, :, rows, columns]
             torch.testing.assert_close(here, there, atol=1e-4, rtol=0)
 
 
 def test_velocity_is_the_camera_and_the_picture_moves_the_other_way():
-    flow = footage.panned(1, 2, 32, 0, velocity=(0.75, 0.25), names=["coffee"], shrink=1.0).backward[0, 0]
+    options = dict(velocity=(0.75, 0.25), names=["coffee"], shrink=1.0)
+    flow = footage.panned(1, 2, 32, 0, **options).backward[0, 0]
     torch.testing.assert_close(flow.abs().mean((1, 2)), torch.tensor([0.75, 0.25]))
     assert flow.std((1, 2)).max() < 1e-5
 
@@ -76,7 +89,8 @@ def test_paths_turn_back_at_the_border():
 def test_splits_are_apart():
     train, test = footage.split_names("train"), footage.split_names("test")
     assert not set(train) & set(test) and set(train) | set(test) == set(footage.split_names("all"))
-    assert set(data.backgrounds.names("test")) == set(test)                      # EmojiWorld's test pictures show what training never showed
+    # EmojiWorld's test pictures show what training never showed
+    assert set(data.backgrounds.names("test")) == set(test)
     assert set(footage.panned(12, 1, 16, 0, split="test").names) <= set(test)
     whole, one, two = (footage.clip_frames(s) for s in ("all", "train", "test"))
     assert torch.equal(whole[:24], one) and torch.equal(whole[28:], two)
@@ -91,18 +105,21 @@ def test_clip_sizes():
 
 def test_shots_by_split():
     first, second, _ = data.shots()
-    assert torch.equal(footage.shot_frames("train"), first) and torch.equal(footage.shot_frames(), second)
+    assert torch.equal(footage.shot_frames("train"), first)
+    assert torch.equal(footage.shot_frames(), second)
 
 
 def test_seed_decides():
     a, b, c = (footage.panned(2, 3, 24, seed, zoom=0.01) for seed in (4, 4, 5))
-    assert torch.equal(a.frames, b.frames) and torch.equal(a.backward, b.backward) and a.names == b.names
+    assert torch.equal(a.frames, b.frames) and torch.equal(a.backward, b.backward)
+    assert a.names == b.names
     assert not torch.equal(a.frames, c.frames)
 
 
 def test_one_frame():
     clip = footage.panned(1, 1, 24, 0)
-    assert clip.frames.shape == (1, 1, 3, 24, 24) and clip.backward.shape == clip.forward.shape == (1, 0, 2, 24, 24)
+    assert clip.frames.shape == (1, 1, 3, 24, 24)
+    assert clip.backward.shape == clip.forward.shape == (1, 0, 2, 24, 24)
     assert clip.flows(4)[0].shape == (1, 0, 2, 6, 6)
 
 
@@ -111,7 +128,7 @@ def test_pictograms_with_flow_both_ways():
     options = dict(objects=2, speed=0.04, spin=5, pan=0.03, zoom=0.02)
     clip, video = footage.pictograms(world, 2, 4, 3, **options), world.video(2, 4, 3, **options)
     assert torch.equal(clip.frames, video.frames) and torch.equal(clip.backward, video.flow)
-    same = video.instance                                                        # where the surface seen is seen in both frames, the flows cancel
+    same = video.instance  # where the surface seen is seen in both frames, the flows cancel
     y, x = torch.meshgrid(torch.arange(48) + 0.5, torch.arange(64) + 0.5, indexing="ij")
     for b in range(2):
         for t in range(3):
@@ -120,9 +137,12 @@ def test_pictograms_with_flow_both_ways():
             cx, cy = goal[..., 0].clamp(0, 63), goal[..., 1].clamp(0, 47)
             seen = inside & (same[b, t, cy, cx] == same[b, t + 1])
             cancel = clip.forward[b, t] + clip.backward[b, t][:, cy, cx]
-            assert seen.float().mean() > 0.7 and cancel.abs().amax(0)[seen].max() < 0.3      # read at the nearest pixel
+            assert seen.float().mean() > 0.7
+            assert cancel.abs().amax(0)[seen].max() < 0.3         # read at the nearest pixel
     moved, inside = warp(video.frames[0, :1], clip.forward[0, :1])
-    assert (moved - video.frames[0, 1:2]).abs().mean(1)[inside].mean() < 0.6 * (video.frames[0, :1] - video.frames[0, 1:2]).abs().mean()
+    first, second = video.frames[0, :1], video.frames[0, 1:2]
+    still = (first - second).abs().mean()
+    assert (moved - second).abs().mean(1)[inside].mean() < 0.6 * still
 
 
 @pytest.mark.parametrize("call, message", [

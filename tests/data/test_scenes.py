@@ -1,4 +1,5 @@
-"""Scenes against a slow reference: pictures, masks, boxes, areas, depth, semantic and panoptic labels, signs, speed."""
+"""Scenes against a slow reference: pictures, masks, boxes, areas, depth, semantic and panoptic
+labels, signs, speed."""
 
 import statistics
 import time
@@ -13,8 +14,14 @@ from vtlib.data import pictograms
 
 WORLDS = [
     (dict(size=(56, 72), artist="both"), dict(objects=(1, 4))),
-    (dict(size=48, artist="noto", split="test"), dict(objects=6, scale=(0.1, 0.7), rotation=180, occlusion="any")),
-    (dict(size=(61, 45), artist="twemoji", split="all"), dict(objects=(2, 3), scale=(0.6, 1.0), repeat=1.0)),
+    (
+        dict(size=48, artist="noto", split="test"),
+        dict(objects=6, scale=(0.1, 0.7), rotation=180, occlusion="any"),
+    ),
+    (
+        dict(size=(61, 45), artist="twemoji", split="all"),
+        dict(objects=(2, 3), scale=(0.6, 1.0), repeat=1.0),
+    ),
 ]
 
 
@@ -30,7 +37,8 @@ def drawn(request):
 def test_pictures(drawn):
     scenes, slow = drawn
     for b, (image, *_) in enumerate(slow):
-        assert np.abs(image - scenes.images[b].permute(1, 2, 0).numpy()).max() < 0.012  # the atlas is rounded to 8 bits
+        found = scenes.images[b].permute(1, 2, 0).numpy()
+        assert np.abs(image - found).max() < 0.012                # the atlas is rounded to 8 bits
 
 
 def test_instance_masks(drawn):
@@ -42,12 +50,13 @@ def test_instance_masks(drawn):
 
 def test_areas_and_visibility(drawn):
     scenes, slow = drawn
-    for b, (_, owner, doubt, areas) in enumerate(slow):
+    for b, (_, _, doubt, areas) in enumerate(slow):
         slack = int(doubt.sum())
         for k, area in enumerate(areas):
             assert abs(area - int(scenes.area[b, k])) <= slack
             seen = int((scenes.instance[b] == k + 1).sum())
-            assert float(scenes.visible[b, k]) == pytest.approx(seen / max(1, int(scenes.area[b, k])))
+            share = seen / max(1, int(scenes.area[b, k]))
+            assert float(scenes.visible[b, k]) == pytest.approx(share)
 
 
 def test_boxes(drawn):
@@ -55,7 +64,9 @@ def test_boxes(drawn):
     for b in range(len(scenes)):
         for k in range(scenes.valid.shape[1]):
             rows, columns = np.nonzero(scenes.instance[b].numpy() == k + 1)
-            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0]
+            box = [0, 0, 0, 0]
+            if len(rows):
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert scenes.boxes[b, k].tolist() == box
             assert torch.equal(scenes.masks[b, k], scenes.instance[b] == k + 1)
 
@@ -67,8 +78,11 @@ def test_labels(drawn):
         for k in range(scenes.valid.shape[1]):
             where = scenes.instance[b] == k + 1
             if not scenes.valid[b, k]:
-                assert not where.any() and scenes.pictogram[b, k] == scenes.category[b, k] == scenes.depth[b, k] == -1
-                assert scenes.area[b, k] == 0 and scenes.scale[b, k] == 0 and (scenes.centre[b, k] == 0).all()
+                assert not where.any()
+                for field in (scenes.pictogram, scenes.category, scenes.depth):
+                    assert field[b, k] == -1
+                for field in (scenes.area, scenes.scale, scenes.centre):
+                    assert (field[b, k] == 0).all()
                 continue
             row = rows[int(scenes.table[scenes.pictogram[b, k]])]
             assert scenes.classes[scenes.pictogram[b, k]] == row["name"]
@@ -79,9 +93,11 @@ def test_labels(drawn):
                 assert (scenes.semantic(level)[b][where] == number).all()
                 assert (scenes.panoptic(level)[b][where] == 1000 * number + k + 1).all()
         ground = scenes.instance[b] == 0
-        assert (scenes.semantic()[b][ground] == 0).all() and (scenes.panoptic()[b][ground] == 0).all()
+        assert (scenes.semantic()[b][ground] == 0).all()
+        assert (scenes.panoptic()[b][ground] == 0).all()
         count = int(scenes.valid[b].sum())
-        assert scenes.depth[b, :count].tolist() == list(range(count))[::-1] and scenes.valid[b, :count].all()
+        assert scenes.depth[b, :count].tolist() == list(range(count))[::-1]
+        assert scenes.valid[b, :count].all()
 
 
 def test_nearer_objects_hide_farther_ones():
@@ -104,9 +120,8 @@ def test_count_scale_and_repeats():
 
 def test_occlusion_is_what_was_asked_for():
     world = data.EmojiWorld(64)
-    hidden = [
-        1 - s.visible[s.valid].mean() for s in (world.scenes(200, 0, objects=4, occlusion=o) for o in ("any", "some", "none"))
-    ]
+    made = [world.scenes(200, 0, objects=4, occlusion=o) for o in ("any", "some", "none")]
+    hidden = [1 - s.visible[s.valid].mean() for s in made]
     assert hidden[0] > 1.5 * hidden[1] > 0 and hidden[1] > hidden[2] and hidden[2] < 0.02
 
 
@@ -136,7 +151,8 @@ def test_signs():
             box = scenes.sign[b, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
             assert box.all()
             grey = scenes.images[b].mean(0)[scenes.sign[b]]
-            assert grey.max() > 0.95 and grey.min() < 0.4 and (scenes.instance[b][scenes.sign[b]] == 0).all()
+            assert grey.max() > 0.95 and grey.min() < 0.4
+            assert (scenes.instance[b][scenes.sign[b]] == 0).all()
             width = columns.max() + 1 - columns.min()
             assert width / 12 > 0.45 * len(scenes.words[b])
         free = ~scenes.sign[b]
@@ -148,7 +164,10 @@ def test_signs():
 
 
 def test_speed():
-    """64 scenes of 96 pixels in well under 100 ms on one core; the bound leaves room for slow and busy machines."""
+    """64 scenes of 96 pixels in well under 100 ms on one core.
+
+    The bound leaves room for slow and busy machines.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -167,5 +186,6 @@ def test_speed():
     finally:
         torch.set_num_threads(threads)
     median, unit = statistics.median(seconds) * 1e3, statistics.median(yard) * 1e3
-    print(f"64 scenes of 96 px: {median:.0f} ms on one core ({median / unit:.1f} times 20 products of 512 x 512 matrices)")
+    share = f"{median / unit:.1f} times 20 products of 512 x 512 matrices"
+    print(f"64 scenes of 96 px: {median:.0f} ms on one core ({share})")
     assert median < 250
