@@ -256,7 +256,6 @@ def catanet_before(sides=(64, 96), repeats=3, **config):
     pass, time of a training step, difference."""
     old = before().module("superres.catanet").CATANet(2, **config)
     new = catanet.CATANet(2, **config)
-    new.load_state_dict(old.state_dict())
 
     def step(net, images):
         with torch.enable_grad():
@@ -264,6 +263,7 @@ def catanet_before(sides=(64, 96), repeats=3, **config):
 
     for side in sides:
         images = torch.rand(1, 3, side, side)
+        new.load_state_dict(old.state_dict())            # the steps below move centres of both
         old.eval(), new.eval()
         apart = difference(new(images), old(images))
         run = partial(new, images), partial(old, images)
