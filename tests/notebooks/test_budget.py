@@ -17,7 +17,6 @@ WHOLE, CELL = 60, 12
 OVER = {
     "00": (60, 20),
     "01b": (60, 16),
-    "05": (88, 20),
 }
 """Notebooks from before these limits, with limits of their own: a list that only shrinks."""
 IN_ALL, CORES, MINUTES = 28, 2, 45
