@@ -1,4 +1,5 @@
-"""The shipped models of notebook 01: they load, say how they were made, and name pictograms on backgrounds they never saw."""
+"""The shipped models of notebook 01: they load, say how they were made, and name pictograms on
+backgrounds they never saw."""
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from vtlib.multiscale import pretrained
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.teach import flops
 
-FLOORS = {"vit": 60, "vit_pyramid": 56, "crossvit": 45, "crossformer": 46}  # percent right, objects of 30 to 90 %; chance is 8
+FLOORS = {"vit": 60, "vit_pyramid": 56, "crossvit": 45, "crossformer": 46}
+"""Percent right, objects of 30 to 90 %; chance is 8."""
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,14 @@ def test_scores_tell_how_each_model_was_made():
 
 @pytest.mark.parametrize("name", pretrained.MODELS)
 def test_every_config_builds(name):
-    assert pretrained.build(*pretrained.config(name))(torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)).shape == (1, 12)
+    images = torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)
+    assert pretrained.build(*pretrained.config(name))(images).shape == (1, 12)
 
 
 def test_models_cost_about_the_same():
     image = torch.rand(1, 3, pretrained.SIZE, pretrained.SIZE)
-    cost = [flops(pretrained.build(*pretrained.config(name)), image) for name in ("vit", "vit_pyramid", "crossvit", "crossformer")]
+    models = [pretrained.build(*pretrained.config(name)) for name in pretrained.SHIPPED]
+    cost = [flops(model, image) for model in models]
     assert max(cost) < 1.1 * min(cost)
 
 
@@ -63,7 +67,8 @@ def test_bad_names_and_sizes():
 
 
 def test_pyramid_sees_the_image_and_its_averages():
-    model = PyramidViT(32, patch_size=8, embed_dim=8, num_heads=2, num_layers=1, num_classes=3).eval()
+    sizes = dict(patch_size=8, embed_dim=8, num_heads=2, num_layers=1, num_classes=3)
+    model = PyramidViT(32, **sizes).eval()
     images = torch.rand(2, 3, 32, 32)
     x, _ = model.embed(images)
     assert x.shape == (2, 1 + 16 + 4, 8)

@@ -18,7 +18,7 @@ from .pyramid import PyramidViT
 SIZE, CLASSES = 48, data.EASY
 SHIPPED = ("vit", "vit_pyramid", "crossvit", "crossformer")
 MODELS = (*SHIPPED, "crossvit_none", "crossvit_all", "crossvit_pairwise")
-"""All that were trained; of the other ways to fuse CrossViT's branches the scores alone are kept."""
+"""All that were trained; of the other ways to fuse CrossViT's branches only scores are kept."""
 
 
 class Normalised(nn.Module):
