@@ -10,7 +10,7 @@ FUSED = {
 }
 WRITTEN_DOWN = {
     "vtlib/nn/attention.py": "the weights are asked for",
-    "vtlib/hub/encoders.py": "methods read the weights",
+    "vtlib/hub/tower.py": "methods read the weights",
     "vtlib/multiscale/tokenformer.py": "a norm over parameter tokens, no softmax of tokens",
     "vtlib/pruning/aim.py": "the method reads the weights: PageRank over them",
     "vtlib/pruning/crossget.py": "two numbers a pair, no attention",
