@@ -15,7 +15,6 @@ NOTEBOOKS = paths()
 WHOLE, CELL = 60, 12
 """What a notebook and a cell may cost."""
 OVER = {
-    "00": (60, 20),
     "01b": (60, 16),
 }
 """Notebooks from before these limits, with limits of their own: a list that only shrinks."""
