@@ -22,7 +22,7 @@ def local_attender(guide, value, weight, bias, offsets):
 '''
 NEAREST = 'F.interpolate(value, scale_factor=2, mode="nearest")'
 SMOOTH = 'F.interpolate(%s, scale_factor=2, mode="bilinear")'
-FLAT = "shifted(value, offsets).flatten(1, 2)"
+FLAT, CHANNELS = "shifted(value, offsets).flatten(1, 2)", "value.shape[1]"
 OWN, SOFTMAX = " + guide[:, : len(offsets)]", ".softmax(dim=1)"
 COPIES = "shifted(value, offsets).repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)"
 
@@ -71,7 +71,7 @@ WRONG = {
         ),
         (
             "bilinear copies",
-            ATTEND % (OWN, SOFTMAX, f"{SMOOTH % FLAT}.unflatten(1, (value.shape[1], len(offsets)))"),
+            ATTEND % (OWN, SOFTMAX, f"{SMOOTH % FLAT}.unflatten(1, ({CHANNELS}, len(offsets)))"),
             "copies were enlarged bilinearly",
         ),
         (
