@@ -15,29 +15,53 @@ def golden(slug, case):
     return tensors, {k[2:]: v for k, v in tensors.items() if k.startswith("w.")}
 
 
+def crossvit(sizes, depth):
+    model = CrossViT(
+        sizes,
+        (4, 8),
+        num_classes=7,
+        embed_dim=(16, 24),
+        depth=depth,
+        num_heads=(2, 3),
+        mlp_ratio=(3, 2),
+    )
+    return model.eval()
+
+
 def small_crossvit():
-    return CrossViT((24, 32), (4, 8), num_classes=7, embed_dim=(16, 24), depth=((1, 2, 0), (1, 1, 0)), num_heads=(2, 3), mlp_ratio=(3, 2)).eval()
+    return crossvit((24, 32), ((1, 2, 0), (1, 1, 0)))
 
 
 @pytest.mark.parametrize("timm", [False, True])
 @pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
 def test_crossvit_checkpoint(tmp_path, timm, wrap):
     tensors, state = golden("crossvit", "tiny_linear_resize")
-    if timm:                                                                     # timm's spelling of the same weights
-        state = {k.replace("pos_embed.", "pos_embed_").replace("cls_token.", "cls_token_"): v for k, v in state.items()}
+    if timm:  # its spelling of the same weights
+        for name in ("pos_embed", "cls_token"):
+            state = {k.replace(f"{name}.", f"{name}_"): v for k, v in state.items()}
     torch.save({wrap: state} if wrap else state, tmp_path / "official.pth")
-    model = hub.load_official(small_crossvit(), tmp_path / "official.pth", hub.convert_timm_crossvit)
+    path = tmp_path / "official.pth"
+    model = hub.load_official(small_crossvit(), path, hub.convert_timm_crossvit)
     torch.testing.assert_close(model(tensors["image"]), tensors["logits"], atol=2e-5, rtol=1e-4)
 
 
 def test_crossformer_checkpoint_with_saved_buffers(tmp_path):
     tensors, state = golden("crossformer", "tiny_v1_padding")
-    state["layers.0.blocks.0.attn.biases"] = torch.zeros(25, 2)                  # older checkpoints hold the buffers too
+    # older checkpoints hold the buffers too
+    state["layers.0.blocks.0.attn.biases"] = torch.zeros(25, 2)
     state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(9, 9, dtype=torch.long)
     state["layers.0.blocks.0.attn_mask"] = torch.zeros(36, 9, 9)
     save_file(state, tmp_path / "official.safetensors")
-    model = CrossFormer(num_classes=6, embed_dim=32, depths=(2, 2, 1), num_heads=(1, 2, 4), group_size=(3, 3, 3), interval=(3, 2, 1),
-                        merge_size=((2, 4), (2, 4)), mlp_ratio=2.0).eval()
+    model = CrossFormer(
+        num_classes=6,
+        embed_dim=32,
+        depths=(2, 2, 1),
+        num_heads=(1, 2, 4),
+        group_size=(3, 3, 3),
+        interval=(3, 2, 1),
+        merge_size=((2, 4), (2, 4)),
+        mlp_ratio=2.0,
+    ).eval()
     hub.load_official(model, tmp_path / "official.safetensors", hub.convert_crossformer)
     torch.testing.assert_close(model(tensors["image"]), tensors["logits"], atol=5e-5, rtol=1e-4)
 
@@ -61,7 +85,7 @@ def test_pickled_code_is_refused(tmp_path):
 
 def test_resize_positions_for_higher_resolution():
     _, state = golden("crossvit", "tiny_linear_resize")
-    bigger = CrossViT((40, 48), (4, 8), num_classes=7, embed_dim=(16, 24), depth=((1, 2), (1, 1)), num_heads=(2, 3), mlp_ratio=(3, 2)).eval()
+    bigger = crossvit((40, 48), ((1, 2), (1, 1)))
     bigger.load_state_dict(hub.resize_positions(state, bigger))
     assert torch.equal(bigger.pos_embed[0][:, :1], state["pos_embed.0"][:, :1])
     assert bigger(torch.rand(1, 3, 48, 48)).isfinite().all()

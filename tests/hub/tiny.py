@@ -21,11 +21,18 @@ IMAGE = 99
 CLOSE = dict(atol=2e-6, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------------ tiny models
+# ------------------------------------------------------------------------------- tiny models
 def make_llava(tower="clip", decoder="sdpa", **text):
     torch.manual_seed(0)
-    size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, patch_size=14)
-    vision = CLIPVisionConfig(image_size=56, **size) if tower == "clip" else SiglipVisionConfig(image_size=56, **size)
+    kind = CLIPVisionConfig if tower == "clip" else SiglipVisionConfig
+    vision = kind(
+        image_size=56,
+        patch_size=14,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
     text = LlamaConfig(
         **{
             **dict(
@@ -103,7 +110,7 @@ def prompt(*rows, images=None, seed=0, n=N):
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     count = int((ids == IMAGE).sum()) // n
-    pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator("cpu").manual_seed(seed))
     return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels)
 
 
@@ -114,7 +121,8 @@ def qwen_prompt(*grids, rows=2, seed=0):
         row += [97] + [IMAGE] * (h * w // 4) + [96]
     ids = torch.tensor([row + [7 + i, 8, 9] for i in range(rows)])
     thw = torch.tensor([[1, h, w] for h, w in grids] * rows)
-    pixels = torch.randn(int(thw.prod(1).sum()), 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pixels = torch.randn(int(thw.prod(1).sum()), 3 * 2 * 14 * 14, generator=generator)
     return dict(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -133,9 +141,12 @@ top_cls = Method("top_cls", "Top [CLS]", prune=choose_by_cls, reads=("cls_row",)
 
 def last_token(after, keep):
     """The best by the last token's attention in the layer to come."""
-    return Stage(
-        after, keep, lambda state, keep: state.top(state.attention(slice(-1, None))[:, :, 0, state.visual].mean(1), keep)
-    )
+
+    def plan(state, keep):
+        weights = state.attention(slice(-1, None))[:, :, 0, state.visual]
+        return state.top(weights.mean(1), keep)
+
+    return Stage(after, keep, plan)
 
 
 def greedy(model, inputs, steps=4, **options):
@@ -157,7 +168,10 @@ def lengths(cache):
 
 
 def hooks(model):
-    return [(name, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()]
+    return [
+        (name, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    ]
 
 
 PROMPT = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, 5, 6, "i", 7, 8, 3, 11])
@@ -179,7 +193,12 @@ def make_clip():
                 pad_token_id=59,
             ),
             vision_config=dict(
-                hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
+                hidden_size=32,
+                intermediate_size=128,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                image_size=56,
+                patch_size=14,
             ),
             projection_dim=20,
         )
