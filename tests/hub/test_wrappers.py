@@ -160,4 +160,3 @@ def test_inside_a_pipeline():
     [[single], both, batch] = answers[0]
     assert both == batch and both[0] == single != full[0]
     assert hooks(pipe.model) == before and ask(pipe, *one) == full
-
