@@ -1,6 +1,6 @@
 """FastV - An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for
-Large Vision-Language Models (Chen, Zhao, Liu, Bai, Lin, Zhou, Chang, ECCV 2024, arXiv 2403.06764). The
-baseline of every method that prunes inside the decoder.
+Large Vision-Language Models (Chen, Zhao, Liu, Bai, Lin, Zhou, Chang, ECCV 2024, arXiv 2403.06764).
+The baseline of every method that prunes inside the decoder.
 
 The idea: from the third layer on a decoder hardly looks at the picture. So let K layers run, ask
 how much attention the prompt's last token paid to each visual token, keep the best, drop the rest,
