@@ -24,9 +24,10 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
     """`value` as a float.
 
     Args:
-        value: a number of Python, NumPy or torch.
+        value: a number of Python, NumPy or torch, finite.
         name: what the message calls it.
-        low, high: the smallest and the largest value allowed.
+        low: the smallest value allowed.
+        high: the largest value allowed.
     """
     found = as_number(value)
     if found is not None and low <= found <= high and math.isfinite(found):
@@ -46,7 +47,8 @@ def bounds(value: Any, name: str, low: float, high: float) -> tuple[float, float
     Args:
         value: a number or two.
         name: what the message calls it.
-        low, high: what both need to be between.
+        low: the least either may be.
+        high: the most either may be.
     """
     pair = [as_number(v) for v in _as_pair(value)]
     if len(pair) != 2 or None in pair or not low <= pair[0] <= pair[1] <= high:
@@ -61,7 +63,8 @@ def count_bounds(value: Any, name: str, low: int, high: int) -> tuple[int, int]:
     Args:
         value: an integer or two.
         name: what the message calls it.
-        low, high: what both need to be between.
+        low: the least either may be.
+        high: the most either may be.
     """
     try:
         few, many = (check_int(v, name, low, high) for v in _as_pair(value))
@@ -84,7 +87,13 @@ def image_size(size: Any, name: str = "size") -> tuple[int, int]:
 
 
 def one_of(value: Any, name: str, known: Iterable[str]) -> str:
-    """`value`, if it is one of the words in `known`."""
+    """`value`, if it is one of the words in `known`.
+
+    Args:
+        value: what was given.
+        name: what the message calls it.
+        known: the words allowed.
+    """
     known = list(known)
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")
@@ -92,7 +101,13 @@ def one_of(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def as_list(value: Any, name: str, what: str = "a list of names") -> list:
-    """A list, tuple or the like of things; a string is none."""
+    """A list, tuple or the like of things; a string is none.
+
+    Args:
+        value: what was given.
+        name: what the message calls it.
+        what: what the message asks for.
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise ValueError(f"{name}={value!r}: needs {what}")
     return list(value)

@@ -60,7 +60,8 @@ def from_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> Tensor:
 
     Args:
         y: (T, H, W) uint8, JPEG's full-range luma.
-        cb, cr: (T, H/2, W/2) uint8.
+        cb: (T, H/2, W/2) uint8, the blue chroma.
+        cr: (T, H/2, W/2) uint8, the red chroma.
 
     Returns (T, 3, H, W) float32 in [0, 1].
     """
@@ -124,7 +125,8 @@ def cover(image: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         image: (C, h, w) float in [0, 1].
-        height, width: pixels of the result.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
     """
     check_float(image, "image")
     height, width = check_int(height, "height", 1), check_int(width, "width", 1)

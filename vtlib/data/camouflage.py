@@ -22,10 +22,21 @@ def coarse(image: Tensor) -> Tensor:
 def make_camouflage(
     world, batch, seed, objects, scale, rotation, blend, background, device
 ) -> Scenes:
-    """See EmojiWorld.camouflage.
+    """What EmojiWorld.camouflage does once it has checked its numbers.
 
         fill = detail(other crop) + blend coarse(here) + (1 - blend) coarse(other crop),
         detail(x) = x - coarse(x)
+
+    Args:
+        world: an EmojiWorld.
+        batch: B.
+        seed: decides.
+        objects: (fewest, most) a picture.
+        scale: side of a drawing as a fraction of the picture's shorter side, (smallest, largest).
+        rotation: at most that many degrees either way.
+        blend: as above, in 0 ... 1.
+        background: "photo" or "noise"; ValueError for others.
+        device: where the result is; None: the CPU.
     """
     device = as_device(device)
     if not isinstance(background, str) or background not in ("photo", "noise"):

@@ -190,15 +190,19 @@ class EmojiWorld:
         """Several objects a picture with exact masks, boxes, depth order, captions and questions.
 
         Args:
-            batch, seed, rotation, background, device: as in `classify`.
+            batch: B.
+            seed: decides.
             objects: how many, an int or (fewest, most).
             scale: as in `classify`.
+            rotation: at most that many degrees either way.
+            background: as in `classify`.
             repeat: probability that an object is another copy of one that is already there.
             occlusion: "any" places objects at random, "some" spreads them, "none" gives each the
                 best of 48 random places.
             level: its classes are equally likely.
             signs: probability that a picture has a sign with a word on it, nearest of all and
                 background to `instance`.
+            device: where the result is; None: the CPU.
         """
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
         few, many = count_bounds(objects, "objects", 1, MOST)
@@ -278,7 +282,9 @@ class EmojiWorld:
             identities: how many pictograms.
             seed: decides.
             scales: sides of the drawing as fractions of the picture's shorter side.
-            rotation, background, device: as in `classify`.
+            rotation: at most that many degrees either way.
+            background: as in `classify`.
+            device: where the result is; None: the CPU.
         """
         identities = check_int(identities, "identities", 1)
         scales = as_list(scales, "scales", "a list of numbers")
@@ -303,11 +309,15 @@ class EmojiWorld:
         """Silhouettes filled with texture from elsewhere in the same photograph, as `Scenes`.
 
         Args:
-            batch, seed, scale, rotation, device: as in `classify`.
+            batch: B.
+            seed: decides.
             objects: an int or (fewest, most).
+            scale: as in `classify`.
+            rotation: at most that many degrees either way.
             blend: how far the silhouette takes over the brightness and colour of its surroundings;
                 0: easy to see, 1: only its texture gives it away.
             background: "photo" or "noise".
+            device: where the result is; None: the CPU.
         """
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
         objects = count_bounds(objects, "objects", 1, MOST)
@@ -329,7 +339,8 @@ class EmojiWorld:
         """One ultra-high-resolution picture with objects from 0.2 * cell to 3 * cell pixels.
 
         Args:
-            height, width: of the picture, which ignores the world's own `size`.
+            height: of the picture, in pixels, whatever the world's own `size`.
+            width: likewise.
             seed: decides.
             cell: side of a cell in pixels, at least 16.
             fill: the fraction of cells that hold an object.
@@ -352,9 +363,12 @@ class EmojiWorld:
         """Pictures with one word on a plate each, for tests of legibility.
 
         Args:
-            batch, seed, background, device: as in `classify`.
+            batch: B.
+            seed: decides.
             words: None for random ones from `vtlib.data.text.WORDS`, or a list to draw from.
             height: line height in pixels, a number or (smallest, largest).
+            background: as in `classify`.
+            device: where the result is; None: the CPU.
 
         ValueError when a word does not fit at its height.
         """

@@ -139,7 +139,13 @@ class View:
 
     @classmethod
     def similarity(cls, place: Tensor, zoom: Tensor, angle: Tensor) -> "View":
-        """Of a camera at a place (B, T, 2) with zoom (B, T), turned by angle (B, T) in degrees."""
+        """Of a camera that only moves, zooms and turns.
+
+        Args:
+            place: (B, T, 2), where it looks, x and y in pixels of the picture.
+            zoom: (B, T), above 1: closer.
+            angle: (B, T), its turn in degrees.
+        """
         theta = angle.mul(math.pi / 180)
         cos, sin = theta.cos() / zoom, theta.sin() / zoom
         rows = [torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)]
@@ -149,7 +155,8 @@ class View:
         """Exact flow (B, T - 1, 2, H, W) float64 from frames `here` to frames `there`.
 
         Args:
-            here, there: T - 1 frames each.
+            here: T - 1 frames.
+            there: as many.
             pixels: (H, W, 2), seen from the middle.
         """
         turned = torch.einsum("btij,hwj->bthwi", self.matrix[:, here], pixels)
@@ -190,7 +197,18 @@ class Motion:
 
 
 def draw_motion(generator, batch, count, speed, zoom, turn, shrink, velocity) -> Motion:
-    """Random choices of `panned`, which explains its arguments; count: of photographs."""
+    """Random choices of `panned`.
+
+    Args:
+        generator: decides.
+        batch: B.
+        count: how many photographs there are.
+        speed: pixels a frame, (least, most).
+        zoom: growth of the zoom's logarithm a frame, at most, either way.
+        turn: degrees a frame, at most, either way.
+        shrink: how much smaller a photograph is made first, a float or (least, most).
+        velocity: instead of speed one (x, y) in pixels a frame, or None; nothing is mirrored then.
+    """
     which = below(count, (batch,), generator).tolist()
     mirrored = [False] * batch
     if velocity is None:

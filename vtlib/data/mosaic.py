@@ -108,7 +108,17 @@ def paint_layer(
 
 
 def make_mosaic(world, height, width, seed, cell, fill, device) -> Mosaic:
-    """See EmojiWorld.mosaic."""
+    """What EmojiWorld.mosaic does once it has checked its numbers.
+
+    Args:
+        world: an EmojiWorld.
+        height: of the picture, in pixels.
+        width: likewise.
+        seed: decides.
+        cell: side of a cell in pixels.
+        fill: the fraction of cells that hold an object.
+        device: where the result is; None: the CPU.
+    """
     device, generator = as_device(device), seeded(seed)
     large = LARGE * cell
     down, across = -(-height // large), -(-width // large)

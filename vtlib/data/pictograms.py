@@ -122,7 +122,13 @@ def level_ids(level: str) -> Tensor:
 
 
 def classes_at(level: str, pictogram: Tensor, empty: Tensor) -> Tensor:
-    """Class at `level` of each pictogram (...), an index into `table()`; -1 where `empty`."""
+    """Class of each pictogram at a level, (...) long.
+
+    Args:
+        level: "pictogram", "category" or "subcategory".
+        pictogram: (...) long, indices into `table()`.
+        empty: (...) bool: the class is -1 there.
+    """
     return level_ids(level).to(pictogram.device)[pictogram].masked_fill(empty, -1)
 
 

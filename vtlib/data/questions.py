@@ -122,7 +122,7 @@ def alone(scene: list[Thing]) -> list[Thing]:
     return [t for t in scene if t.seen and sum(o.twin == t.twin for o in scene) == 1]
 
 
-def absent(scene, world, rng) -> str | None:
+def _absent(scene, world, rng) -> str | None:
     """Name of a pictogram that is not there, if possible from a sub-category that is not there."""
     looks, kinds = {t.twin for t in scene}, {t.subcategory for t in scene}
     rows = pictograms.table()
@@ -136,7 +136,10 @@ def absent(scene, world, rng) -> str | None:
     return fallback
 
 
-def presence(scene, world, rng, some):
+# Each kind takes the things of a scene, the pictograms that could be there, a random.Random, and
+# `some`, which only presence and the counts read: is the answer to be other than "no" or "0"? It
+# makes (text, answer, the things that it rests on), or None where the scene offers no question.
+def _presence(scene, world, rng, some):
     if some:
         seen = [t for t in scene if t.seen]
         if not seen:
@@ -144,11 +147,11 @@ def presence(scene, world, rng, some):
         name = rng.choice(seen).name
         twin = next(t.twin for t in seen if t.name == name)
         return f"Is there {article(name)}?", "yes", [t for t in seen if t.twin == twin]
-    name = absent(scene, world, rng)
+    name = _absent(scene, world, rng)
     return name and (f"Is there {article(name)}?", "no", [])
 
 
-def half(scene, rng, axis, low, high, where):
+def _half(scene, rng, axis, low, high, where):
     """In which half of the picture an object lies along an axis.
 
     It is there once, and clearly not in the middle.
@@ -167,15 +170,15 @@ def half(scene, rng, axis, low, high, where):
     return f"Is the {t.name} {where}?", low if getattr(t, axis) < 0.5 else high, [t]
 
 
-def side(scene, world, rng, some):
-    return half(scene, rng, "x", "left", "right", "on the left or on the right")
+def _side(scene, world, rng, some):
+    return _half(scene, rng, "x", "left", "right", "on the left or on the right")
 
 
-def height(scene, world, rng, some):
-    return half(scene, rng, "y", "top", "bottom", "at the top or at the bottom")
+def _height(scene, world, rng, some):
+    return _half(scene, rng, "y", "top", "bottom", "at the top or at the bottom")
 
 
-def relation(scene, world, rng, some):
+def _relation(scene, world, rng, some):
     """The one object that is clearly left of (above) another; every other object is clearly not."""
     if not all(t.seen for t in scene):
         return None
@@ -189,10 +192,10 @@ def relation(scene, world, rng, some):
     return rng.choice(found) if found else None
 
 
-def count(scene, world, rng, some):
+def _count(scene, world, rng, some):
     """How often a pictogram appears; each number that this scene offers is equally likely."""
     if not some:
-        name = absent(scene, world, rng)
+        name = _absent(scene, world, rng)
         return name and (f"How many times does the {name} appear?", "0", [])
     hidden = {t.twin for t in scene if not t.seen}
     offers = {}
@@ -207,7 +210,7 @@ def count(scene, world, rng, some):
     return f"How many times does the {name} appear?", str(number), same
 
 
-def count_category(scene, world, rng, some):
+def _count_category(scene, world, rng, some):
     """How many objects are of a category; each number that this scene offers is equally likely."""
     hidden = {t.category for t in scene if not t.seen}
     offers = {}
@@ -223,7 +226,7 @@ def count_category(scene, world, rng, some):
     return f'How many objects are of the category "{category}"?', str(number), same
 
 
-def category(scene, world, rng, some):
+def _category(scene, world, rng, some):
     """The category of the object that is clearly the largest."""
     if not all(t.seen for t in scene):
         return None
@@ -244,13 +247,13 @@ def affirmative(scene) -> dict[str, int]:
 
 
 KINDS = {
-    "presence": presence,
-    "side": side,
-    "height": height,
-    "relation": relation,
-    "count": count,
-    "count_category": count_category,
-    "category": category,
+    "presence": _presence,
+    "side": _side,
+    "height": _height,
+    "relation": _relation,
+    "count": _count,
+    "count_category": _count_category,
+    "category": _category,
     "sign": None,
 }
 """What can be asked. "sign" (what does the sign say?) needs scenes made with `signs` > 0."""

@@ -168,11 +168,12 @@ def paint_slot(
     """Paint objects of one slot, in place; returns the pixels of each whole object (N,) long.
 
     Args:
-        image, fill: as in `paint`.
-        owner: (B, 1, H, W) long.
+        image: as in `paint`.
+        owner: (B, 1, H, W) long, who owns each pixel so far.
         objects: N, in different pictures.
         box: (h, w) of the window that each is drawn in.
         slot: theirs.
+        fill: as in `paint`.
     """
     (height, width), device = image.shape[2:], image.device
     limit = torch.tensor([width - box[1], height - box[0]], device=device)

@@ -32,7 +32,17 @@ class Retrieval:
 def make_retrieval(
     world, identities, seed, scales, rotation, background, device
 ) -> Retrieval:
-    """See EmojiWorld.retrieval."""
+    """What EmojiWorld.retrieval does once it has checked its numbers.
+
+    Args:
+        world: an EmojiWorld.
+        identities: how many pictograms; ValueError if fewer of this world look different.
+        seed: decides.
+        scales: sides of the drawing as fractions of the picture's shorter side, a list.
+        rotation: at most that many degrees either way.
+        background: as in EmojiWorld.classify.
+        device: where the result is; None: the CPU.
+    """
     generator = seeded(seed)
     chosen = different(world.table, generator)
     if identities > len(chosen):

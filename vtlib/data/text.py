@@ -101,8 +101,9 @@ def text_image(
         size: None for just as large as needed, else an int or (H, W); the text stands in the
             middle. ValueError when it doesn't fit.
         height: line height in pixels, at least 4 (a capital is about 0.63 of it).
-        colour, background: a grey level or (red, green, blue), in [0, 1].
-        bold: which face.
+        colour: of the text, a grey level or (red, green, blue), in [0, 1].
+        background: of the page, likewise.
+        bold: the bold face instead of the regular one.
         device: where the result is; None: the CPU.
     """
     device, height = as_device(device), check_int(height, "height", 4)
@@ -266,7 +267,17 @@ class TextPictures:
 
 
 def make_text(world, batch, seed, words, height, background, device) -> TextPictures:
-    """See EmojiWorld.text."""
+    """What EmojiWorld.text does once it has checked its numbers.
+
+    Args:
+        world: an EmojiWorld.
+        batch: B.
+        seed: decides.
+        words: a list to draw from; None: `WORDS`, lower where a picture is too small for one.
+        height: line height in pixels, (smallest, largest).
+        background: as in EmojiWorld.classify.
+        device: where the result is; None: the CPU.
+    """
     device, generator = as_device(device), seeded(seed)
     pool = WORDS if words is None else check_words(words)
     if not pool or not all(pool):

@@ -68,7 +68,8 @@ def fold(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     Args:
         x: where it would be.
-        low, high: the ends.
+        low: the smaller end, broadcastable to x.
+        high: the larger end, likewise.
     """
     span = (high - low).clamp(min=1e-6)
     t = torch.remainder((x - low) / span, 2)
@@ -93,7 +94,8 @@ def forward_flow(
 
     Args:
         instance: (B, T, H, W) long, which surface is seen.
-        start, end: (B, T - 1, K + 1, 2) a point of each surface in both frames.
+        start: (B, T - 1, K + 1, 2), a point of each surface, x and y in pixels.
+        end: of the same shape, that point in the next frame.
         ratio: (B, T - 1, K + 1) growth.
         spin: (B, T - 1, K + 1) turn in degrees.
 
@@ -122,7 +124,8 @@ def pixel_middles(height: int, width: int, device: torch.device) -> Tensor:
     """(H, W, 2) float32: x and y of the middle of each pixel.
 
     Args:
-        height, width: H and W.
+        height: H.
+        width: W.
         device: where they are.
     """
     rows, columns = render.middles(height, device), render.middles(width, device)
@@ -153,7 +156,21 @@ class Paths:
 def make_video(
     world, batch, frames, seed, objects, scale, speed, spin, pan, zoom, device
 ) -> Video:
-    """See EmojiWorld.video."""
+    """What EmojiWorld.video does once it has checked its numbers.
+
+    Args:
+        world: an EmojiWorld.
+        batch: B.
+        frames: T.
+        seed: decides.
+        objects: (fewest, most) a clip.
+        scale: side of a drawing as a fraction of the frame's shorter side, (smallest, largest).
+        speed: at most that fraction of the shorter side a frame.
+        spin: at most that many degrees a frame.
+        pan: the camera's step as a fraction of the shorter side a frame.
+        zoom: the camera's growth a frame, at most, either way.
+        device: where the result is; None: the CPU.
+    """
     device, generator = as_device(device), seeded(seed)
     few, many = objects
     valid = torch.arange(many, device="cpu") < below(many + 1, (batch, 1), generator, start=few)
@@ -195,7 +212,16 @@ def make_video(
 
 
 def move_camera(size, batch, frames, pan, zoom, generator) -> Camera:
-    """A camera that pans and zooms steadily from nothing to its end: see EmojiWorld.video."""
+    """A camera that pans and zooms steadily from nothing to its end.
+
+    Args:
+        size: (H, W) of the frames.
+        batch: B.
+        frames: T.
+        pan: its step as a fraction of the shorter side a frame, cut to `MOST` in all.
+        zoom: growth of the zoom's logarithm a frame, at most, either way, cut to `MOST` in all.
+        generator: decides.
+    """
     steps, short = max(frames - 1, 1), min(size)
     time = torch.arange(frames, dtype=torch.float32, device="cpu")[:, None]                   # t 1
     heading = uniform((batch, 1), (0, 2 * math.pi), generator)
@@ -208,7 +234,15 @@ def move_camera(size, batch, frames, pan, zoom, generator) -> Camera:
 def move_objects(side: Tensor, camera: Camera, size, speed, spin, generator) -> Paths:
     """Straight paths that turn back at the first frame's borders, as the camera sees them.
 
-    On their way objects breathe and turn. side: (B, K) in pixels; the rest as in EmojiWorld.video.
+    On their way objects breathe and turn.
+
+    Args:
+        side: (B, K), of the drawings in pixels.
+        camera: who looks.
+        size: (H, W) of the frames.
+        speed: 0.4 to 1 times that fraction of the shorter side a frame.
+        spin: at most that many degrees a frame, either way.
+        generator: decides.
     """
     (batch, many), short = side.shape, min(size)
     frames = camera.drift.shape[1]
@@ -238,7 +272,9 @@ def draw(
 
     Args:
         world: an EmojiWorld.
-        valid, which, artist: (B, K).
+        valid: (B, K) bool, which slots hold an object.
+        which: (B, K) long, index into the world's classes.
+        artist: (B, K) long, index into the world's artists.
         paths: of the objects.
         camera: where it looks.
         photo: (B,) index into the world's photographs.
