@@ -206,8 +206,13 @@ def page_rank(
 
 
 def rate(layer: int, l1: float, l2: float) -> float:
-    """Fraction of the visual tokens that is left after `layer` (1-based): 1 up to l1, 0 from l2 on,
-    linear between."""
+    """Fraction of the visual tokens that is left after a layer, linear from l1 to l2.
+
+    Args:
+        layer: counted from 1.
+        l1: up to this layer all of them are left.
+        l2: from this layer on none is left; above l1.
+    """
     return min(1.0, max(0.0, (l2 - layer) / (l2 - l1)))
 
 
@@ -225,13 +230,26 @@ def scaled(num_layers: int, schedule: str = "video") -> tuple[float, float]:
 
 def mean_rate(num_layers: int, l1: float, l2: float) -> float:
     """Mean over layers of the fraction that each sees: the first all, layer i + 1 what is left
-    after layer i."""
+    after layer i.
+
+    Args:
+        num_layers: of the language model.
+        l1: as in `rate`.
+        l2: as in `rate`.
+    """
     return (1 + sum(rate(i, l1, l2) for i in range(1, num_layers))) / num_layers
 
 
 def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
-    """(l1, l2), l2 - l1 = width, for which the fractions that the layers see (1 in the first) have
-    this mean. Found by bisection."""
+    """(l1, l2) for which the fractions that the layers see (1 in the first) have this mean.
+
+    Found by bisection.
+
+    Args:
+        num_layers: of the language model.
+        mean: the wanted mean fraction.
+        width: l2 - l1, in layers.
+    """
     low, high = 1.0 - width, float(num_layers)
     for _ in range(60):
         l1 = (low + high) / 2

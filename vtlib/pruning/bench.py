@@ -45,7 +45,13 @@ NAMELESS = frozenset(words(SHELL))
 
 # ------------------------------------------------------------------------------- what methods read
 def encode(model: TinyVLM, images: Tensor, methods: Iterable | None = None) -> VisionOutputs:
-    """Encode once with all that these methods (default: all) read. images (B, 3, H, W)."""
+    """Encode once with all that these methods read.
+
+    Args:
+        model: TinyVLM.
+        images: (B, 3, H, W).
+        methods: names or methods; None: all of `METHODS`.
+    """
     need: set[str] = set()
     attention: set[int] = set()
     hidden: set[int] = set()
@@ -269,8 +275,11 @@ def grade(
         model: TinyVLM.
         vision: `encode(model, exam.images)`.
         exam: pictures and questions.
-        method, keep, generator, positions: see `reduce`.
+        method: see `reduce`.
+        keep: see `reduce`.
+        generator: see `reduce`.
         rows: questions that are asked at once.
+        positions: see `reduce`.
     """
     entry, num_tokens = find(method), vision.features.shape[1]
     if not entry.asks and entry.stages is None:

@@ -105,7 +105,9 @@ def rate(keep: int, num_tokens: int, num_layers: int, num_protected: int = 2) ->
 
     Args:
         keep: tokens that may be left.
-        num_tokens, num_layers, num_protected: as in `schedule`.
+        num_tokens: as in `schedule`.
+        num_layers: as in `schedule`.
+        num_protected: as in `schedule`.
 
     ValueError when no r does.
     """

@@ -104,7 +104,14 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """Blocks with one cross vector each, `cross_image` or `cross_text` (1, layers, D), zero at the
-    start."""
+    start.
+
+    Args:
+        dim: D.
+        num_layers: how many blocks.
+        num_heads: of each block's attention.
+        kind: "image" or "text".
+    """
 
     def __init__(self, dim, num_layers, num_heads, kind):
         super().__init__()
@@ -117,7 +124,10 @@ class Transformer(nn.Module):
 
         Args:
             x: (B, t, D); its last token is replaced in each layer.
-            r, eot, guidance, method: as in `Block`.
+            r: tokens to merge away in each layer.
+            eot: (B,) long, the position of [EOT]; None in the image's tower.
+            guidance: factor on the importance.
+            method: of `match`.
 
         Returns x, sizes (B, t'), eot, cross tokens (layers, B, D), plans.
         """
@@ -150,7 +160,16 @@ class Encoded(NamedTuple):
 
 
 class VisionTower(nn.Module):
-    """CLIP's ViT with a cross token behind the patches. Square images of img_size."""
+    """CLIP's ViT with a cross token behind the patches.
+
+    Args:
+        img_size: side of the square images in pixels, a multiple of patch_size.
+        patch_size: side of a patch in pixels.
+        dim: D, of the tokens.
+        num_layers: how many blocks.
+        num_heads: of each block's attention.
+        embed_dim: of the features that both towers share.
+    """
 
     def __init__(self, img_size, patch_size, dim, num_layers, num_heads, embed_dim):
         super().__init__()
@@ -165,6 +184,14 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(dim, embed_dim))
 
     def forward(self, images, r, guidance, method):
+        """Images to `Encoded`: feature, projected cross tokens, plans, sizes.
+
+        Args:
+            images: (B, 3, H, W) with H = W = img_size; ValueError otherwise.
+            r: tokens to merge away in each layer.
+            guidance: factor on the importance.
+            method: of `match`.
+        """
         check_images(images)
         if images.shape[-2:] != (self.img_size,) * 2:
             raise ValueError(

@@ -224,8 +224,9 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
 
     Args:
         made: a `Plan`, a score or indices.
-        batch, num_tokens: what it has to fit.
-        keep: the budget; an int must not be exceeded.
+        batch: B, of the tokens that it has to fit.
+        num_tokens: N, likewise.
+        keep: the budget; an int must not be exceeded. None: no limit, and a score is refused.
         name: who made it, for messages.
 
     ValueError for anything else: another number of rows or tokens, more slots than `keep`. What an

@@ -150,7 +150,13 @@ def _neighbours(x: Tensor, taking_part: Tensor, k: int) -> tuple[Tensor, Tensor,
 
 
 def local_outliers(scores: Tensor, n_neighbors: int = 20, mask: Tensor | None = None) -> Tensor:
-    """(B, N) bool: scores with a local outlier factor above 1.5, low ones as well as high ones."""
+    """(B, N) bool: scores with a local outlier factor above 1.5, low ones as well as high ones.
+
+    Args:
+        scores: as in `local_outlier_factor`.
+        n_neighbors: as in `local_outlier_factor`.
+        mask: as in `local_outlier_factor`; what it leaves out is no outlier.
+    """
     return local_outlier_factor(scores, n_neighbors, mask) > THRESHOLD
 
 

@@ -224,7 +224,13 @@ def sads(sensitivity: Tensor, tokens: Tensor, keep: int | float) -> tuple[Tensor
 
 
 def select(sensitivity: Tensor, tokens: Tensor, keep: int | float) -> Plan:
-    """`sads` as a plan, in raster order. A float keep is rounded down, int(keep N)."""
+    """`sads` as a plan, in raster order.
+
+    Args:
+        sensitivity: as in `sads`.
+        tokens: as in `sads`.
+        keep: as in `sads`; a fraction is rounded down, int(keep N).
+    """
     index, _ = sads(sensitivity, tokens, keep)
     return Plan(index.sort(dim=1).values, tokens.shape[1])
 
