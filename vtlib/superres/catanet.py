@@ -91,6 +91,11 @@ def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> t
     s = min(n, group_size), G = ceil(n / s): G subgroups and one more, so that the last one has a
     next one too. Behind the end the sequence is mirrored. Subgroup i asks with positions
     [i s, (i + 1) s) of the row and looks at [i s, (i + 2) s): its own, the next.
+
+    Args:
+        n: how many tokens there are.
+        group_size: the most a subgroup has.
+        device: where the positions are; None: torch's default.
     """
     size = min(n, check_int(group_size, "group_size", 1))
     count = -(-n // size)
@@ -109,9 +114,12 @@ class Grouping:
 
 @torch.no_grad()
 def grouping(tokens: Tensor, centres: Tensor, group_size: int) -> Grouping:
-    """tokens (B, N, C), centres (M, C) -> `Grouping`: one arg-max, one stable sort.
+    """One arg-max and one stable sort: tokens of one group stay in raster order.
 
-    Tokens of one group stay in raster order.
+    Args:
+        tokens: (B, N, C).
+        centres: (M, C).
+        group_size: of the subgroups that the sorted tokens are cut into.
     """
     belong = assign(tokens, centres)
     return Grouping(belong, belong.argsort(dim=-1, stable=True), centres, group_size)
@@ -119,7 +127,13 @@ def grouping(tokens: Tensor, centres: Tensor, group_size: int) -> Grouping:
 
 # --------------------------------------------------------------------------- token aggregation
 class IRCA(nn.Module):
-    """Inter-group cross-attention, its keys and values."""
+    """Inter-group cross-attention, its keys and values.
+
+    Args:
+        dim: C.
+        qk_dim: of the keys, all heads together.
+        num_heads: how many heads.
+    """
 
     def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
@@ -140,6 +154,11 @@ class Attention(nn.Module):
     Heads of queries and keys (9 channels as released) are narrower than those of values (10), which
     the fused kernel does not take. `heads` fills both up to `width` channels, a multiple of 8, at
     once: `attend` would, too, but with the narrow ones still in memory.
+
+    Args:
+        dim: C.
+        qk_dim: of the queries and keys, all heads together.
+        num_heads: how many heads.
     """
 
     def __init__(self, dim: int, qk_dim: int, num_heads: int):
@@ -346,6 +365,11 @@ def patch_rows(side: int, patch: int, device: torch.device | None = None) -> Ten
     """Where patches lie along one side: positions (n, p), p = min(patch, side).
 
     One every p - 2, the last one ending at the border.
+
+    Args:
+        side: of the picture, in pixels.
+        patch: of a patch, in pixels.
+        device: where the positions are; None: torch's default.
     """
     patch = min(patch, side)
     step = patch if side == patch else patch - 2

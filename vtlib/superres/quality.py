@@ -52,8 +52,16 @@ def psnr(got: Tensor, want: Tensor, crop: int = 0, y: bool = True) -> Tensor:
 def ssim(got: Tensor, want: Tensor, crop: int = 0, y: bool = True) -> Tensor:
     """Structural similarity (Wang et al. 2004) of each picture, at most 1.
 
-    Gaussian window of 11 x 11 pixels, sigma 1.5, only where the window lies inside. Arguments and
-    result as in `psnr`; ValueError also for pictures smaller than the window after the crop.
+    Gaussian window of 11 x 11 pixels, sigma 1.5, only where the window lies inside.
+
+    Args:
+        got: as in `psnr`.
+        want: as in `psnr`.
+        crop: as in `psnr`.
+        y: as in `psnr`.
+
+    Returns and raises as `psnr`; ValueError also for pictures smaller than the window after the
+    crop.
     """
     got, want, lead = _prepare(got, want, crop, y)
     if min(got.shape[-2:]) < 11:

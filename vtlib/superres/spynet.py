@@ -32,7 +32,14 @@ STATISTICS = {"mean": MEAN, "std": STD}
 
 
 class ConvReLU(nn.Module):
-    """A convolution that keeps the size, and ReLU unless it is the last. Official name: conv."""
+    """A convolution that keeps the size, and ReLU unless it is the last. Official name: conv.
+
+    Args:
+        in_chans: channels that come in.
+        out_chans: channels that go out.
+        kernel_size: of the convolution, odd.
+        relu: False in the last layer.
+    """
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, relu: bool):
         super().__init__()

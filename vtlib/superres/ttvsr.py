@@ -50,7 +50,14 @@ def identity_grid(
 ) -> Tensor:
     """The location map of a key frame at its own time: token (x, y) lies at (x, y).
 
-    (B, 2, h, w), channel 0 = x, in tokens.
+    Args:
+        batch: B.
+        height: h, in tokens.
+        width: w, in tokens.
+        device: where the map is; None: torch's default.
+        dtype: of the map.
+
+    Returns (B, 2, h, w), channel 0 = x, in tokens.
     """
     height, width = check_int(height, "height", 1), check_int(width, "width", 1)
     y = torch.arange(height, device=device, dtype=dtype)[:, None].expand(height, width)
@@ -64,7 +71,13 @@ def token_flow(flow: Tensor, stride: int = 4) -> Tensor:
 
 
 def token_grid(x: Tensor, stride: int, name: str) -> tuple[int, int]:
-    """(H/s, W/s) of x (..., H, W). ValueError unless the stride divides both sides."""
+    """(H/s, W/s) of x. ValueError unless the stride divides both sides.
+
+    Args:
+        x: (..., H, W).
+        stride: s, in pixels.
+        name: what the message calls x.
+    """
     stride = check_int(stride, "stride", 1)
     h, w = x.shape[-2:]
     if h % stride or w % stride:
@@ -236,9 +249,14 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualBlocks(nn.Module):
-    """Convolution to `channels`, LeakyReLU 0.1, residual blocks: the encoder phi and R.
+    """Convolution, LeakyReLU 0.1, residual blocks: the encoder phi and R.
 
     State-dict name `main`.
+
+    Args:
+        in_chans: channels that come in.
+        channels: of the blocks and what goes out.
+        num_blocks: how many residual blocks.
     """
 
     def __init__(self, in_chans: int, channels: int, num_blocks: int):

@@ -205,6 +205,12 @@ class ConvBlock(nn.Module):
     """`convs` times [3x3 convolution without bias, norm, ReLU], then a 1x1 convolution.
 
     Residual by `residual_auto`. (SingleConv, DoubleConv.)
+
+    Args:
+        in_channels: channels that come in.
+        channels: of the convolutions and what goes out.
+        convs: how many 3x3 convolutions.
+        norm: "batch" or "layer"; ValueError otherwise.
     """
 
     def __init__(self, in_channels: int, channels: int, convs: int = 1, norm: str = "batch"):
@@ -224,7 +230,14 @@ class ConvBlock(nn.Module):
 
 
 class Group(nn.Module):
-    """ConvBlocks in a row, of the given widths."""
+    """ConvBlocks in a row.
+
+    Args:
+        in_channels: channels that come in.
+        widths: channels of each block; an int: one block.
+        convs: as in `ConvBlock`.
+        norm: as in `ConvBlock`.
+    """
 
     def __init__(self, in_channels: int, widths: Widths, convs: int = 1, norm: str = "batch"):
         super().__init__()
@@ -467,7 +480,13 @@ class UPLiFT(nn.Module):
 
 
 def check_pair(images: Tensor, features: Tensor, in_channels: int) -> None:
-    """ValueError unless images (B, 3, H, W) and features (B, in_channels, h, w) share B."""
+    """ValueError unless images and features share B.
+
+    Args:
+        images: (B, 3, H, W).
+        features: (B, in_channels, h, w).
+        in_channels: what the model needs.
+    """
     check_images(images)
     check_images(features, in_channels, "features")
     if features.shape[0] != images.shape[0]:
