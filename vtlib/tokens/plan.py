@@ -228,7 +228,14 @@ def keep_best(score: Tensor, keep: int | float, name: str = "scores") -> Plan:
 
 
 def check_entries(origin: Tensor, slot: Tensor, weight: Tensor, batch: int) -> None:
-    """Raise unless origin and slot are long, weight floating, all three of one shape (B, E)."""
+    """Raise unless origin and slot are long, weight floating, all three of one shape (B, E).
+
+    Args:
+        origin: of each entry, the token that it comes from.
+        slot: of each entry, the slot that it adds to.
+        weight: of each entry, how much of that token.
+        batch: B.
+    """
     check_places(origin, "origin", batch)
     check_places(slot, "slot", batch)
     check_float(weight, "weight")

@@ -172,8 +172,16 @@ def as_rows(x: Tensor) -> tuple[Tensor, int] | None:
 
 
 def row_numbers(index: Tensor, num_tokens: int, step: int, rows: Tensor) -> Tensor:
-    """(B K,) long: the rows that index (B, K) means. A place outside 0 ... num_tokens - 1 becomes a
-    row that does not exist, never one of the next image."""
+    """(B K,) long: the rows that the places mean.
+
+    A place outside 0 ... N - 1 becomes a row that does not exist, never one of the next image.
+
+    Args:
+        index: (B, K) long, places in each image.
+        num_tokens: N, how many places an image has.
+        step: rows from the first of one image to the first of the next.
+        rows: the rows of all images, one after the other; only their number is read.
+    """
     if index.shape[0] == 1:
         return index[0]
     first = step * torch.arange(index.shape[0], device=index.device)[:, None]
@@ -183,7 +191,13 @@ def row_numbers(index: Tensor, num_tokens: int, step: int, rows: Tensor) -> Tens
 
 # ------------------------------------------------------------------------------------------ checks
 def check_places(index: Any, name: str, batch: int | None = None) -> None:
-    """Raise unless `index` is a long tensor (B, K), with B = batch where that is given."""
+    """Raise unless `index` is a long tensor (B, K).
+
+    Args:
+        index: whatever was given.
+        name: what the message calls it.
+        batch: B; None: any.
+    """
     if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != 2:
         raise ValueError(f"{name} is {describe(index)} but needs to be a torch.int64 tensor (B, K)")
     if batch is not None and index.shape[0] != batch:
@@ -191,9 +205,17 @@ def check_places(index: Any, name: str, batch: int | None = None) -> None:
 
 
 def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
-    """Raise unless all of `index` (B, K) lie in least ... stop - 1. It reads the values (a GPU is
-    waited for), so it passes on the meta device and while compiling or exporting. Returns whether
-    it saw the values and none is negative."""
+    """Raise unless all of `index` lie in least ... stop - 1. It reads the values (a GPU is waited
+    for), so it passes on the meta device and while compiling or exporting.
+
+    Args:
+        index: (B, K) long.
+        name: what the message calls it.
+        least: the smallest that is allowed.
+        stop: one more than the largest that is allowed.
+
+    Returns whether it saw the values and none is negative.
+    """
     if index.numel() == 0 or not readable(index):
         return False
     low, high = (int(bound) for bound in index.aminmax())
