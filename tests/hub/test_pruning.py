@@ -846,6 +846,56 @@ def test_plans_and_stages_that_do_not_fit(llava):
             llava(**PROMPT)
 
 
+def with_holes(rows, merging):
+    """A stage after layer 2 whose plan has slots without a token."""
+
+    def plan(state, keep):
+        index, n = torch.tensor(rows), state.num_visual
+        if not merging:
+            return Plan(index, n)
+        origin, slot = index.clamp(min=0), torch.arange(index.shape[1]).expand(index.shape)
+        return Plan(index, n, origin, slot, (index >= 0).float())
+
+    return [Stage(2, 4, plan)]
+
+
+@pytest.mark.parametrize("merging", [False, True])
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_a_stage_leaves_no_empty_slot(llava, positions, merging):
+    """It would be attended to as a token of zeros. The message tells the stage and the slot, and
+    the next prompt runs as if nothing had been."""
+    full = llava(**PROMPT).logits
+    for rows, place in (
+        ([[2, 4, 9, -1], [1, 3, -1, -1]], r"index\[0, 3\] = -1"),
+        ([[2, 4, 9], [-1, 3, 5]], r"index\[1, 0\] = -1"),
+    ):
+        message = f"the stage after layer 2 made a plan with an empty slot, {place}"
+        with prune(llava, stages=with_holes(rows, merging), positions=positions):
+            with pytest.raises(ValueError, match=message):
+                llava(**PROMPT)
+    torch.testing.assert_close(llava(**PROMPT).logits, full, rtol=0, atol=0)
+
+
+def test_empty_slots_before_the_decoder_take_no_place(llava):
+    """Each row of a batch is what it is alone without them."""
+    rows = [[2, 4, 9, -1], [1, 3, -1, -1]]
+
+    def plan_of(rows):
+        return Method("given", "given", prune=lambda vision, keep: Plan(torch.tensor(rows), N))
+
+    with prune(llava, plan_of(rows), 4) as pruned:
+        logits, valid = llava(**PROMPT).logits, pruned.valid
+    assert valid.sum(dim=1).tolist() == [3 + 7, 2 + 7]
+    for row, kept in enumerate(rows):
+        alone = {"pixel_values": PROMPT["pixel_values"][row : row + 1]}
+        for name in ("input_ids", "attention_mask"):
+            alone[name] = PROMPT[name][row : row + 1]
+        count = sum(token >= 0 for token in kept)
+        with prune(llava, plan_of([kept[:count]]), count):
+            want = llava(**alone).logits
+        torch.testing.assert_close(logits[row : row + 1][:, valid[row]], want, **CLOSE)
+
+
 def test_cuts_inside_need_equally_many_images(llava):
     cut = last_token(2, 4)
     inputs = prompt([1, "i", 5, "i", 7], [1, "i", 7])

@@ -728,6 +728,25 @@ def test_prefill_refuses(arguments, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("positions, mode", [
+    ("renumber", "drop"), ("keep", "drop"), ("keep", "mask"),
+])
+@pytest.mark.parametrize("rows, place", [
+    ([[2, 4, 9, -1], [1, 3, -1, -1]], r"index\[0, 3\] = -1"),
+    ([[2, 4, 9], [-1, 3, 5]], r"index\[1, 0\] = -1"),
+    ([list(range(NUM_VISUAL)), [*range(NUM_VISUAL - 1), -1]], r"index\[1, 11\] = -1"),
+])
+def test_a_stage_leaves_no_empty_slot(positions, mode, rows, place):
+    """Rows would be of different lengths; the message tells the stage and the slot."""
+    def holes(state, keep):
+        return Plan(torch.tensor(rows), state.tokens.shape[1])
+    first = stages((1, NUM_VISUAL))
+    message = f"the stage after layer 2 made a plan with an empty slot, {place}"
+    with pytest.raises(ValueError, match=message):
+        cuts = [*first, Stage(2, 3, holes)]
+        build().prefill(sequence(), VISUAL, cuts, positions=positions, mode=mode)
+
+
 def test_step_refuses():
     model = build()
     cache = model.prefill(sequence(), VISUAL).cache

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..tokens import Plan, Stage, VisionOutputs, take
 from ..vlm.decoder import State, Transition, rotate, transition
+from ..vlm.prefill import check_slots
 from .hooks import Own
 
 
@@ -66,7 +67,7 @@ class Images:
     """M images with equally many tokens.
 
     number: which of all images these are; row (M,): the prompt each is in; places (M, n): where
-    its tokens stand now (-1: an empty slot).
+    its tokens stand now (-1: an empty slot; there is none where stages follow).
     vision, plan: what was read of them, and what was kept of it before the decoder.
     stages, num_visual: the cuts to come, and how many tokens an image entered with.
     cuts: a plan for each cut so far; since: all of these together.
@@ -257,7 +258,7 @@ class Run:
                 if entered is not None:
                     before = self.turn.entered[row, group.places]
                     entered = entered.index_put((row, slots), plan.apply(before))
-            seed = take(group.places, plan.index.clamp(min=0))
+            seed = take(group.places, plan.index)
             moved[..., row, slots] = level.positions[..., row, seed]
             columns[row, slots] = level.columns[row, seed]
             stay[row, rest] = False
@@ -275,11 +276,11 @@ class Run:
                 f"the stage after layer {number} made a plan from {plan.num_tokens} to "
                 f"{len(plan)} tokens; {count} are there"
             )
-        seats = plan.index.clamp(min=0)
+        check_slots(plan, number)
         group.since = group.since.then(plan)
         group.cuts.append(plan)
         group.transitions = {
-            layer: Transition(t.attention, t.mlp, t.valid, t.visual, take(t.now, seats))
+            layer: Transition(t.attention, t.mlp, t.valid, t.visual, take(t.now, plan.index))
             for layer, t in group.transitions.items()
         }
         return plan

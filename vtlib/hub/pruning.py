@@ -19,9 +19,10 @@ goes on from the short caches, in `generate` or by hand.
                            three-part positions)
 
 A slot sits at its plan's `index` (a merged one where its seed was, [CLS] where the first patch
-was); empty slots (-1) take no place. Batches may be padded on either side; prompts may hold several
-images (each keeps `keep` tokens) and, without stages, different numbers of them. Rows of a batch
-that keep fewer tokens than others are padded.
+was). Before the decoder empty slots (-1) take no place, and rows of a batch that keep fewer tokens
+than others are padded; with stages, and in a stage's own plan, empty slots are a ValueError.
+Batches may be padded on either side; prompts may hold several images (each keeps `keep` tokens)
+and, without stages, different numbers of them.
 
 Conversations: a cache made inside the block remembers its cuts (`cache`). It stands for the whole
 sequence, so `generate` goes on from it with the returned sequence or with the new words alone;

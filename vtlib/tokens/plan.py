@@ -270,8 +270,8 @@ class Stage:
         after: prune when so many layers have run (0: before the first).
         keep: visual tokens that are left afterwards: an int, or a float, the fraction of the number
             there was before the first cut.
-        plan: plan(state, keep) -> Plan over the visual tokens that are alive; `state` is what
-            `vtlib.vlm.decoder.State` describes.
+        plan: plan(state, keep) -> Plan over the visual tokens that are alive, without empty slots;
+            `state` is what `vtlib.vlm.decoder.State` describes.
         watch: layers (1-based) whose transitions the plan reads.
     """
 

@@ -134,8 +134,8 @@ class Decoder(nn.Module):
                 merge.
 
         ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a
-        plan for another number of tokens; `visual` or `valid` that do not fit x; an unknown mode
-        or positions.
+        plan for another number of tokens or with an empty slot; `visual` or `valid` that
+        do not fit x; an unknown mode or positions.
         """
         check_tokens(x, self.embed_dim, "x")
         stages = sorted(stages, key=lambda s: s.after)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..nn.checks import readable
 from ..tokens import Plan, Stage, keep_all, take
 from .state import Cache, State, Transition, causal
 
@@ -116,6 +117,7 @@ class Run:
                 f"the stage after layer {after} made a plan for {plan.num_tokens} tokens; "
                 f"{self.alive} are there"
             )
+        check_slots(plan, after)
         self.states.append(state)
         self.plans.append(plan)
         if self.mode == "mask":
@@ -203,6 +205,27 @@ def check_stages(stages: Sequence[Stage], visual: slice | None, num_layers: int)
                     f"the stage after layer {stage.after} watches layer {watched}: "
                     f"layers 1 ... {stage.after} have run by then"
                 )
+
+
+def check_slots(plan: Plan, after: int) -> None:
+    """Raise where a stage's plan has an empty slot: a cut leaves each row equally many tokens, and
+    a slot without one would be attended to as a token of zeros.
+
+    Args:
+        plan: what the stage made.
+        after: how many layers have run.
+
+    Reads values, so a GPU is waited for once a cut.
+    """
+    if not readable(plan.index):
+        return
+    empty = plan.index < 0
+    if empty.any():
+        row, slot = empty.nonzero()[0].tolist()
+        raise ValueError(
+            f"the stage after layer {after} made a plan with an empty slot, index[{row}, {slot}] = "
+            "-1: a cut inside the decoder needs a token in every slot, equally many in each row"
+        )
 
 
 def check_prompt(x: Tensor, visual: slice, valid: Tensor | None) -> None:
