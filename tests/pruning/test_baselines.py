@@ -15,7 +15,8 @@ GRIDS = st.tuples(st.integers(1, 7), st.integers(1, 9))
 
 
 def vision_of(grid=(4, 6), batch=2, dim=5, num_prefix=1, seed=0, dtype=torch.float64):
-    x = torch.randn(batch, num_prefix + grid[0] * grid[1], dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, num_prefix + grid[0] * grid[1], dim, generator=g, dtype=dtype)
     return VisionOutputs(x, grid, torch.nn.Identity(), num_prefix)
 
 
@@ -35,18 +36,25 @@ def test_every_method_any_keep_any_grid(grid, seed, data):
     for name, method in methods(vision).items():
         plan = method(vision, keep)
         assert len(plan) == keep and plan.num_tokens == n, name
-        assert (plan.index[:, 1:] > plan.index[:, :-1]).all() and 0 <= plan.index.min() and plan.index.max() < n, name
+        assert (plan.index[:, 1:] > plan.index[:, :-1]).all(), name
+        assert 0 <= plan.index.min() and plan.index.max() < n, name
         out = plan.apply(vision.features)
         assert out.shape == (2, keep, 5) and out.isfinite().all(), name
-        assert torch.equal(method(vision, n).apply(vision.features), vision.features), name       # keep = all: bit for bit
+        # keep = all: bit for bit
+        assert torch.equal(method(vision, n).apply(vision.features), vision.features), name
         if plan.merges:
-            everyone = torch.zeros(2, n, dtype=torch.long).scatter_add(1, plan.origin, torch.ones_like(plan.origin))
-            assert (everyone == 1).all(), name                                   # nothing dropped, nothing twice
+            # nothing dropped, nothing twice
+            once = torch.ones_like(plan.origin)
+            everyone = torch.zeros(2, n, dtype=torch.long).scatter_add(1, plan.origin, once)
+            assert (everyone == 1).all(), name
+            # every slot is a mean
             total = torch.zeros(2, keep, dtype=torch.float64).scatter_add(1, plan.slot, plan.weight)
-            torch.testing.assert_close(total, torch.ones_like(total))            # every slot is a mean
-            assert (plan.source().gather(1, plan.index) == torch.arange(keep)).all(), name        # a slot sits at one of its own
+            torch.testing.assert_close(total, torch.ones_like(total))
+            # a slot sits at one of its own
+            assert (plan.source().gather(1, plan.index) == torch.arange(keep)).all(), name
         else:
-            assert torch.equal(out, vision.features.gather(1, plan.index[..., None].expand_as(out))), name
+            chosen = vision.features.gather(1, plan.index[..., None].expand_as(out))
+            assert torch.equal(out, chosen), name
 
 
 # ---------------------------------------------------------------- random
@@ -55,12 +63,13 @@ def test_random():
     def draw(seed):
         return bl.random(vision, 5, torch.Generator().manual_seed(seed)).index
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
-    assert not torch.equal(draw(1)[0], draw(1)[1])                               # each image its own
+    assert not torch.equal(draw(1)[0], draw(1)[1])                     # each image its own
     state = torch.get_rng_state()
-    draw(1)
-    assert torch.equal(torch.get_rng_state(), state)                             # a generator leaves the global state alone
-    many = bl.random(vision_of((3, 4), batch=3000), 5, torch.Generator().manual_seed(0)).kept().float().mean(dim=0)
-    assert (many - 5 / 12).abs().max() < 0.05                                    # five standard errors
+    draw(1)                                            # a generator leaves the global state alone
+    assert torch.equal(torch.get_rng_state(), state)
+    many = bl.random(vision_of((3, 4), batch=3000), 5, torch.Generator().manual_seed(0))
+    share = many.kept().float().mean(dim=0)
+    assert (share - 5 / 12).abs().max() < 0.05                         # five standard errors
 
 
 # ---------------------------------------------------------------- grid
@@ -87,7 +96,8 @@ def test_cells(grid, data):
 
 
 def test_uniform_leaves_no_hole():
-    """Every patch has a kept one nearby, for budgets that are no product of rows and columns too."""
+    """Every patch has a kept one nearby, for budgets that are no product of rows and columns
+    too."""
     for grid, keep in [((24, 24), 58), ((24, 24), 29), ((10, 6), 7), ((12, 30), 23)]:
         index = bl.uniform(vision_of(grid, batch=1, dim=1), keep).index[0]
         place = torch.stack([index // grid[1], index % grid[1]], -1).float()
@@ -112,14 +122,16 @@ def test_pool_is_average_pooling():
 
 # ---------------------------------------------------------------- Token Merging
 def naive_tome(x, keep):
-    """One image as a list of groups (patches, seat); a round compares means, merges the best pairs, keeps the seats' order."""
+    """One image as a list of groups (patches, seat); a round compares means, merges the best pairs,
+    keeps the seats' order."""
     groups = [([i], i) for i in range(len(x))]
     while len(groups) > keep:
         means = [x[members].mean(dim=0) for members, _ in groups]
         merged = min(len(groups) - keep, len(groups) // 2)
         pairs = []
         for a in range(0, len(groups), 2):
-            likeness = [(F.cosine_similarity(means[a], means[b], dim=0).item(), -b) for b in range(1, len(groups), 2)]
+            likeness = [(F.cosine_similarity(means[a], means[b], dim=0).item(), -b)
+                        for b in range(1, len(groups), 2)]
             if likeness:
                 best = max(likeness)
                 pairs.append((-best[0], a, -best[1]))
@@ -129,25 +141,29 @@ def naive_tome(x, keep):
     return groups
 
 
-@pytest.mark.parametrize("grid, keep", [((3, 4), 7), ((3, 4), 5), ((3, 5), 2), ((2, 3), 1), ((5, 5), 24), ((6, 8), 3)])
+@pytest.mark.parametrize("grid, keep", [
+    ((3, 4), 7), ((3, 4), 5), ((3, 5), 2), ((2, 3), 1), ((5, 5), 24), ((6, 8), 3)])
 def test_tome_equals_loops(grid, keep):
     vision = vision_of(grid, batch=3)
     plan = bl.tome(vision, keep)
     out, source = plan.apply(vision.features), plan.source()
     for b in range(3):
         groups = naive_tome(vision.features[b], keep)
-        assert [sorted(members) for members, _ in groups] == [(source[b] == s).nonzero()[:, 0].tolist() for s in range(keep)]
+        members = [sorted(patches) for patches, _ in groups]
+        assert members == [(source[b] == s).nonzero()[:, 0].tolist() for s in range(keep)]
         assert plan.index[b].tolist() == [seat for _, seat in groups]
-        torch.testing.assert_close(out[b], torch.stack([vision.features[b, members].mean(dim=0) for members, _ in groups]))
+        means = [vision.features[b, patches].mean(dim=0) for patches, _ in groups]
+        torch.testing.assert_close(out[b], torch.stack(means))
 
 
 def test_tome_merges_copies_first_and_weighs_by_size():
-    x = torch.eye(6).double().repeat_interleave(2, dim=0)[None]                   # six pairs of copies
+    x = torch.eye(6).double().repeat_interleave(2, dim=0)[None]        # six pairs of copies
     vision = VisionOutputs(x, (3, 4), torch.nn.Identity(), num_prefix=0)
     assert torch.equal(bl.tome(vision, 6).apply(x)[0], torch.eye(6).double())
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [1.0, 0.05], [0.0, 1.0]]]).double()
     vision = VisionOutputs(x, (1, 4), torch.nn.Identity(), num_prefix=0)
-    torch.testing.assert_close(bl.tome(vision, 2).apply(x)[0, 0], x[0, :3].mean(dim=0))            # a third each
+    # a third each
+    torch.testing.assert_close(bl.tome(vision, 2).apply(x)[0, 0], x[0, :3].mean(dim=0))
     torch.testing.assert_close(bl.tome(vision, 1).apply(x)[0, 0], x[0].mean(dim=0))
 
 
@@ -156,7 +172,9 @@ def test_tome_on_keys():
     keys = vision_of(seed=5).features
     plan = bl.tome(vision, 9, keys)
     other = VisionOutputs(torch.cat([keys[:, :1], keys], dim=1), (4, 6), torch.nn.Identity())
-    assert torch.equal(plan.source(), bl.tome(other, 9).source()) and not torch.equal(plan.source(), bl.tome(vision, 9).source())
+    source = plan.source()
+    assert torch.equal(source, bl.tome(other, 9).source())
+    assert not torch.equal(source, bl.tome(vision, 9).source())
 
 
 # ---------------------------------------------------------------- oracle
@@ -171,8 +189,10 @@ def test_oracle_takes_the_marked_first():
             assert (kept[b] & mask[b]).sum() == min(keep, int(mask[b].sum()))
     mask = torch.zeros(1, 12, 12, dtype=torch.bool)
     mask[:, 2:5, 7:10] = True
-    others = (bl.oracle(mask.flatten(1), vision_of((12, 12), batch=1), 9 + 24).kept() & ~mask.flatten(1)).reshape(12, 12)
-    assert min(part.sum() for half in others.chunk(2) for part in half.chunk(2, dim=1)) >= 4       # of 24: spread
+    kept = bl.oracle(mask.flatten(1), vision_of((12, 12), batch=1), 9 + 24).kept()
+    others = (kept & ~mask.flatten(1)).reshape(12, 12)
+    quarters = [part for half in others.chunk(2) for part in half.chunk(2, dim=1)]
+    assert min(part.sum() for part in quarters) >= 4                   # of 24: spread
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
@@ -194,7 +214,7 @@ def test_spread_order_spreads():
 def test_batch_is_each_image_alone():
     vision = vision_of(batch=4)
     for name, method in methods(vision).items():
-        if name in ("random", "oracle"):                                         # drawn per image; a mask per image
+        if name in ("random", "oracle"):                   # drawn per image; a mask per image
             continue
         together = method(vision, 7).source()
         for b in range(4):
@@ -207,7 +227,8 @@ def test_meta_and_half():
         vision = VisionOutputs(torch.empty(2, 25, 5), (4, 6), torch.nn.Identity())
         for name, method in methods(vision).items():
             plan = method(vision, 7)
-            assert plan.apply(vision.features).shape == (2, 7, 5) and plan.index.device.type == "meta", name
+            assert plan.apply(vision.features).shape == (2, 7, 5), name
+            assert plan.index.device.type == "meta", name
     vision = vision_of(dtype=torch.bfloat16)
     for name, method in methods(vision).items():
         out = method(vision, 7).apply(vision.features)

@@ -20,8 +20,12 @@ def seeded(*shape, seed=0):
 
 def make(batch=2, grid=(4, 6), layers=(1, 4), heads=2, num_prefix=1, seed=0):
     n = grid[0] * grid[1] + num_prefix
-    attention = {layer: seeded(batch, heads, n, n, seed=seed + layer).mul(6).softmax(dim=-1) for layer in layers}
-    return VisionOutputs(seeded(batch, n, 5, seed=99), grid, torch.nn.Identity(), num_prefix, attention=attention)
+    attention = {}
+    for layer in layers:
+        logits = seeded(batch, heads, n, n, seed=seed + layer).mul(6)
+        attention[layer] = logits.softmax(dim=-1)
+    selected = seeded(batch, n, 5, seed=99)
+    return VisionOutputs(selected, grid, torch.nn.Identity(), num_prefix, attention=attention)
 
 
 def naive(middle, deep, keep, grid, alpha, wrap):
@@ -36,21 +40,24 @@ def naive(middle, deep, keep, grid, alpha, wrap):
             chosen |= {min(max(j, 0), n - 1) for j in (i - 1, i + 1, i - w, i + w)}
         else:
             y, x = divmod(i, w)
-            chosen |= {a * w + b for a, b in ((y, x - 1), (y, x + 1), (y - 1, x), (y + 1, x)) if 0 <= a < h and 0 <= b < w}
+            cross = ((y, x - 1), (y, x + 1), (y - 1, x), (y + 1, x))
+            chosen |= {a * w + b for a, b in cross if 0 <= a < h and 0 <= b < w}
     rest = sorted(set(range(n)) - chosen, key=lambda i: (-deep[i], i))[: keep - len(chosen)]
     return set(anchors), chosen - set(anchors), set(rest)
 
 
 def parts(plan, b):
-    return tuple({i for i, role in zip(plan.index[b].tolist(), plan.role[b].tolist(), strict=True) if role == kind} for kind in range(3))
+    pairs = list(zip(plan.index[b].tolist(), plan.role[b].tolist(), strict=True))
+    return tuple({i for i, role in pairs if role == kind} for kind in range(3))
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]), st.booleans(), st.integers(0, 10**6),
-       st.data())
+@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]),
+       st.booleans(), st.integers(0, 10**6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_equals_loops(h, w, alpha, wrap, seed, data):
     keep = data.draw(st.integers(1, h * w))
-    middle, deep = (torch.randint(0, 9, (2, h * w), generator=torch.Generator().manual_seed(seed + i)) / 9 for i in (0, 1))
+    generators = (torch.Generator().manual_seed(seed + i) for i in (0, 1))
+    middle, deep = (torch.randint(0, 9, (2, h * w), generator=g) / 9 for g in generators)
     plan = hp.select(middle, deep, keep, (h, w), alpha, wrap)
     # the budget is met exactly, always
     assert len(plan) == keep and plan.kept().sum(dim=1).tolist() == [keep] * 2
@@ -65,7 +72,8 @@ def test_equals_loops(h, w, alpha, wrap, seed, data):
             best = sorted(want[1], key=lambda i: (-middle[b, i].item(), i))[: keep - len(anchors)]
             assert buffers == set(best) and not registers
         if not wrap:                                # no buffer farther than one step from an anchor
-            assert all(any(abs(i // w - a // w) + abs(i % w - a % w) == 1 for a in anchors) for i in buffers)
+            for i in buffers:
+                assert any(abs(i // w - a // w) + abs(i % w - a % w) == 1 for a in anchors)
 
 
 def test_whole_path_against_loops():
@@ -76,7 +84,8 @@ def test_whole_path_against_loops():
         scores = []
         for layer in (1, 4):
             a = vision.attention[layer][b]
-            scores.append([sum(a[h, i, 1 + n].item() for h in range(2) for i in range(25)) / 50 for n in range(24)])
+            scores.append([sum(a[h, i, 1 + n].item() for h in range(2) for i in range(25)) / 50
+                           for n in range(24)])
         assert parts(plan, b) == naive(*scores, 15, (4, 6), 0.7, wrap=False)
     assert torch.equal(plan.apply(vision.features)[1], vision.features[1, plan.index[1]])
 
@@ -105,7 +114,8 @@ def test_qwen_scores():
     got = hp.received_merged(attention, order)
     for b in range(2):
         for place in range(6):
-            total = sum(attention[b, h, q, 4 * place + i].item() for h in range(3) for q in range(24) for i in range(4))
+            received = attention[b, :, :, 4 * place : 4 * place + 4]
+            total = sum(received.flatten().tolist())
             assert abs(got[b, order[place]].item() - total / 3 / 4) < 1e-9
     assert torch.equal(hp.received_merged(attention), got[:, order])
     assert torch.equal(got, hp.received_merged(attention)[:, order.argsort()])   # the release's way
@@ -129,27 +139,33 @@ def test_crosses_that_do_not_fit():
     attended buffers go."""
     middle = torch.zeros(1, 50)
     middle[0, [11, 38]] = torch.tensor([9.0, 8.0])                                # on a 5 x 10 grid
-    middle[0, [1, 10, 12, 21, 28, 37, 39, 48]] = torch.tensor([0.1, 2.0, 3.0, 4.0, 0.2, 5.0, 6.0, 7.0])
+    around = [1, 10, 12, 21, 28, 37, 39, 48]
+    middle[0, around] = torch.tensor([0.1, 2.0, 3.0, 4.0, 0.2, 5.0, 6.0, 7.0])
     plan = hp.select(middle, seeded(1, 50).float(), 8, (5, 10), alpha=1.0)
     assert plan.index[0].tolist() == [10, 11, 12, 21, 37, 38, 39, 48]
-    assert (plan.index[0, plan.role[0] == ANCHOR]).tolist() == [11, 38] and (plan.role != REGISTER).all()
+    assert (plan.index[0, plan.role[0] == ANCHOR]).tolist() == [11, 38]
+    assert (plan.role != REGISTER).all()
 
 
 def test_alpha_zero_is_the_deep_score():
     middle, deep = seeded(2, 24), seeded(2, 24, seed=1)
     plan = hp.select(middle, deep, 7, (4, 6), alpha=0.0)
-    assert torch.equal(plan.index, deep.topk(7, dim=1).indices.sort(dim=1).values) and (plan.role == REGISTER).all()
+    assert torch.equal(plan.index, deep.topk(7, dim=1).indices.sort(dim=1).values)
+    assert (plan.role == REGISTER).all()
 
 
 def test_borders():
     """A corner has two neighbours; the release's flat index gives it the next row's start, and
     limits what falls outside."""
-    corner = torch.tensor([[5]])                                    # top right of 4 x 6
-    assert hp.neighbourhood(corner, (4, 6))[0].nonzero()[:, 0].tolist() == [4, 5, 11]
-    assert hp.neighbourhood(corner, (4, 6), wrap=True)[0].nonzero()[:, 0].tolist() == [0, 4, 5, 6, 11]
-    assert hp.neighbourhood(torch.tensor([[20]]), (4, 6), wrap=True)[0].nonzero()[:, 0].tolist() == [14, 19, 20, 21, 23]
+    def around(i, wrap=False):
+        near = hp.neighbourhood(torch.tensor([[i]]), (4, 6), wrap=wrap)
+        return near[0].nonzero()[:, 0].tolist()
+    assert around(5) == [4, 5, 11]                                  # top right of 4 x 6
+    assert around(5, wrap=True) == [0, 4, 5, 6, 11]
+    assert around(20, wrap=True) == [14, 19, 20, 21, 23]
     inside = torch.tensor([[8], [15]])
-    assert torch.equal(hp.neighbourhood(inside, (4, 6)), hp.neighbourhood(inside, (4, 6), wrap=True))
+    wrapped = hp.neighbourhood(inside, (4, 6), wrap=True)
+    assert torch.equal(hp.neighbourhood(inside, (4, 6)), wrapped)
     assert hp.neighbourhood(torch.zeros(3, 0, dtype=torch.long), (4, 6)).sum() == 0
 
 
@@ -160,9 +176,11 @@ def test_flips_but_not_permutations():
     def flip(x, axis):
         return x.unflatten(1, grid).flip(axis).flatten(1)
     for axis in (1, 2):
-        assert torch.equal(hp.select(flip(middle, axis), flip(deep, axis), 12, grid, alpha=0.8).kept(), flip(kept, axis))
+        flipped = hp.select(flip(middle, axis), flip(deep, axis), 12, grid, alpha=0.8)
+        assert torch.equal(flipped.kept(), flip(kept, axis))
     shuffle = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(hp.select(middle[:, shuffle], deep[:, shuffle], 12, grid, alpha=0.8).kept(), kept[:, shuffle])
+    shuffled = hp.select(middle[:, shuffle], deep[:, shuffle], 12, grid, alpha=0.8)
+    assert not torch.equal(shuffled.kept(), kept[:, shuffle])
 
 
 def test_identity_and_fractions():
@@ -178,9 +196,11 @@ def test_scores_above_one():
     middle, deep = seeded(1, 24), seeded(1, 24, seed=1)
     middle[0, 8], deep[0, 8] = 5.0, 5.0
     release = hp.select(middle, deep, 10, (4, 6), alpha=0.5, exact=False)
-    assert (release.index == -1).sum() == 1 and release.kept().sum() == 9 and release.index[0, -1] == -1
+    assert (release.index == -1).sum() == 1 and release.index[0, -1] == -1
+    assert release.kept().sum() == 9
     assert hp.select(middle, deep, 10, (4, 6), alpha=0.5).kept().sum() == 10
-    small = [hp.select(middle / 9, deep / 9, 10, (4, 6), alpha=0.5, exact=exact).index for exact in (True, False)]
+    small = [hp.select(middle / 9, deep / 9, 10, (4, 6), alpha=0.5, exact=exact).index
+             for exact in (True, False)]
     assert torch.equal(*small)                                      # below 1 the two are the same
 
 
@@ -188,8 +208,9 @@ def test_batch_is_each_image_alone():
     vision = make(batch=4)
     together = hp.prune(vision, 11, 2, alpha=0.6)
     for b in range(4):
+        attention = {layer: a[b : b + 1] for layer, a in vision.attention.items()}
         alone = VisionOutputs(vision.selected[b : b + 1], vision.grid, vision.project,
-                              attention={layer: a[b : b + 1] for layer, a in vision.attention.items()})
+                              attention=attention)
         assert torch.equal(hp.prune(alone, 11, 2, alpha=0.6).index[0], together.index[b])
 
 
@@ -233,14 +254,21 @@ def test_layer_analysis():
 def test_meta_half_compile():
     with torch.device("meta"):
         attention = {layer: torch.empty(2, 3, 25, 25) for layer in (0, 2)}
-        vision = VisionOutputs(torch.empty(2, 25, 5), (4, 6), torch.nn.Identity(), attention=attention)
+        selected = torch.empty(2, 25, 5)
+        vision = VisionOutputs(selected, (4, 6), torch.nn.Identity(), attention=attention)
         assert hp.prune(vision, 9, 1, alpha=0.6).apply(vision.features).shape == (2, 9, 5)
         assert hp.received_merged(torch.empty(2, 3, 24, 24), torch.arange(6)).shape == (2, 6)
     middle, deep = seeded(2, 24), seeded(2, 24, seed=1)
     half = hp.select(middle.bfloat16(), deep.bfloat16(), 9, (4, 6), 0.6)
     assert half.kept().sum(dim=1).tolist() == [9, 9]
-    compiled = torch.compile(lambda m, d: hp.select(m, d, 9, (4, 6), 0.6).index, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(middle, deep), hp.select(middle, deep, 9, (4, 6), 0.6).index)
+    def run(m, d):
+        return hp.select(m, d, 9, (4, 6), 0.6).index
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(middle, deep), run(middle, deep))
+
+
+def bare(v):
+    return VisionOutputs(v.selected, v.grid, v.project)
 
 
 @pytest.mark.parametrize("call, words", [
@@ -248,8 +276,8 @@ def test_meta_half_compile():
     (lambda v: hp.prune(v, 5, 2, alpha=1.5), "alpha=1.5"),
     (lambda v: hp.prune(v, 5), r"object_layer=9 .* layers \[2, 5\]"),
     (lambda v: hp.prune(v, 5, 2, deep_layer=3), "deep_layer=3"),
-    (lambda v: hp.prune(VisionOutputs(v.selected, v.grid, v.project), 5), "vision.attention is empty"),
-    (lambda v: hp.layer_analysis(VisionOutputs(v.selected, v.grid, v.project), torch.ones(2, 24) > 0), "attention is empty"),
+    (lambda v: hp.prune(bare(v), 5), "vision.attention is empty"),
+    (lambda v: hp.layer_analysis(bare(v), torch.ones(2, 24) > 0), "attention is empty"),
     (lambda v: hp.select(seeded(2, 24), seeded(2, 24), 5, (5, 5)), "do not fit"),
     (lambda v: hp.received(v.attention[1][:, 0]), r"\(B, heads, S, S\)"),
     (lambda v: hp.received_merged(v.attention[1]), "merge=4 dividing S"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,24 +76,28 @@ def loop_quota(weight, sizes, keep, allocate):
         share = [p / sum(pull) if sum(pull) else 0.0 for p in pull]
         add = [min(int(left * s), m - k) for s, m, k in zip(share, sizes, q, strict=True)]
         if not any(add):
-            free = sorted((c for c in range(count) if q[c] < sizes[c]), key=lambda c: (-share[c], c))
+            free = [c for c in range(count) if q[c] < sizes[c]]
+            free.sort(key=lambda c: (-share[c], c))
             for c in free[:left]:
                 add[c] = 1
         q = [k + n for k, n in zip(q, add, strict=True)]
     return q
 
 
-def loop_holov(x, a, crops, keep, allocate="paper", rank_by="attention", variance_weight=0.09, tau=1.0, order="raster"):
+def loop_holov(x, a, crops, keep, allocate="paper", rank_by="attention", variance_weight=0.09,
+               tau=1.0, order="raster"):
     h = loop_score(x, a, crops, variance_weight, allocate == "release")
     s = [sum(h[i] for i in members) / len(members) for members in crops]
     top = max(s) if tau != 1 else 1.0
     s = [(v / top) ** tau for v in s]
     weight = [v / (sum(s) + 1e-6) for v in s]
     out = []
-    for members, q in zip(crops, loop_quota(weight, [len(m) for m in crops], keep, allocate), strict=True):
-        value = a if rank_by == "attention" else h
-        best = members if q >= len(members) else sorted(members, key=lambda i: (-float(value[i]), i))[:q]
-        out += best
+    quota = loop_quota(weight, [len(m) for m in crops], keep, allocate)
+    value = a if rank_by == "attention" else h
+    for members, q in zip(crops, quota, strict=True):
+        if q < len(members):
+            members = sorted(members, key=lambda i: (-float(value[i]), i))[:q]
+        out += members
     out = sorted(out) if order == "raster" else out
     return (out + [-1] * keep)[:keep]
 
@@ -102,17 +107,22 @@ def loop_holov(x, a, crops, keep, allocate="paper", rank_by="attention", varianc
 @pytest.mark.parametrize("order", holov.ORDER)
 @pytest.mark.parametrize("tau", [1.0, 0.5, 3.0])
 def test_equals_plain_loops(allocate, rank_by, order, tau):
-    for num_crops, keep, power in [(1, 7, 1), (4, 11, 1), (7, 13, 6), (30, 15, 2), (8, 29, 9), (5, 30, 9)]:
+    cases = [(1, 7, 1), (4, 11, 1), (7, 13, 6), (30, 15, 2), (8, 29, 9), (5, 30, 9)]
+    for num_crops, keep, power in cases:
         x, a = example(power=power, seed=num_crops)
         table = bands(30, num_crops)
         h = score(x, a, table, 0.3, raw_singles=allocate == "release")
         plan = select(h, a, table, keep, allocate, rank_by, tau, order)
         for b in range(len(x)):
-            want = loop_holov(x[b], a[b], crop_lists(table), keep, allocate, rank_by, 0.3, tau, order)
+            rules = (allocate, rank_by, 0.3, tau, order)
+            want = loop_holov(x[b], a[b], crop_lists(table), keep, *rules)
             assert plan.index[b].tolist() == want, (num_crops, keep, b)
 
 
-@pytest.mark.parametrize("table", [bands(30, 4), bands(30, 30), bands(29, 1), rectangles((5, 6), (2, 4))], ids=len)
+TABLES = [bands(30, 4), bands(30, 30), bands(29, 1), rectangles((5, 6), (2, 4))]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=len)
 @pytest.mark.parametrize("raw_singles", [False, True])
 def test_score_equals_plain_loops(table, raw_singles):
     num_tokens = int(table.max()) + 1
@@ -144,7 +154,8 @@ def test_rectangles_partition_the_grid(h, w, data):
     assert len(crops) == r * s and sorted(i for crop in crops for i in crop) == list(range(h * w))
     for crop in crops:
         rows, cols = {i // w for i in crop}, {i % w for i in crop}
-        assert len(crop) == len(rows) * len(cols) and max(rows) - min(rows) < len(rows) and max(cols) - min(cols) < len(cols)
+        assert len(crop) == len(rows) * len(cols)
+        assert max(rows) - min(rows) < len(rows) and max(cols) - min(cols) < len(cols)
         assert crop == sorted(crop)
 
 
@@ -156,7 +167,8 @@ def test_rectangles_choose_square_factors():
 
 
 def test_default_number_of_crops():
-    assert holov.default_crops(576, 64) == 16 and holov.default_crops(576, 576) == 1 and holov.default_crops(64, 1) == 64
+    assert holov.default_crops(576, 64) == 16 and holov.default_crops(576, 576) == 1
+    assert holov.default_crops(64, 1) == 64
 
 
 def test_a_band_runs_through_views():
@@ -175,7 +187,8 @@ def test_paper_quotas_spend_the_budget(weight, data):
     q = quotas(w, torch.tensor(sizes), keep)[0]
     assert q.sum() == keep and (q >= 0).all() and (q <= torch.tensor(sizes)).all()
     assert q.tolist() == loop_quota(w[0].tolist(), sizes, keep, "paper")
-    assert quotas(w, torch.tensor(sizes), keep, "release")[0].tolist() == loop_quota(w[0].tolist(), sizes, keep, "release")
+    release = quotas(w, torch.tensor(sizes), keep, "release")[0]
+    assert release.tolist() == loop_quota(w[0].tolist(), sizes, keep, "release")
 
 
 def test_equal_scores_give_even_quotas():
@@ -200,18 +213,24 @@ def test_surplus_follows_weight_times_free_places():
 def test_no_weight_outside_a_full_crop():
     """All attention in one crop: the rest is dealt one each in raster order of crops, several
     rounds."""
-    assert quotas(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([4, 4, 4]), 9).tolist() == [[3, 4, 2]]
+    one_crop = torch.tensor([[0.0, 1.0, 0.0]])
+    assert quotas(one_crop, torch.tensor([4, 4, 4]), 9).tolist() == [[3, 4, 2]]
 
 
 def test_crop_weights():
     x, a = example(power=3)
     table = bands(30, 6)
     h = score(x, a, table)
-    torch.testing.assert_close(crop_weights(h, table).sum(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-5, rtol=0)
-    torch.testing.assert_close(crop_weights(h, table, 0.0), torch.full((2, 6), 1 / 6, dtype=torch.float64), atol=1e-5, rtol=0)
+    total = crop_weights(h, table).sum(dim=1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    flat = crop_weights(h, table, 0.0)
+    sixths = torch.full((2, 6), 1 / 6, dtype=torch.float64)
+    torch.testing.assert_close(flat, sixths, atol=1e-5, rtol=0)
     sharp = crop_weights(h, table, float("inf"))
-    assert torch.equal(sharp.argmax(dim=1), crop_scores(h, table).argmax(dim=1)) and (sharp.amax(dim=1) > 0.9999).all()
-    assert torch.equal(quotas(crop_weights(h, table, 200.0), torch.full((6,), 5), 5).amax(dim=1), torch.tensor([5, 5]))
+    assert torch.equal(sharp.argmax(dim=1), crop_scores(h, table).argmax(dim=1))
+    assert (sharp.amax(dim=1) > 0.9999).all()
+    dealt = quotas(crop_weights(h, table, 200.0), torch.full((6,), 5), 5)
+    assert torch.equal(dealt.amax(dim=1), torch.tensor([5, 5]))
     shares = [float(crop_weights(h, table, tau).amax()) for tau in (0, 0.5, 1, 2, 4)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
 
@@ -220,7 +239,8 @@ def test_scaling_the_attention_changes_nothing():
     x, a = example(power=3)
     table = bands(30, 6)
     for allocate in holov.ALLOCATE:
-        plans = [select(score(x, a * c, table), a * c, table, 12, allocate).index for c in (1.0, 0.2, 7.0)]
+        plans = [select(score(x, a * c, table), a * c, table, 12, allocate).index
+                 for c in (1.0, 0.2, 7.0)]
         assert torch.equal(plans[0], plans[1]) and torch.equal(plans[0], plans[2])
     torch.testing.assert_close(score(x, a * 5, table), 5 * score(x, a, table))
     torch.testing.assert_close(score(x * 5, a, table), score(x, a, table), rtol=1e-4, atol=0)
@@ -230,7 +250,7 @@ def test_variance_term_has_the_mean_of_the_attention_term():
     """Paper: gamma alone, so without its own weight the term doubles the crop's mean."""
     x, a = example()
     table = bands(30, 5)
-    only_a, both = crop_scores(score(x, a, table, 0.0), table), crop_scores(score(x, a, table, 1.0), table)
+    only_a, both = (crop_scores(score(x, a, table, weight), table) for weight in (0.0, 1.0))
     torch.testing.assert_close(both, 2 * only_a, rtol=1e-3, atol=0)
 
 
@@ -249,13 +269,14 @@ def test_every_crop_one_token():
     assert plan.index.shape == (2, 15) and torch.equal(plan.index, plan.role)
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 1.0), st.floats(0, 4), st.integers(0, 5),
-       st.sampled_from(holov.LAYOUTS))
+@given(st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 1.0), st.floats(0, 4),
+       st.integers(0, 5), st.sampled_from(holov.LAYOUTS))
 @SETTINGS
 def test_exact_budget_without_repeats(h, w, fraction, tau, seed, layout):
     v = vision((h, w), seed=seed)
     keep = max(1, round(fraction * h * w))
-    plan = prune(v, fraction, num_crops=min(h, 3) if layout == "bands" else (min(h, 2), min(w, 2)), layout=layout, tau=tau)
+    num_crops = min(h, 3) if layout == "bands" else (min(h, 2), min(w, 2))
+    plan = prune(v, fraction, num_crops=num_crops, layout=layout, tau=tau)
     assert plan.index.shape == (2, keep) and plan.num_tokens == h * w
     assert (plan.index[:, 1:] > plan.index[:, :-1]).all() and (plan.index >= 0).all()
     if keep == h * w:
@@ -263,8 +284,8 @@ def test_exact_budget_without_repeats(h, w, fraction, tau, seed, layout):
 
 
 def test_flat_attention_spreads_and_ties_go_to_the_lower_index():
-    x = torch.ones(1, 24, 4)
-    plan = select(score(x, torch.full((1, 24), 1 / 24), bands(24, 4)), torch.full((1, 24), 1 / 24), bands(24, 4), 8)
+    x, a, table = torch.ones(1, 24, 4), torch.full((1, 24), 1 / 24), bands(24, 4)
+    plan = select(score(x, a, table), a, table, 8)
     assert plan.index[0].tolist() == [0, 1, 6, 7, 12, 13, 18, 19]
     assert plan.role[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and plan.roles[2] == "crop 2"
 
@@ -283,8 +304,8 @@ def test_release_loses_what_a_crop_cannot_hold():
 
 
 def test_sharper_attention_costs_the_release_more_rows():
-    """The quota is proportional to attention mass, so sharpening it (the order of tokens stays) empties slots; tau < 1 or the
-    paper's rule cure it."""
+    """The quota is proportional to attention mass, so sharpening it (the order of tokens stays)
+    empties slots; tau < 1 or the paper's rule cure it."""
     lost = []
     x, a = example(num_tokens=64, power=2)
     table = bands(64, 8)
@@ -301,7 +322,8 @@ def test_rank_by_score_can_differ():
     x, a = example(power=0.1)
     table = bands(30, 3)
     h = score(x, a, table, 1.0)
-    assert not torch.equal(select(h, a, table, 9).index, select(h, a, table, 9, rank_by="score").index)
+    by_score = select(h, a, table, 9, rank_by="score")
+    assert not torch.equal(select(h, a, table, 9).index, by_score.index)
 
 
 # ---------------------------------------------------------------- prune
@@ -311,17 +333,21 @@ def test_prune_is_score_then_select():
     for allocate in holov.ALLOCATE:
         table = bands(30, 6)
         h = score(v.tokens, a, table, raw_singles=allocate == "release")
-        assert torch.equal(prune(v, 10, num_crops=6, allocate=allocate).index, select(h, a, table, 10, allocate).index)
+        got = prune(v, 10, num_crops=6, allocate=allocate).index
+        assert torch.equal(got, select(h, a, table, 10, allocate).index)
     table = rectangles((5, 6), (2, 3))
-    want = select(score(v.tokens, a, table, 1.0), a, table, 10, rank_by="score", tau=0.5, order="release").index
-    assert torch.equal(prune(v, 10, (2, 3), "rectangles", "paper", "score", 1.0, 0.5, "release").index, want)
+    h = score(v.tokens, a, table, 1.0)
+    want = select(h, a, table, 10, rank_by="score", tau=0.5, order="release").index
+    got = prune(v, 10, (2, 3), "rectangles", "paper", "score", 1.0, 0.5, "release").index
+    assert torch.equal(got, want)
 
 
 def test_keep_all_is_the_identity():
     for allocate in holov.ALLOCATE:
         for order in holov.ORDER:
             v = vision(dtype=torch.float32)
-            assert torch.equal(prune(v, 1.0, allocate=allocate, order=order).apply(v.tokens), v.tokens)
+            plan = prune(v, 1.0, allocate=allocate, order=order)
+            assert torch.equal(plan.apply(v.tokens), v.tokens)
 
 
 def test_batch_of_one_equals_batch_of_many():
@@ -338,7 +364,8 @@ def test_half_precision_and_autocast():
         auto = prune(v, 9, num_crops=4, rank_by="score").index
         h = score(v.tokens, v.cls_row.mean(1), bands(30, 4))
     assert torch.equal(auto, prune(v, 9, num_crops=4, rank_by="score").index)
-    assert h.dtype == torch.float32 and torch.equal(h, score(v.tokens, v.cls_row.mean(1), bands(30, 4)))
+    assert h.dtype == torch.float32
+    assert torch.equal(h, score(v.tokens, v.cls_row.mean(1), bands(30, 4)))
     low = vision(dtype=torch.bfloat16)
     plan = prune(low, 9, num_crops=4)
     assert plan.apply(low.tokens).dtype == torch.bfloat16 and (plan.index >= 0).all()
@@ -346,7 +373,9 @@ def test_half_precision_and_autocast():
 
 def test_degenerate_inputs_give_no_nan():
     table = bands(12, 4)
-    for x, a in [(torch.zeros(1, 12, 3), torch.full((1, 12), 1 / 12)), (torch.randn(1, 12, 3), torch.zeros(1, 12))]:
+    no_token = torch.zeros(1, 12, 3), torch.full((1, 12), 1 / 12)
+    no_attention = torch.randn(1, 12, 3), torch.zeros(1, 12)
+    for x, a in (no_token, no_attention):
         h = score(x, a, table)
         assert h.isfinite().all() and crop_weights(h, table, 0.5).isfinite().all()
         assert select(h, a, table, 7).index[0].unique().numel() == 7
@@ -366,7 +395,8 @@ def test_compiles():
 
     def run(x, a):
         return select(score(x, a, table), a, table, 9, "release").index
-    assert torch.equal(torch.compile(run, backend="eager", fullgraph=True)(v.tokens, a), run(v.tokens, a))
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(v.tokens, a), run(v.tokens, a))
 
 
 def test_refetch():
@@ -375,7 +405,8 @@ def test_refetch():
     want = torch.zeros_like(ffn)
     for b in range(2):
         for t in range(3):
-            want[b, t] = 0.3 * sum(torch.nn.functional.silu(x[b, t] @ z[b, i]) * z[b, i] for i in range(5)) + 0.7 * ffn[b, t]
+            seen = sum(F.silu(x[b, t] @ z[b, i]) * z[b, i] for i in range(5))
+            want[b, t] = 0.3 * seen + 0.7 * ffn[b, t]
     torch.testing.assert_close(holov.refetch(x, z, ffn, 0.3), want)
     assert torch.equal(holov.refetch(x, z, ffn, 0.0), ffn)
     with pytest.raises(ValueError, match=r"beta=1.5 must lie in \[0, 1\]"):
@@ -385,7 +416,8 @@ def test_refetch():
 @pytest.mark.parametrize("bad, message", [
     (dict(keep=31), "keep=31 but there are 30 tokens"), (dict(keep=0), "keep=0"),
     (dict(keep=5, num_crops=31), "num_crops=31 but there are 30"),
-    (dict(keep=5, num_crops=0), "num_crops=0"), (dict(keep=5, allocate="both"), "allocate='both' must be one of"),
+    (dict(keep=5, num_crops=0), "num_crops=0"),
+    (dict(keep=5, allocate="both"), "allocate='both' must be one of"),
     (dict(keep=5, rank_by="size"), "rank_by='size'"), (dict(keep=5, order="up"), "order='up'"),
     (dict(keep=5, layout="rings"), "layout='rings'"),
     (dict(keep=5, tau=-1.0), "tau=-1.0"), (dict(keep=5, tau=float("nan")), "tau=nan"),
@@ -405,5 +437,6 @@ def test_bad_shapes():
         score(x, a[:, None].expand(-1, 3, -1), bands(30, 3))
     with pytest.raises(ValueError, match=r"attention has shape .* but needs \(B, N\) = \(2, 20\)"):
         score(x[:, :20], a, bands(30, 3))
-    with pytest.raises(ValueError, match=r"crops has shape \(3, 7\) but needs \(C, M\) with C M >= 30"):
+    needs = r"crops has shape \(3, 7\) but needs \(C, M\) with C M >= 30"
+    with pytest.raises(ValueError, match=needs):
         select(a, a, bands(20, 3), 5)

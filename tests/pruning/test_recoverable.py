@@ -30,9 +30,11 @@ from vtlib.tokens import VisionOutputs
 def sklearn_factor(scores, k):
     from sklearn.neighbors import LocalOutlierFactor
 
+    factor = LocalOutlierFactor(n_neighbors=k)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")             # more neighbours than scores: it warns and cuts
-        return torch.from_numpy(-LocalOutlierFactor(n_neighbors=k).fit(scores.numpy()[:, None]).negative_outlier_factor_).float()
+        factor.fit(scores.numpy()[:, None])
+    return torch.from_numpy(-factor.negative_outlier_factor_).float()
 
 
 def case(batch=3, grid=(6, 7), width=12, joint=10, seed=0, loud=4, asked=3, sharp=3.0):
@@ -41,9 +43,12 @@ def case(batch=3, grid=(6, 7), width=12, joint=10, seed=0, loud=4, asked=3, shar
     g = torch.Generator().manual_seed(seed)
     n = grid[0] * grid[1]
     features = torch.randn(batch, 1 + n, width, generator=g)
-    query, key = torch.randn(batch, 1 + n, width, generator=g), torch.randn(batch, 1 + n, width, generator=g)
-    patches, text = torch.randn(batch, n, joint, generator=g) * 0.6, torch.randn(batch, joint, generator=g)
-    patches = patches - F.normalize(text, dim=-1)[:, None] * (patches @ F.normalize(text, dim=-1)[..., None]) * 0.9
+    query = torch.randn(batch, 1 + n, width, generator=g)
+    key = torch.randn(batch, 1 + n, width, generator=g)
+    patches = torch.randn(batch, n, joint, generator=g) * 0.6
+    text = torch.randn(batch, joint, generator=g)
+    asking = F.normalize(text, dim=-1)
+    patches = patches - asking[:, None] * (patches @ asking[..., None]) * 0.9
     for b in range(batch):
         some = torch.randperm(n, generator=g)
         key[b, 1 + some[: loud + b]] += sharp * query[b, :1] / query[b, 0].norm()
@@ -52,15 +57,17 @@ def case(batch=3, grid=(6, 7), width=12, joint=10, seed=0, loud=4, asked=3, shar
     return vision, dict(query=query, key=key, patches=patches, text=text)
 
 
-def reference(features, query, key, patches, text, neighbours=(20, 20, 10), gathered=32, weight=50.0, center_width=None,
-              wrong_keys=False):
+def reference(features, query, key, patches, text, neighbours=(20, 20, 10), gathered=32,
+              weight=50.0, center_width=None, wrong_keys=False):
     """One image in plain loops, with scikit-learn's factor: the output tokens, and what chose them.
     """
     n = len(features)
-    logits = [float(query[0].double() @ key[j].double()) / math.sqrt(key.shape[1]) for j in range(n + 1)]
+    q, keys = query[0].double(), key.double()
+    logits = [float(q @ keys[j]) / math.sqrt(key.shape[1]) for j in range(n + 1)]
     top = max(logits)
     a = [math.exp(x - top) / sum(math.exp(y - top) for y in logits) for x in logits][1:]
-    s = [float(F.cosine_similarity(text.double(), v.double(), dim=0)) / math.sqrt(patches.shape[1]) for v in patches]
+    cosines = [float(F.cosine_similarity(text.double(), v.double(), dim=0)) for v in patches]
+    s = [c / math.sqrt(patches.shape[1]) for c in cosines]
 
     def outliers(values, k):
         return int((sklearn_factor(torch.tensor(values, dtype=torch.float32), k) > 1.5).sum())
@@ -77,15 +84,17 @@ def reference(features, query, key, patches, text, neighbours=(20, 20, 10), gath
     count = min(len(left), center_width * count // len(left)) if center_width else count
     centres = [left[p] for p in best([a[j] for j in left], count)]
     out = [features[j] for j in kept]
-    k = key[1:]
+    k, nothing = key[1:], torch.zeros_like(features[0])
+
+    def likeness(i, j):
+        x, y = (k[left.index(i)], k[left.index(j)]) if wrong_keys else (k[i], k[j])
+        return float(F.cosine_similarity(x.double(), y.double(), dim=0)) + weight * s[j]
     for i in centres:
-        def likeness(j):
-            x, y = (k[left.index(i)], k[left.index(j)]) if wrong_keys else (k[i], k[j])
-            return float(F.cosine_similarity(x.double(), y.double(), dim=0)) + weight * s[j]
-        near = sorted((j for j in left if j != i), key=lambda j: (-likeness(j), j))[:gathered]
-        out.append(features[i] + sum((a[j] * features[j] for j in near), torch.zeros_like(features[0])))
+        others = [j for j in left if j != i]
+        near = sorted(others, key=lambda j, i=i: (-likeness(i, j), j))[:gathered]
+        out.append(features[i] + sum((a[j] * features[j] for j in near), nothing))
     if centres:
-        out.append(sum((a[j] * features[j] for j in left if j not in centres), torch.zeros_like(features[0])))
+        out.append(sum((a[j] * features[j] for j in left if j not in centres), nothing))
     return out, seen, recovered, centres
 
 
@@ -120,9 +129,12 @@ def test_factor_on_any_scores(values, k):
     x = scores[0]
     gaps = (x[:, None] - x).abs().sort(1).values
     k_cut = min(k, len(values) - 1)
-    if k_cut < len(values) - 1 and ((gaps[:, k_cut + 1] - gaps[:, k_cut]).abs() < 1e-6).logical_and(gaps[:, k_cut] > 0).any():
-        return                                 # equally far to the left and right: anybody's choice
-    torch.testing.assert_close(local_outlier_factor(scores, k)[0], sklearn_factor(x, k), rtol=1e-3, atol=1e-3)
+    if k_cut < len(values) - 1:
+        equal = (gaps[:, k_cut + 1] - gaps[:, k_cut]).abs() < 1e-6
+        if (equal & (gaps[:, k_cut] > 0)).any():
+            return                             # equally far to the left and right: anybody's choice
+    got, want = local_outlier_factor(scores, k)[0], sklearn_factor(x, k)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_factor_of_a_masked_row_is_that_of_the_rest_alone():
@@ -172,7 +184,8 @@ def test_scores():
     torch.testing.assert_close(a, attn[:, 0, 1:])
     torch.testing.assert_close(a.sum(1), 1 - attn[:, 0, 0])
     assert s.abs().max() <= 1 / math.sqrt(10) + 1e-6
-    torch.testing.assert_close(s * math.sqrt(10), F.cosine_similarity(args["text"][:, None], args["patches"], dim=-1))
+    cosine = F.cosine_similarity(args["text"][:, None], args["patches"], dim=-1)
+    torch.testing.assert_close(s * math.sqrt(10), cosine)
     assert text_score(torch.ones(1, 10), args["patches"][:1].bfloat16()).dtype == torch.float32
 
 
@@ -187,7 +200,8 @@ def test_equal_to_plain_loops(seed, released):
     sizes = []
     for b in range(3):
         one = [vision.features[b], *(args[name][b] for name in ("query", "key", "patches", "text"))]
-        want, seen, recovered, centres = reference(*one, center_width=12 if released else None, wrong_keys=released)
+        want, seen, recovered, centres = reference(
+            *one, center_width=12 if released else None, wrong_keys=released)
         assert real[b] == len(want) == len(seen) + len(recovered) + len(centres) + bool(centres)
         torch.testing.assert_close(out[b, : len(want)], torch.stack(want), atol=2e-5, rtol=1e-4)
         assert (out[b, len(want) :] == 0).all() and (plan.index[b, len(want) :] == -1).all()
@@ -195,7 +209,8 @@ def test_equal_to_plain_loops(seed, released):
         assert sorted(plan.index[b][plan.role[b] == 0].tolist()) == sorted(seen)
         assert sorted(plan.index[b][plan.role[b] == 1].tolist()) == sorted(recovered)
         assert plan.index[b][plan.role[b] == 2].tolist() == centres
-        assert roles[len(want) :] == ["empty"] * (len(plan) - len(want)) and roles.count("extra") == bool(centres)
+        assert roles[len(want) :] == ["empty"] * (len(plan) - len(want))
+        assert roles.count("extra") == bool(centres)
         sizes.append(len(want))
     assert max(sizes) == len(plan)
 
@@ -229,11 +244,12 @@ def test_the_released_count_loses_one_where_the_product_falls_short():
     assert int(100 * (29 / 100)) == 28
     g = torch.Generator().manual_seed(0)
     found = []
-    for attempt in range(400):
+    for _ in range(400):
         scores = torch.randn(1, 100, generator=g) ** 3
         if local_outliers(scores, 5).sum() == 29:
             flat = torch.zeros(1, 100)
-            found = [filters(scores, flat, (5, 5, 5), float_count=flag).counts[0, 0].item() for flag in (False, True)]
+            found = [filters(scores, flat, (5, 5, 5), float_count=flag).counts[0, 0].item()
+                     for flag in (False, True)]
             break
     assert found == [29, 28]
 
@@ -246,7 +262,8 @@ def test_extra_token_needs_a_centre():
     plan = select(visual, text, torch.randn(1, 30, 4))
     assert plan.index.tolist() == [[3, 20]] and plan.role.tolist() == [[1, 1]]
     nothing = select(visual, torch.zeros(1, 30), torch.randn(1, 30, 4))
-    assert len(nothing) == 0 and nothing.apply(torch.randn(1, 30, 4)).shape == (1, 0, 4) and num_real(nothing).tolist() == [0]
+    assert len(nothing) == 0 and num_real(nothing).tolist() == [0]
+    assert nothing.apply(torch.randn(1, 30, 4)).shape == (1, 0, 4)
 
 
 def test_recovery_finds_what_the_question_asks_for():
@@ -254,15 +271,17 @@ def test_recovery_finds_what_the_question_asks_for():
     recalls = []
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
-        visual, text = (torch.randn(1, 196, generator=g) * 0.3 - 6).exp(), torch.randn(1, 196, generator=g) * 0.01
+        visual = (torch.randn(1, 196, generator=g) * 0.3 - 6).exp()
+        text = torch.randn(1, 196, generator=g) * 0.01
         some = torch.randperm(196, generator=g)
         visual[0, some[:10]] += 0.02 + 0.01 * torch.rand(10, generator=g)
         text[0, some[10:18]] += 0.1 + 0.05 * torch.rand(8, generator=g)
         plan = select(visual, text, torch.randn(1, 196, 8, generator=g))
         kept = plan.index[plan.role < 2]
         by_eye = visual[0].topk(len(kept)).indices
-        recalls.append([torch.isin(some[10:18], chosen).float().mean().item() for chosen in (kept, by_eye)] + [len(kept)])
-    with_text, without, _ = np.mean(recalls, axis=0)
+        recalls.append([torch.isin(some[10:18], chosen).float().mean().item()
+                        for chosen in (kept, by_eye)])
+    with_text, without = np.mean(recalls, axis=0)
     assert with_text > 0.95 and without < 0.35
 
 
@@ -317,12 +336,16 @@ def test_forced_budget_has_exactly_keep_slots(keep):
 @given(st.integers(2, 30), st.integers(0, 30), st.booleans(), st.booleans(), st.integers(0, 10**6))
 def test_any_scores_give_a_sound_plan(n, keep, ties, released, seed):
     g = torch.Generator().manual_seed(seed)
-    visual, text = (torch.randn(2, n, generator=g) * 2).softmax(1), torch.randn(2, n, generator=g) ** 3 / 10
+    visual = (torch.randn(2, n, generator=g) * 2).softmax(1)
+    text = torch.randn(2, n, generator=g) ** 3 / 10
     if ties:
         visual, text = (visual * 8).round() / 8, text.round(decimals=1)
     keep = keep if 1 <= keep <= n else None
-    flags = dict(released_center_count=1000, released_key_index=True, released_float_count=True) if released else {}
-    plan = select(visual, text, torch.randn(2, n, 4, generator=g), keep, n_neighbors=(3, 3, 2), **flags)
+    flags = {}
+    if released:
+        flags = dict(released_center_count=1000, released_key_index=True, released_float_count=True)
+    keys = torch.randn(2, n, 4, generator=g)
+    plan = select(visual, text, keys, keep, n_neighbors=(3, 3, 2), **flags)
     x = torch.randn(2, n, 5, generator=g)
     out, real = plan.apply(x), num_real(plan)
     assert out.isfinite().all() and len(plan) == (keep or real.max())
@@ -330,7 +353,8 @@ def test_any_scores_give_a_sound_plan(n, keep, ties, released, seed):
         index, role = plan.index[b, : real[b]], plan.role[b, : real[b]].tolist()
         assert (plan.role[b, real[b] :] == 4).all() and (out[b, real[b] :] == 0).all()
         kept = [s for s, r in enumerate(role) if r < 2]
-        assert role[len(kept) :] == [2] * (role.count(2)) + [3] * role.count(3) and (3 in role) == (2 in role)
+        assert role[len(kept) :] == [2] * (role.count(2)) + [3] * role.count(3)
+        assert (3 in role) == (2 in role)
         assert (index[kept].diff() > 0).all() and torch.equal(out[b, kept], x[b, index[kept]])
         chosen = index[[s for s, r in enumerate(role) if r < 3]].tolist()
         assert len(set(chosen)) == len(chosen)
@@ -351,18 +375,22 @@ def test_batch_rows_are_independent():
             alone = VisionOutputs(vision.selected[b : b + 1], vision.grid, vision.project)
             one = prune(alone, keep, **{name: value[b : b + 1] for name, value in args.items()})
             assert torch.equal(one.index, plan.index[b : b + 1, : len(one)])
-            torch.testing.assert_close(one.apply(alone.features), out[b : b + 1, : len(one)], atol=1e-6, rtol=1e-5)
+            got, want = one.apply(alone.features), out[b : b + 1, : len(one)]
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_permuting_the_tokens_permutes_the_choice():
     vision, args = case(batch=2, seed=8)
     order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
-    moved = VisionOutputs(torch.cat([vision.selected[:, :1], vision.features[:, order]], 1), vision.grid, vision.project)
+    shuffled = torch.cat([vision.selected[:, :1], vision.features[:, order]], 1)
+    moved = VisionOutputs(shuffled, vision.grid, vision.project)
     behind = torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
-    permuted = dict(query=args["query"], key=args["key"][:, behind], patches=args["patches"][:, order], text=args["text"])
+    permuted = dict(query=args["query"], key=args["key"][:, behind],
+                    patches=args["patches"][:, order], text=args["text"])
     first, second = prune(vision, **args), prune(moved, **permuted)
     assert torch.equal(first.kept()[:, order], second.kept())
-    one, two = first.apply(vision.features)[first.role == 2], second.apply(moved.features)[second.role == 2]
+    one = first.apply(vision.features)[first.role == 2]
+    two = second.apply(moved.features)[second.role == 2]
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
@@ -380,7 +408,8 @@ def test_bfloat16_and_autocast():
     half = VisionOutputs(vision.selected.bfloat16(), vision.grid, vision.project)
     plan = prune(half, **{name: value.bfloat16() for name, value in args.items()})
     out = plan.apply(half.features)
-    assert out.dtype == torch.bfloat16 and out.isfinite().all() and plan.weight.dtype == torch.float32
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+    assert plan.weight.dtype == torch.float32
     plain = prune(vision, **args)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(prune(vision, **args).index, plain.index)
@@ -394,16 +423,19 @@ def test_compile():
     def run(a, s, keys, x):
         return select(a, s, keys, 10).apply(x)
     inputs = (a, s, args["key"][:, 1:], vision.features)
-    torch.testing.assert_close(torch.compile(run, backend="eager", fullgraph=True)(*inputs), run(*inputs))
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), run(*inputs))
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(keep=0), "keep=0"),
     (dict(keep=43), "keep=43 but there are 42"),
     (dict(keep=1.5), "keep=1.5"),
-    (dict(query=torch.zeros(3, 42, 12)), r"query has shape \(3, 42, 12\) but needs \(3, 43, channels\)"),
+    (dict(query=torch.zeros(3, 42, 12)),
+     r"query has shape \(3, 42, 12\) but needs \(3, 43, channels\)"),
     (dict(key=torch.zeros(2, 43, 12)), "key has shape"),
-    (dict(patches=torch.zeros(3, 43, 10)), r"patches has shape \(3, 43, 10\) but needs \(3, 42, channels\)"),
+    (dict(patches=torch.zeros(3, 43, 10)),
+     r"patches has shape \(3, 43, 10\) but needs \(3, 42, channels\)"),
     (dict(text=torch.zeros(3, 11)), r"text has shape \(3, 11\) but needs \(3, 10\)"),
     (dict(n_neighbors=(0, 5, 5)), "n_neighbors=0"),
 ])

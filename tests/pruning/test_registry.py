@@ -1,4 +1,5 @@
-"""What holds for all methods at once: identity at keep = N, the number of tokens, repeatability, and one call for all."""
+"""What holds for all methods at once: identity at keep = N, the number of tokens, repeatability,
+and one call for all."""
 
 from dataclasses import replace
 
@@ -24,19 +25,22 @@ def model():
 
 @pytest.fixture(scope="module")
 def vision(model):
+    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))  # 6 x 8 patches
     with torch.no_grad():
-        return bench.encode(model, torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0)))   # 6 x 8 patches
+        return bench.encode(model, images)
 
 
 def run(model, vision, name, keep, seed=0, positions=None):
+    g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        done = bench.reduce(model, vision, name, keep, QUESTIONS, torch.Generator().manual_seed(seed), positions)
+        done = bench.reduce(model, vision, name, keep, QUESTIONS, g, positions)
         return done, model.answer(done.tokens, QUESTIONS, done.stages, done.positions)
 
 
 def test_all_ten_papers_and_five_baselines_are_there():
     papers = {m.paper for m in METHODS.values()} - {None}
-    assert papers == {"fastervlm", "divprune", "hiprune", "visiondrop", "holov", "zooprune", "transprune", "aim", "crossget", "recoverable-compression"}
+    assert papers == {"fastervlm", "divprune", "hiprune", "visiondrop", "holov", "zooprune",
+                      "transprune", "aim", "crossget", "recoverable-compression"}
     assert sum(m.paper is None for m in METHODS.values()) == 5
 
 
@@ -46,19 +50,24 @@ def test_keep_all_changes_nothing(model, vision, name):
         plain = model.prefill(vision.tokens, QUESTIONS)[0]
         for keep, positions in ((48, None), (1.0, "renumber"), (48, "keep")):
             done = bench.reduce(model, vision, name, keep, QUESTIONS, positions=positions)
-            assert torch.equal(model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0], plain)
+            logits = model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0]
+            assert torch.equal(logits, plain)
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("keep", [1, 7, 24, 47])
 def test_so_many_are_left(model, vision, name, keep):
     done, answers = run(model, vision, name, keep)
-    left = [n - (answers.prefill.hidden.shape[1] - len(answers.prefill.plan.index[0])) for n in answers.prefill.cache.lengths]
-    whole = done.whole(answers.prefill)
+    ran = answers.prefill
+    others = ran.hidden.shape[1] - len(ran.plan.index[0])
+    left = [n - others for n in ran.cache.lengths]
+    whole = done.whole(ran)
     if name == "aim":
-        assert done.tokens.shape[1] == keep and len(whole) == 0                  # its ramp ends at none
+        # its ramp ends at none
+        assert done.tokens.shape[1] == keep and len(whole) == 0
     elif name == "visiondrop":
-        assert 0.55 * keep - 1 <= len(whole) <= keep                             # keep is the mean of the stages
+        # keep is the mean of the stages
+        assert 0.55 * keep - 1 <= len(whole) <= keep
         assert done.tokens.shape[1] >= keep or keep > 0.6 * 49
     else:
         assert len(whole) == keep
@@ -73,9 +82,11 @@ def test_so_many_are_left(model, vision, name, keep):
 def test_repeatable_and_one_is_as_many(model, vision, name):
     first, second = (run(model, vision, name, 12)[0] for _ in range(2))
     assert torch.equal(first.tokens, second.tokens)
-    if name in ("random",):
-        return                                                                   # draws for the whole batch at once
-    one = bench.reduce(model, vision.rows(torch.tensor([1])), name, 12, QUESTIONS[1:], torch.Generator().manual_seed(0))
+    if name in ("random",):                                   # draws for the whole batch at once
+        return
+    alone = vision.rows(torch.tensor([1]))
+    g = torch.Generator().manual_seed(0)
+    one = bench.reduce(model, alone, name, 12, QUESTIONS[1:], g)
     assert torch.equal(one.plan.index[0], first.plan.index[1])
     torch.testing.assert_close(one.tokens[0], first.tokens[1], atol=1e-5, rtol=1e-4)
 
@@ -83,29 +94,36 @@ def test_repeatable_and_one_is_as_many(model, vision, name):
 @settings(max_examples=15, deadline=None)
 @given(keep=st.integers(1, 48), name=st.sampled_from(sorted(METHODS)), tied=st.booleans())
 def test_any_keep_with_or_without_ties(model, keep, name, tied):
-    """All patches alike is the worst case for ties, distances and outliers: nothing may be chosen twice, nothing may be NaN."""
-    images = torch.full((2, 3, 48, 64), 0.5) if tied else torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(keep))
+    """All patches alike is the worst case for ties, distances and outliers: nothing may be chosen
+    twice, nothing may be NaN."""
+    if tied:
+        images = torch.full((2, 3, 48, 64), 0.5)
+    else:
+        images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(keep))
     with torch.no_grad():
         vision = bench.encode(model, images, [name])
         done, answers = run(model, vision, name, keep)
     assert done.tokens.isfinite().all() and answers.first.isfinite().all()
     for row in done.plan.index:
-        there = row[row >= 0] if name != "recoverable" else row[(row >= 0) & (done.plan.role[0] < 3 if done.plan.role is not None else True)]
+        real = row >= 0
+        if name == "recoverable" and done.plan.role is not None:
+            real &= done.plan.role[0] < 3
+        there = row[real]
         assert len(there.unique()) == len(there)
 
 
 def test_questions_matter_only_where_they_should(model, vision):
     for name, method in METHODS.items():
         with torch.no_grad():
-            a = bench.reduce(model, vision, name, 12, QUESTIONS, torch.Generator().manual_seed(0))
-            b = bench.reduce(model, vision, name, 12, QUESTIONS[::-1], torch.Generator().manual_seed(0))
+            a, b = (bench.reduce(model, vision, name, 12, asked, torch.Generator().manual_seed(0))
+                    for asked in (QUESTIONS, QUESTIONS[::-1]))
         if not method.asks:
             assert torch.equal(a.tokens, b.tokens)
 
 
 @pytest.mark.parametrize("name, keep, message", [
-    ("fastervlm", 0, "keep=0"), ("divprune", 49, "keep=49 but there are 48"), ("holov", 1.5, "keep=1.5"), ("aim", True, "keep=True"),
-    ("nothing", 4, "method='nothing'"),
+    ("fastervlm", 0, "keep=0"), ("divprune", 49, "keep=49 but there are 48"),
+    ("holov", 1.5, "keep=1.5"), ("aim", True, "keep=True"), ("nothing", 4, "method='nothing'"),
 ])
 def test_bad_keep(model, vision, name, keep, message):
     with pytest.raises(ValueError, match=message):
@@ -114,19 +132,22 @@ def test_bad_keep(model, vision, name, keep, message):
 
 def test_what_was_not_asked_for_is_missed(model, vision):
     bare = model.encode(torch.rand(2, 3, 48, 64))
-    for name, word in (("fastervlm", "cls_row"), ("holov", "cls_row"), ("hiprune", "attention"), ("visiondrop", "keys")):
+    missing = {"fastervlm": "cls_row", "holov": "cls_row", "hiprune": "attention",
+               "visiondrop": "keys"}
+    for name, word in missing.items():
         with pytest.raises(ValueError, match=word):
             bench.reduce(model, bare, name, 12)
     with pytest.raises(ValueError, match="questions"):
         bench.reduce(model, vision, "recoverable", 12)
 
 
-# --------------------------------------------------------------------------------------------------------------- kept positions
+# ---------------------------------------------------------------- kept positions
 BEFORE = [name for name, method in METHODS.items() if method.where == "before"]
 
 
 def seen_positions(model, done):
-    """What the decoder's layers are given as positions: recorded where it makes its rotary tables."""
+    """What the decoder's layers are given as positions: recorded where it makes its rotary
+    tables."""
     told, rope = [], model.decoder.rope
     model.decoder.rope = lambda positions: (told.append(positions), rope(positions))[1]
     try:
@@ -142,29 +163,39 @@ def seen_positions(model, done):
 def test_kept_positions_are_those_of_the_patches(model, vision, name, keep):
     done, plain = (run(model, vision, name, keep, positions=p)[0] for p in ("keep", None))
     told, _, ran = seen_positions(model, done)
-    assert torch.equal(told[:, 1 : 1 + keep], 1 + plain.plan.index)              # <start> is 0, patch n is 1 + n
-    assert torch.equal(told[:, 1 + keep], torch.tensor([49, 49]))                # the question starts behind all patches
-    assert ran.cache.lengths[0] == ran.hidden.shape[1] and ran.visual == slice(1, 1 + keep)                # and nothing longer ever ran
-    assert torch.equal(ran.states[0].plan.index[0], torch.arange(48)) and torch.equal(done.whole(ran).index, plain.plan.index)
-    assert torch.equal(done.tokens.gather(1, plain.plan.index[..., None].expand_as(plain.tokens)), plain.tokens)            # bit for bit, merged or not
-    assert torch.equal(seen_positions(model, plain)[0][0, 1 : 1 + keep], 1 + torch.arange(keep))           # the releases count anew
+    # <start> is 0, patch n is 1 + n; the question starts behind all patches
+    assert torch.equal(told[:, 1 : 1 + keep], 1 + plain.plan.index)
+    assert torch.equal(told[:, 1 + keep], torch.tensor([49, 49]))
+    # and nothing longer ever ran
+    assert ran.cache.lengths[0] == ran.hidden.shape[1] and ran.visual == slice(1, 1 + keep)
+    assert torch.equal(ran.states[0].plan.index[0], torch.arange(48))
+    assert torch.equal(done.whole(ran).index, plain.plan.index)
+    # bit for bit, merged or not
+    seats = plain.plan.index[..., None].expand_as(plain.tokens)
+    assert torch.equal(done.tokens.gather(1, seats), plain.tokens)
+    # the releases count anew
+    anew = seen_positions(model, plain)[0]
+    assert torch.equal(anew[0, 1 : 1 + keep], 1 + torch.arange(keep))
 
 
 def test_kept_positions_against_a_mask_over_all_tokens(model, vision):
-    """Hiding the dropped tokens of an unpruned sequence leaves the others the numbers they have: the same logits."""
+    """Hiding the dropped tokens of an unpruned sequence leaves the others the numbers they have:
+    the same logits."""
     for name in ("divprune", "fastervlm", "uniform"):
         done = run(model, vision, name, 9, positions="keep")[0]
         plan = done.plan
+        hide = Stage(0, 9, lambda state, keep, plan=plan: plan)
         with torch.no_grad():
             kept = model.prefill(done.tokens, QUESTIONS, done.stages, done.positions)[0]
-            masked = model.prefill(vision.tokens, QUESTIONS, [Stage(0, 9, lambda state, keep, plan=plan: plan)], "keep", "mask")[0]
+            masked = model.prefill(vision.tokens, QUESTIONS, [hide], "keep", "mask")[0]
             anew = model.prefill(plan.apply(vision.tokens), QUESTIONS)[0]
         torch.testing.assert_close(kept, masked, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(kept, anew, atol=1e-4)
 
 
 def test_cuts_inside_go_on_from_kept_positions(model, vision):
-    """AIM merges before and cuts inside: its tokens have the places of their seeds down to the last one; FastV's choice can be overruled."""
+    """AIM merges before and cuts inside: its tokens have the places of their seeds down to the
+    last one; FastV's choice can be overruled."""
     done, plain = (run(model, vision, "aim", 24, positions=p)[0] for p in ("keep", None))
     told, _, ran = seen_positions(model, done)
     assert done.positions == plain.positions == "keep" and not plain.scattered
@@ -176,11 +207,13 @@ def test_cuts_inside_go_on_from_kept_positions(model, vision):
         index = index.gather(1, cut.index)
     assert torch.equal(whole.index, index) and whole.num_tokens == 48
     done, answers = run(model, vision, "fastv", 9, positions="renumber")
-    assert done.positions == "renumber" and not done.scattered and answers.prefill.cache.shift[-1] == 39
+    assert done.positions == "renumber" and not done.scattered
+    assert answers.prefill.cache.shift[-1] == 39
 
 
 @pytest.mark.parametrize("name, positions, message", [
-    ("visiondrop", "keep", r"positions='keep': \[CLS\] is among the tokens"), ("divprune", "old", "positions='old': needs one of renumber, keep"),
+    ("visiondrop", "keep", r"positions='keep': \[CLS\] is among the tokens"),
+    ("divprune", "old", "positions='old': needs one of renumber, keep"),
 ])
 def test_positions_that_cannot_be(model, vision, name, positions, message):
     with pytest.raises(ValueError, match=message):
@@ -188,7 +221,8 @@ def test_positions_that_cannot_be(model, vision, name, positions, message):
 
 
 def test_slots_without_a_place():
-    assert torch.equal(bench.patch_positions(Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)), torch.tensor([[3, 1]]))
+    prefixed = Plan(torch.tensor([[4, 2]]), 9, num_prefix=1)
+    assert torch.equal(bench.patch_positions(prefixed), torch.tensor([[3, 1]]))
     with pytest.raises(ValueError, match="empty"):
         bench.patch_positions(Plan(torch.tensor([[3, -1]]), 9))
     entry = torch.tensor([[0, 1, 2]])
@@ -199,14 +233,16 @@ def test_slots_without_a_place():
 
 @pytest.mark.parametrize("name", ["random", "divprune", "pool", "recoverable", "fastv"])
 def test_grade_with_kept_positions(model, name):
-    """Question by question, as by hand; random draws once for a picture, whatever is done with positions. Every other answer is made right."""
+    """Question by question, as by hand; random draws once for a picture, whatever is done with
+    positions. Every other answer is made right."""
     taken = exam.exam(3, seed=5, n=3)
     vision = bench.encode(model, taken.images)
     asked, want = [list(row) for row in taken.asked], torch.zeros_like(taken.kind, dtype=torch.bool)
     for b, q in (taken.kind >= 0).nonzero().tolist():
         text = asked[b][q].text
+        g = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            done = bench.reduce(model, vision, name, 40, [text] * 3, torch.Generator().manual_seed(3), "keep")
+            done = bench.reduce(model, vision, name, 40, [text] * 3, g, "keep")
             said = model.answer(done.tokens, [text] * 3, done.stages, done.positions).texts[b]
         other = "no" if said != "no" else "yes"
         want[b, q] = q % 2 == 0
@@ -214,7 +250,9 @@ def test_grade_with_kept_positions(model, name):
     ids, target, kind = exam.pack(model.ids, asked)
     target = target.masked_fill(target == model.ids["<end>"], -100)  # untrained, it never ends
     taken = replace(taken, asked=asked, ids=ids, target=target, kind=kind)
-    right = bench.grade(model, vision, taken, name, 40, torch.Generator().manual_seed(3), rows=2 if name != "random" else 128, positions="keep")
+    g = torch.Generator().manual_seed(3)
+    rows = 2 if name != "random" else 128
+    right = bench.grade(model, vision, taken, name, 40, g, rows=rows, positions="keep")
     assert torch.equal(right, want) and want.any()
     everything = bench.grade(model, vision, taken, name, 256, positions="keep")
     assert torch.equal(everything, bench.grade(model, vision, taken, name, 256))

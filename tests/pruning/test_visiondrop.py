@@ -34,8 +34,8 @@ def vision(batch=2, grid=(3, 5), num_prefix=1, seed=0, dtype=torch.float32):
 def loop_plan(importance, keys, keep, contextual, num_prefix):
     """Slots as sets: [(seed, followers)] in output order."""
     d, n = keep - contextual, len(keys)
-    patches = sorted(range(num_prefix, n), key=lambda i: (-float(importance[i - num_prefix]), i))[: d - num_prefix]
-    kept = sorted([*range(num_prefix), *patches])
+    patches = sorted(range(num_prefix, n), key=lambda i: (-float(importance[i - num_prefix]), i))
+    kept = sorted([*range(num_prefix), *patches[: d - num_prefix]])
     rest = [i for i in range(n) if i not in kept]
     slots = [(i, []) for i in kept]
     if contextual:
@@ -84,7 +84,8 @@ def test_encoder_stage_equals_plain_loops(num_prefix, keep, contextual):
     # [CLS] travels, bit for bit
     assert torch.equal(out[:, :num_prefix], v.selected[:, :num_prefix])
     assert torch.equal(out[:, :d], v.selected.gather(1, plan.index[:, :d, None].expand(-1, -1, 8)))
-    assert plan.num_prefix == num_prefix and plan.roles == ("dominant", "contextual") and plan.role.sum() == 2 * contextual
+    assert plan.num_prefix == num_prefix and plan.roles == ("dominant", "contextual")
+    assert plan.role.sum() == 2 * contextual
     assert (plan.source() >= 0).all() == (contextual > 0)
 
 
@@ -92,7 +93,8 @@ def test_dominant_counts_cls():
     v = vision()
     plan = prune(v, 8, 2)
     best = v.cls_row.sum(1).topk(5).indices.sort(dim=1).values + 1
-    assert torch.equal(plan.index[:, :6], torch.cat([torch.zeros(2, 1, dtype=torch.long), best], dim=1))
+    cls = torch.zeros(2, 1, dtype=torch.long)
+    assert torch.equal(plan.index[:, :6], torch.cat([cls, best], dim=1))
     assert prune(v, 1).index.tolist() == [[0], [0]]                               # only [CLS]
     assert prune(v, 2).role.tolist() == [[0, 1]] * 2
 
@@ -121,7 +123,8 @@ def test_score_without_cls_is_attention_received():
     torch.testing.assert_close(score(v), torch.einsum("b h q n -> b n", v.attention[2]) / 15)
     v.attention[4] = v.attention[2].flip(-1)
     torch.testing.assert_close(score(v, 4), score(v, 2).flip(1))
-    with pytest.raises(ValueError, match=r"layer=None but vision.attention has the layers \[2, 4\]"):
+    needs = r"layer=None but vision.attention has the layers \[2, 4\]"
+    with pytest.raises(ValueError, match=needs):
         prune(v, 5)
 
 
@@ -129,14 +132,16 @@ def test_batch_half_precision_and_meta():
     v = vision(batch=4)
     many = prune(v, 9, 3)
     for b in range(4):
-        one = VisionOutputs(v.selected[b:b + 1], v.grid, v.project, 1, v.cls_row[b:b + 1], v.keys[b:b + 1])
+        signals = v.cls_row[b:b + 1], v.keys[b:b + 1]
+        one = VisionOutputs(v.selected[b:b + 1], v.grid, v.project, 1, *signals)
         assert torch.equal(prune(one, 9, 3).slot[0], many.slot[b])
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(prune(v, 9, 3).slot, many.slot)
     low = vision(dtype=torch.bfloat16)
     out = prune(low, 9, 3).apply(low.selected)
     assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
-    meta = VisionOutputs(v.selected.to("meta"), v.grid, v.project, 1, v.cls_row.to("meta"), v.keys.to("meta"))
+    signals = v.cls_row.to("meta"), v.keys.to("meta")
+    meta = VisionOutputs(v.selected.to("meta"), v.grid, v.project, 1, *signals)
     assert prune(meta, 9, 3).apply(meta.selected).shape == (4, 9, 8)
     run = torch.compile(lambda s, k: reduce(s, k, 9, 3, 1).slot, backend="eager", fullgraph=True)
     assert torch.equal(run(score(v), v.keys), many.slot)
@@ -145,7 +150,8 @@ def test_batch_half_precision_and_meta():
 @pytest.mark.parametrize("bad, message", [
     (dict(keep=17), "keep=17 but there are 16 tokens"), (dict(keep=0), "keep=0"),
     (dict(keep=5, contextual=5), r"contextual=5 but keep=5.*0 \.\.\. 4"),
-    (dict(keep=5, contextual=-1), "contextual=-1"), (dict(keep=5, contextual=2.0), "contextual=2.0"),
+    (dict(keep=5, contextual=-1), "contextual=-1"),
+    (dict(keep=5, contextual=2.0), "contextual=2.0"),
 ])
 def test_bad_input(bad, message):
     with pytest.raises(ValueError, match=message):
@@ -174,7 +180,8 @@ def decoder(num_layers=4, num_heads=4, num_kv_heads=None, dtype=torch.float64, s
 
 
 def prompt(batch=2, before=3, n=20, behind=4, dtype=torch.float64, seed=1):
-    x = torch.randn(batch, before + n + behind, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, before + n + behind, 16, generator=g, dtype=torch.float64) * 2
     return x.to(dtype), slice(before, before + n)
 
 
@@ -183,12 +190,14 @@ def loop_attention(model, state):
     heads, n, S)."""
     q, k = model.layers[state.after].qk(state.hidden, model.rope(state.positions))
     group = q.shape[1] // k.shape[1]
-    out = torch.zeros(*q.shape[:2], state.visual.stop - state.visual.start, q.shape[2], dtype=q.dtype)
+    first, stop = state.visual.start, state.visual.stop
+    out = torch.zeros(*q.shape[:2], stop - first, q.shape[2], dtype=q.dtype)
     for b in range(len(q)):
         for h in range(q.shape[1]):
-            for r, i in enumerate(range(state.visual.start, state.visual.stop)):
-                logits = torch.stack([q[b, h, i] @ k[b, h // group, j] / q.shape[-1] ** 0.5 for j in range(i + 1)])
-                out[b, h, r, : i + 1] = logits.softmax(dim=0)
+            seen = k[b, h // group]
+            for r, i in enumerate(range(first, stop)):
+                logits = [q[b, h, i] @ seen[j] / q.shape[-1] ** 0.5 for j in range(i + 1)]
+                out[b, h, r, : i + 1] = torch.stack(logits).softmax(dim=0)
     return out, k.mean(dim=1)[:, state.visual]
 
 
@@ -206,11 +215,12 @@ def test_stages_equal_plain_loops(num_kv_heads, normalise):
             keys_seen = torch.arange(n)[:, None] + 4 if normalise == "chance" else 1
             by = n if normalise == "none" else torch.arange(n, 0, -1)
             want = (attention[..., state.visual].mean(1) * keys_seen).sum(1) / by
-            torch.testing.assert_close(visual_score(state, normalise).double(), want, atol=1e-6, rtol=1e-5)
+            got, out = visual_score(state, normalise).double(), plan.apply(state.tokens)
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
             for b in range(2):
                 slots = loop_plan(want[b], keys[b], d + c, c, 0)
                 assert plan.index[b].tolist() == [i for i, _ in slots]
-                torch.testing.assert_close(plan.apply(state.tokens)[b], loop_apply(state.tokens[b], slots))
+                torch.testing.assert_close(out[b], loop_apply(state.tokens[b], slots))
     assert run.cache.lengths == [27, 19, 19, 13] and run.visual == slice(3, 9)
 
 
@@ -218,14 +228,17 @@ def test_text_is_copied_positions_are_renumbered_nothing_is_lost():
     model, (x, visual) = decoder(6), prompt()
     with torch.no_grad():
         run = model.prefill(x, visual, stages([12, 8, 4], 6))
-    assert run.cache.lengths == [27, 19, 19, 15, 11, 11] and [s.after for s in run.states] == [1, 3, 4]
+    assert run.cache.lengths == [27, 19, 19, 15, 11, 11]
+    assert [s.after for s in run.states] == [1, 3, 4]
     lengths = [27, 19, 15]
     for i, state in enumerate(run.states):
-        assert state.hidden.shape[1] == lengths[i] and (state.visual.start, state.visual.stop) == (3, lengths[i] - 4)
+        assert state.hidden.shape[1] == lengths[i]
+        assert (state.visual.start, state.visual.stop) == (3, lengths[i] - 4)
         assert torch.equal(state.positions, torch.arange(state.hidden.shape[1]).expand(2, -1))
         plan = run.plans[i]
         d = int((plan.role[0] == 0).sum())
-        assert torch.equal(plan.apply(state.tokens)[:, :d], state.tokens.gather(1, plan.index[:, :d, None].expand(-1, -1, 16)))
+        dominant = state.tokens.gather(1, plan.index[:, :d, None].expand(-1, -1, 16))
+        assert torch.equal(plan.apply(state.tokens)[:, :d], dominant)
         assert (plan.source() >= 0).all()
     # through all stages: each of the 20 has a slot
     assert set(run.plan.source()[0].tolist()) == {0, 1, 2, 3}
@@ -239,15 +252,17 @@ def test_contextual_tokens_stand_behind_the_dominant_ones_at_the_next_stage():
 
 
 def test_default_places_of_the_cuts():
-    assert [s.after for s in stages([3, 2, 1], 32)] == [8, 16, 24] and [s.after for s in stages([3], 6)] == [3]
+    assert [s.after for s in stages([3, 2, 1], 32)] == [8, 16, 24]
+    assert [s.after for s in stages([3], 6)] == [3]
     assert [s.keep for s in stages([(5, 2), 0.25, 3], 8)] == [7, 0.25, 3]
 
 
 def test_keep_all_changes_nothing():
     model, (x, visual) = decoder(), prompt()
     with torch.no_grad():
-        assert torch.equal(model.prefill(x, visual, stages([1.0, 1.0], 4)).hidden, model.prefill(x, visual).hidden)
-        assert torch.equal(model.prefill(x, visual, stages([1.0], 4, contextual=0)).hidden, model.prefill(x, visual).hidden)
+        plain = model.prefill(x, visual).hidden
+        for cuts in (stages([1.0, 1.0], 4), stages([1.0], 4, contextual=0)):
+            assert torch.equal(model.prefill(x, visual, cuts).hidden, plain)
         assert model.prefill(x, visual, stages([0], 4)).visual == slice(3, 3)
 
 
@@ -257,7 +272,8 @@ def test_hiding_equals_dropping():
     for normalise in visiondrop.NORMALISE:
         cuts = stages([9, 4], 4, after=[1, 2], contextual=0, normalise=normalise)
         with torch.no_grad():
-            drop, mask = (model.prefill(x, visual, cuts, positions="keep", mode=m) for m in ("drop", "mask"))
+            drop, mask = (model.prefill(x, visual, cuts, positions="keep", mode=mode)
+                          for mode in ("drop", "mask"))
         assert torch.equal(drop.plan.index, mask.plan.index)
         torch.testing.assert_close(drop.hidden[:, -4:], mask.hidden[:, -4:])
 
@@ -268,7 +284,8 @@ def test_padding_and_batch_do_not_matter():
     with torch.no_grad():
         want = model.prefill(x, visual, cuts)
         one = model.prefill(x[1:2], visual, cuts)
-        padded = model.prefill(torch.cat([x, torch.full((3, 2, 16), 9.0, dtype=x.dtype)], 1), visual, cuts,
+        behind = torch.full((3, 2, 16), 9.0, dtype=x.dtype)
+        padded = model.prefill(torch.cat([x, behind], 1), visual, cuts,
                                valid=(torch.arange(29) < 27).expand(3, -1))
     torch.testing.assert_close(one.hidden, want.hidden[1:2])
     torch.testing.assert_close(padded.hidden[:, :-2], want.hidden)
@@ -296,8 +313,10 @@ def test_causal_bias_in_closed_form():
     p, n = 3, 12
     state = uniform_state(p, n)
     with torch.no_grad():
-        got, column, chance = (visual_score(state, kind)[0].double() for kind in ("none", "column", "chance"))
-    want = torch.tensor([sum(1 / (p + i + 1) for i in range(j, n)) / n for j in range(n)], dtype=torch.float64)
+        got, column, chance = (visual_score(state, kind)[0].double()
+                               for kind in ("none", "column", "chance"))
+    want = [sum(1 / (p + i + 1) for i in range(j, n)) / n for j in range(n)]
+    want = torch.tensor(want, dtype=torch.float64)
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(column, want * n / torch.arange(n, 0, -1), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(chance, torch.ones_like(chance), atol=1e-6, rtol=1e-5)
@@ -307,18 +326,19 @@ def test_causal_bias_in_closed_form():
 
 
 def test_place_of_the_kept():
-    """Random tokens, several seeds, 0 = first, 1 = last. When attention is nearly flat, dividing columns leaves the order as it
-    is; comparing with chance does not. When attention is decided, both help."""
+    """Random tokens, several seeds, 0 = first, 1 = last. When attention is nearly flat, dividing
+    columns leaves the order as it is; comparing with chance does not. When attention is decided,
+    both help."""
     place = {}
     for normalise in visiondrop.NORMALISE:
         for gain in (1, 8):
-            where = []
+            where, cut = [], stages([10], 4, after=[2], contextual=0, normalise=normalise)
             for seed in range(6):
                 x, visual = prompt(4, before=30, n=40, seed=seed)
                 model = decoder(seed=seed)
                 with torch.no_grad():
                     model.layers[2].self_attn.q_proj.weight *= gain
-                    run = model.prefill(x, visual, stages([10], 4, after=[2], contextual=0, normalise=normalise))
+                    run = model.prefill(x, visual, cut)
                 where.append(run.plans[0].index.double().mean() / 39)
             place[normalise, gain] = float(sum(where) / len(where))
     # the first ten of forty: 0.115
@@ -329,18 +349,20 @@ def test_place_of_the_kept():
 
 def test_decoder_half_precision_and_meta():
     x, visual = prompt(dtype=torch.bfloat16)
+    cuts = stages([10, 5], 4)
     with torch.no_grad():
-        run = decoder(dtype=torch.bfloat16).prefill(x, visual, stages([10, 5], 4))
+        run = decoder(dtype=torch.bfloat16).prefill(x, visual, cuts)
         assert run.hidden.dtype == torch.bfloat16 and torch.isfinite(run.hidden).all()
-        x = x.float()
+        x, model = x.float(), decoder(dtype=torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.isfinite(decoder(dtype=torch.float32).prefill(x, visual, stages([10, 5], 4)).hidden).all()
-        meta = decoder(dtype=torch.float32).to("meta").prefill(x.to("meta"), visual, stages([10, 5], 4))
+            assert torch.isfinite(model.prefill(x, visual, cuts).hidden).all()
+        meta = model.to("meta").prefill(x.to("meta"), visual, cuts)
     assert meta.hidden.shape == (2, 12, 16)
 
 
 @pytest.mark.parametrize("bad, message", [
-    (dict(budgets=[5, 3], num_layers=4, after=[2]), r"after=\[2\] has 1 entries but there are 2 budgets"),
+    (dict(budgets=[5, 3], num_layers=4, after=[2]),
+     r"after=\[2\] has 1 entries but there are 2 budgets"),
     (dict(budgets=[5], num_layers=4, after=[4]), r"after=\[4\] must rise and stay in 0 ... 3"),
     (dict(budgets=[5, 3], num_layers=4, after=[2, 2]), "must rise"),
     (dict(budgets=[5], num_layers=4, normalise="row"), "normalise='row' must be one of"),

@@ -42,7 +42,12 @@ def projector(d_v=6, d_l=10, dtype=torch.float64, seed=0):
 
 
 def features(batch=2, num_tokens=12, d_v=6, dtype=torch.float64, seed=1):
-    return torch.randn(batch, num_tokens, d_v, generator=generator(seed), dtype=torch.float64).mul(2).to(dtype)
+    x = torch.randn(batch, num_tokens, d_v, generator=generator(seed), dtype=torch.float64)
+    return x.mul(2).to(dtype)
+
+
+def directions(m):
+    return torch.randn(m, 6, generator=generator(2), dtype=torch.float64)
 
 
 def vision(dtype=torch.float32, batch=2, grid=(3, 4), **more):
@@ -57,31 +62,35 @@ def rank_correlation(a, b):
 
 # ---------------------------------------------------------------- sensitivity
 def test_equals_plain_loops():
-    x, net, u = features(), projector(), torch.randn(5, 6, generator=generator(2), dtype=torch.float64)
+    x, net, u = features(), projector(), directions(5)
     got = sensitivity(x, net, step=0.3, directions=u)
     for b in range(2):
         for n in range(12):
-            answers = [(net(x[b, n] + 0.3 * d / d.norm()) - net(x[b, n] - 0.3 * d / d.norm())).norm() / 0.6 for d in u]
+            steps = [0.3 * d / d.norm() for d in u]
+            answers = [(net(x[b, n] + d) - net(x[b, n] - d)).norm() / 0.6 for d in steps]
             torch.testing.assert_close(got[b, n], sum(answers) / 5)
 
 
 def test_mean_of_lengths_not_length_of_the_mean():
-    x, net, u = features(), projector(), torch.randn(64, 6, generator=generator(2), dtype=torch.float64)
+    x, net, u = features(), projector(), directions(64)
     unit = u / u.norm(dim=1, keepdim=True)
-    mean_first = torch.stack([(net(x + 0.01 * d) - net(x - 0.01 * d)) / 0.02 for d in unit]).mean(0).norm(dim=-1)
+    changes = torch.stack([(net(x + 0.01 * d) - net(x - 0.01 * d)) / 0.02 for d in unit])
+    mean_first = changes.mean(0).norm(dim=-1)
     assert (sensitivity(x, net, directions=u) > 2 * mean_first).all()
 
 
 def test_exact_value_and_order_of_the_error():
-    """E|Ju| over the same directions by forward-mode differentiation; the central difference is off by O(h^2): half the step, a
-    quarter of it."""
-    x, net, u = features(), projector(), torch.randn(16, 6, generator=generator(2), dtype=torch.float64)
+    """E|Ju| over the same directions by forward-mode differentiation; the central difference is
+    off by O(h^2): half the step, a quarter of it."""
+    x, net, u = features(), projector(), directions(16)
     unit = u / u.norm(dim=1, keepdim=True)
-    exact = torch.stack([torch.func.jvp(net, (x,), (d.expand_as(x),))[1].norm(dim=-1) for d in unit]).mean(0)
+    slopes = [torch.func.jvp(net, (x,), (d.expand_as(x),))[1] for d in unit]
+    exact = torch.stack([slope.norm(dim=-1) for slope in slopes]).mean(0)
     errors = [(sensitivity(x, net, step=h, directions=u) - exact).abs() for h in (0.04, 0.02, 0.01)]
     assert errors[2].max() < 1e-3
     for a, b in itertools.pairwise(errors):
-        torch.testing.assert_close(a.sum() / b.sum(), torch.tensor(4.0, dtype=torch.float64), atol=0.05, rtol=0)
+        four = torch.tensor(4.0, dtype=torch.float64)
+        torch.testing.assert_close(a.sum() / b.sum(), four, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("h", [0.01, 1.0])
@@ -92,7 +101,8 @@ def test_linear_projectors_know_nothing(h):
     torch.testing.assert_close(sensitivity(x, lambda t: t, step=h), torch.ones_like(s))
     turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator(), dtype=torch.float64))
     # equal singular values
-    torch.testing.assert_close(sensitivity(x, lambda t: 3.5 * t @ turn, step=h), torch.full_like(s, 3.5))
+    longer = sensitivity(x, lambda t: 3.5 * t @ turn, step=h)
+    torch.testing.assert_close(longer, torch.full_like(s, 3.5))
 
 
 def test_linear_projector_in_float32_turns_rounding_into_weights():
@@ -112,12 +122,14 @@ def test_standard_error_falls_with_the_root_of_the_number_of_directions():
         runs = torch.stack([sensitivity(x, net, m, generator=g) for _ in range(100)])
         spread[m] = runs.std(dim=0).mean()
     for m in (4, 16):
-        torch.testing.assert_close(spread[m] / spread[4 * m], torch.tensor(2.0, dtype=torch.float64), atol=0.3, rtol=0)
+        two = torch.tensor(2.0, dtype=torch.float64)
+        torch.testing.assert_close(spread[m] / spread[4 * m], two, atol=0.3, rtol=0)
 
 
 def test_jacobian_norm_bounds_the_estimate():
     x, net = features(2, 30), projector()
-    exact = torch.stack([torch.autograd.functional.jacobian(net, v).norm() for v in x.flatten(0, 1)]).view(2, 30) / 6**0.5
+    jacobians = [torch.autograd.functional.jacobian(net, v) for v in x.flatten(0, 1)]
+    exact = torch.stack([jacobian.norm() for jacobian in jacobians]).view(2, 30) / 6**0.5
     torch.testing.assert_close(jacobian_norm(x, net), exact)
     s = sensitivity(x, net, 4096, generator=generator(), chunk=512)
     ratio = s / exact                                               # mean <= root mean square
@@ -133,16 +145,17 @@ def test_one_set_of_directions_for_all_tokens_and_views():
 
 
 def test_chunks_and_lengths_of_directions_do_not_matter():
-    x, net, u = features(), projector(), torch.randn(7, 6, generator=generator(2), dtype=torch.float64)
+    x, net, u = features(), projector(), directions(7)
     want = sensitivity(x, net, directions=u, chunk=7)
     for chunk in (1, 2, 3, 100):
         torch.testing.assert_close(sensitivity(x, net, directions=u, chunk=chunk), want)
-    torch.testing.assert_close(sensitivity(x, net, directions=u * torch.arange(1, 8)[:, None]), want)
+    longer = u * torch.arange(1, 8)[:, None]
+    torch.testing.assert_close(sensitivity(x, net, directions=longer), want)
 
 
 def test_half_precision_is_widened():
-    """Weights and features in bfloat16: the arithmetic is float32. Done naively in bfloat16 the estimate is mostly rounding
-    noise."""
+    """Weights and features in bfloat16: the arithmetic is float32. Done naively in bfloat16 the
+    estimate is mostly rounding noise."""
     net, x = projector(16, 24, torch.bfloat16), features(1, 40, 16, torch.bfloat16)
     u = torch.randn(64, 16, generator=generator(2))
     want = sensitivity(x.float(), copy.deepcopy(net).float(), directions=u)
@@ -150,15 +163,18 @@ def test_half_precision_is_widened():
     assert got.dtype == torch.float32 and torch.equal(got, want)
     assert net[0].weight.dtype == torch.bfloat16
     unit = (u / u.norm(dim=1, keepdim=True)).bfloat16()
-    naive = torch.stack([(net(x + 0.01 * d) - net(x - 0.01 * d)).float().norm(dim=-1) / 0.02 for d in unit]).mean(0)
-    assert rank_correlation(naive, want) < 0.9 < rank_correlation(got, want) and (naive / want).mean() > 1.1
+    changes = [(net(x + 0.01 * d) - net(x - 0.01 * d)).float() for d in unit]
+    naive = torch.stack([change.norm(dim=-1) / 0.02 for change in changes]).mean(0)
+    assert rank_correlation(naive, want) < 0.9 < rank_correlation(got, want)
+    assert (naive / want).mean() > 1.1
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sensitivity(x.float(), copy.deepcopy(net).float(), directions=u), want)
         assert torch.isfinite(jacobian_norm(x, net)).all()
 
 
 def test_no_gradient():
-    assert not sensitivity(features(), projector()).requires_grad and not jacobian_norm(features(), projector()).requires_grad
+    x, net = features(), projector()
+    assert not sensitivity(x, net).requires_grad and not jacobian_norm(x, net).requires_grad
 
 
 # ---------------------------------------------------------------- low rank
@@ -174,17 +190,21 @@ def test_low_rank_projector():
         assert short[i][0].bias is None and torch.equal(short[i][1].bias, net[i].bias)
         assert tuple(short[i][0].weight.shape) == (k, net[i].in_features)
     assert [type(m) for m in net] == [nn.Linear, nn.GELU, nn.Linear]  # the original is untouched
-    torch.testing.assert_close(sensitivity(x, full, generator=generator()), sensitivity(x, net, generator=generator()))
+    got, want = (sensitivity(x, one, generator=generator()) for one in (full, net))
+    torch.testing.assert_close(got, want)
 
 
 def test_low_rank_of_nested_and_single_modules():
     nested = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4), nn.ReLU())})
-    assert [m.out_features for m in low_rank(nested, 2).modules() if isinstance(m, nn.Linear)] == [2, 4]
+    short = [m for m in low_rank(nested, 2).modules() if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in short] == [2, 4]
     single = nn.Linear(5, 3, bias=False)
     torch.testing.assert_close(low_rank(single, 3)(torch.eye(5)), single(torch.eye(5)))
     assert low_rank(single.bfloat16(), 2)[0].weight.dtype == torch.bfloat16
-    for net, rank, message in [(nn.Linear(4, 3), 4, "rank=4 does not lie in 1 ... 3"), (nn.Linear(4, 3), 0, "rank=0"),
-                               (projector(), (2, 2, 2), "2 Linear layers"), (nn.GELU(), 2, "0 Linear layers"),
+    for net, rank, message in [(nn.Linear(4, 3), 4, "rank=4 does not lie in 1 ... 3"),
+                               (nn.Linear(4, 3), 0, "rank=0"),
+                               (projector(), (2, 2, 2), "2 Linear layers"),
+                               (nn.GELU(), 2, "0 Linear layers"),
                                (abs, 2, "needs an nn.Module")]:
         with pytest.raises(ValueError, match=message):
             low_rank(net, rank)
@@ -198,7 +218,10 @@ def naive_sads(s, z, keep):
     chosen = [max(range(len(s)), key=lambda i: (w[i], -i))]
     while len(chosen) < keep:
         rest = [i for i in range(len(s)) if i not in chosen]
-        gain = {i: w[i] * min(1 - float(torch.cosine_similarity(z[i], z[j], dim=0)) for j in chosen) for i in rest}
+        gain = {}
+        for i in rest:
+            likeness = [float(torch.cosine_similarity(z[i], z[j], dim=0)) for j in chosen]
+            gain[i] = w[i] * min(1 - c for c in likeness)
         chosen.append(max(rest, key=lambda i: (gain[i], -i)))
     return chosen
 
@@ -237,35 +260,40 @@ def test_permuting_tokens_permutes_the_choice():
 
 
 def test_importance():
-    assert torch.allclose(importance(torch.tensor([[2.0, 4.0, 3.0]])), torch.tensor([[0.0, 1.0, 0.5]]))
+    s = torch.tensor([[2.0, 4.0, 3.0]])
+    assert torch.allclose(importance(s), torch.tensor([[0.0, 1.0, 0.5]]))
     assert torch.equal(importance(torch.full((2, 3), 5.0)), torch.ones(2, 3))
 
 
 def test_floats_are_rounded_down():
     s, z = torch.rand(1, 576, generator=generator()), torch.randn(1, 576, 4, generator=generator(1))
     assert [len(select(s, z, r)) for r in (0.3334, 0.2223, 0.1112)] == [192, 128, 64]
-    assert len(select(s[:, :15], z[:, :15], 0.3)) == 4 and len(select(s[:, :15], z[:, :15], 0.01)) == 1
+    assert len(select(s[:, :15], z[:, :15], 0.3)) == 4
+    assert len(select(s[:, :15], z[:, :15], 0.01)) == 1
 
 
 # ---------------------------------------------------------------- several views
 def test_anyres_layout():
     views, newlines = anyres_layout((2, 3), (2, 2))
     assert views[0].tolist() == list(range(6)) and newlines.tolist() == [12, 19, 26, 33]
-    assert views[1].tolist() == [6, 7, 8, 13, 14, 15] and views[2].tolist() == [9, 10, 11, 16, 17, 18]
+    assert views[1].tolist() == [6, 7, 8, 13, 14, 15]
+    assert views[2].tolist() == [9, 10, 11, 16, 17, 18]
     assert views[4].tolist() == [23, 24, 25, 30, 31, 32]
     assert sorted([*views.flatten().tolist(), *newlines.tolist()]) == list(range(34))
 
 
 def test_views_are_pruned_one_by_one():
     views, newlines = anyres_layout((2, 3), (2, 2))
-    s, z = torch.rand(2, 34, generator=generator()) + 1, torch.randn(2, 34, 5, generator=generator(1))
+    s = torch.rand(2, 34, generator=generator()) + 1
+    z = torch.randn(2, 34, 5, generator=generator(1))
     s[:, newlines] = -torch.inf
     index, gains = sads_views(s, z, views, 19)                                    # 19 // 5 = 3 each
     assert index.shape == gains.shape == (2, 5, 3)
     for v in range(5):
         assert torch.equal(index[:, v], views[v][sads(s[:, views[v]], z[:, views[v]], 3)[0]])
     plan = select_views(s, z, views, 19, newlines)
-    assert len(plan) == 15 + 4 and (plan.index.diff(dim=1) > 0).all() and plan.kept()[:, newlines].all()
+    assert len(plan) == 15 + 4 and (plan.index.diff(dim=1) > 0).all()
+    assert plan.kept()[:, newlines].all()
     assert plan.roles == ("view 0", "view 1", "view 2", "view 3", "view 4", "newline")
     for slot, role in zip(plan.index[0].tolist(), plan.role[0].tolist(), strict=True):
         assert slot in (newlines if role == 5 else views[role])
@@ -287,7 +315,8 @@ def test_views_of_uneven_length():
             assert sorted(index[0, 1].tolist()) == [5, 6, 7]
             assert torch.equal(index[:, 0], sads(s[:, :5], z[:, :5], 3)[0])
             assert torch.equal(index[:, 1], 5 + sads(s[:, 5:], z[:, 5:], 3)[0])
-    with pytest.raises(ValueError, match=r"keep=8 is 4 for each of 2 views; it must lie in 1 ... 3"):
+    needs = r"keep=8 is 4 for each of 2 views; it must lie in 1 ... 3"
+    with pytest.raises(ValueError, match=needs):
         sads_views(s, z, views, 8)
     with pytest.raises(ValueError, match="keep=1 is 0 for each of 2 views"):
         sads_views(s, z, views, 1)
@@ -300,7 +329,8 @@ def test_prune_is_sensitivity_then_select():
     v, u = vision(), torch.randn(8, 6, generator=generator(2))
     s = sensitivity(v.features, v.project, directions=u)
     assert torch.equal(prune(v, 5, directions=u).index, select(s, v.tokens, 5).index)
-    assert torch.equal(prune(v, 5, generator=generator()).index, prune(v, 5, generator=generator()).index)
+    first, second = (prune(v, 5, generator=generator()).index for _ in range(2))
+    assert torch.equal(first, second)
     short = sensitivity(v.features, low_rank(v.project, 3), directions=u)
     assert torch.equal(prune(v, 5, directions=u, rank=3).index, select(short, v.tokens, 5).index)
     assert torch.equal(prune(v, 1.0).apply(v.tokens), v.tokens)
@@ -326,22 +356,29 @@ def test_bf16_meta_and_autocast():
         plan = prune(meta, 5, rank=rank)
         assert plan.index.device.type == "meta" and plan.index.shape == (2, 5)
     views, newlines = anyres_layout((2, 3), (1, 2), "meta")
-    plan = select_views(torch.rand(1, 20, device="meta"), torch.rand(1, 20, 4, device="meta"), views, 6, newlines)
+    s, z = torch.rand(1, 20, device="meta"), torch.rand(1, 20, 4, device="meta")
+    plan = select_views(s, z, views, 6, newlines)
     assert plan.index.shape == (1, 8)
 
 
 def test_compiles():
-    net, x, u = projector(), features(), torch.randn(8, 6, generator=generator(2), dtype=torch.float64)
-    run = torch.compile(lambda x: sensitivity(x, net, directions=u), backend="eager", fullgraph=True)
-    torch.testing.assert_close(run(x), sensitivity(x, net, directions=u))
+    net, x, u = projector(), features(), directions(8)
+
+    def run(x):
+        return sensitivity(x, net, directions=u)
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), run(x))
 
 
 @pytest.mark.parametrize("bad, message", [
     (dict(keep=13), "keep=13 but there are 12 tokens"), (dict(keep=0.0), "keep=0.0"),
-    (dict(keep=3, num_directions=0), "num_directions=0"), (dict(keep=3, step=0.0), "step=0.0 must be positive"),
+    (dict(keep=3, num_directions=0), "num_directions=0"),
+    (dict(keep=3, step=0.0), "step=0.0 must be positive"),
     (dict(keep=3, chunk=0), "chunk=0"), (dict(keep=3, chunk=2.0), "chunk=2.0"),
-    (dict(keep=3, directions=torch.ones(4, 5)), r"directions has shape \(4, 5\) but needs \(m, 6\)"),
-    (dict(keep=3, directions=torch.ones(0, 6)), "m >= 1"), (dict(keep=3, rank=7), "rank=7 does not lie in 1 ... 6"),
+    (dict(keep=3, directions=torch.ones(4, 5)),
+     r"directions has shape \(4, 5\) but needs \(m, 6\)"),
+    (dict(keep=3, directions=torch.ones(0, 6)), "m >= 1"),
+    (dict(keep=3, rank=7), "rank=7 does not lie in 1 ... 6"),
 ])
 def test_bad_input(bad, message):
     with pytest.raises(ValueError, match=message):
@@ -349,7 +386,8 @@ def test_bad_input(bad, message):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"sensitivity has shape \(2, 11\) but needs \(B, N\) = \(2, 12\)"):
+    needs = r"sensitivity has shape \(2, 11\) but needs \(B, N\) = \(2, 12\)"
+    with pytest.raises(ValueError, match=needs):
         select(torch.rand(2, 11), features(), 3)
     with pytest.raises(ValueError, match=r"views has shape \(12,\)"):
         select_views(torch.rand(2, 12), features(), torch.arange(12), 3)
