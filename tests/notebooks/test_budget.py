@@ -14,9 +14,7 @@ from tools.notebook import ROOT, number, paths, read
 NOTEBOOKS = paths()
 WHOLE, CELL = 60, 12
 """What a notebook and a cell may cost."""
-OVER = {
-    "01b": (60, 16),
-}
+OVER = {}
 """Notebooks from before these limits, with limits of their own: a list that only shrinks."""
 IN_ALL, CORES, MINUTES = 28, 2, 45
 """So many notebooks the course will have; `.ci/run` then stays under 45 minutes on two cores."""
