@@ -60,7 +60,9 @@ def loop_step(x, r):
     for i in range(0, size, 2):
         best[i] = max(((cosine(x[i], x[j]), -j) for j in range(1, size, 2)))
     order = sorted(best, key=lambda i: (-best[i][0], i))
-    groups = [[i] for i in order[r:]] + [[j, *(i for i in order[:r] if -best[i][1] == j)] for j in range(1, size, 2)]
+    groups = [[i] for i in order[r:]]
+    for j in range(1, size, 2):
+        groups.append([j, *(i for i in order[:r] if -best[i][1] == j)])
     return [torch.stack([x[i] for i in group]).mean(0) for group in groups], groups
 
 
@@ -105,7 +107,8 @@ def test_several_steps_as_one_plan(size, steps, seed):
 
 
 @pytest.mark.parametrize("size, steps, sizes", [
-    (196, 2, [98, 49]), (49, 2, [25, 13]), (64, 4, [32, 16, 8, 4]), (3, 2, [2, 2]), (576, 3, [288, 144, 72])])
+    (196, 2, [98, 49]), (49, 2, [25, 13]), (64, 4, [32, 16, 8, 4]), (3, 2, [2, 2]),
+    (576, 3, [288, 144, 72])])
 def test_halvings(size, steps, sizes):
     r = halvings(size, steps)
     got, n = [], size
@@ -113,7 +116,8 @@ def test_halvings(size, steps, sizes):
         n -= min(step, n // 2)
         got.append(n)
     assert got == sizes
-    assert len(merge(tokens(1, size), r)) == sizes[-1] == len(prune(vision(tokens(1, size)), 0.5**steps))
+    assert len(merge(tokens(1, size), r)) == sizes[-1]
+    assert len(prune(vision(tokens(1, size)), 0.5**steps)) == sizes[-1]
 
 
 @given(st.integers(1, 80), st.data())
@@ -133,7 +137,8 @@ def test_any_number_can_be_reached(size, data):
 
 def test_fractions():
     assert merge_counts(0.25, 49) == [24, 12] and merge_counts(13, 49) == [24, 12]
-    assert merge_counts(0.3, 50) == [25, 10] and merge_counts(1.0, 50) == [] and merge_counts(50, 50) == []
+    assert merge_counts(0.3, 50) == [25, 10]
+    assert merge_counts(1.0, 50) == [] and merge_counts(50, 50) == []
 
 
 def test_keep_all_is_the_identity():
@@ -149,7 +154,8 @@ def test_raster_order_is_lost_and_alike_go_first():
     assert plan.source()[0, 2] == plan.source()[0, 5]
     # three unmerged, then 1, 3, 5, 7
     torch.testing.assert_close(plan.apply(x)[0, 3 + 2], 1.5 * x[0, 5])
-    assert plan.index[0, 3:].tolist() == [1, 3, 5, 7] and sorted(plan.index[0, :3].tolist()) == [0, 4, 6]
+    assert plan.index[0, 3:].tolist() == [1, 3, 5, 7]
+    assert sorted(plan.index[0, :3].tolist()) == [0, 4, 6]
     similarity, _ = aim.match(x)
     falling = [float(similarity[0, i // 2]) for i in plan.index[0, :3].tolist()]
     assert falling == sorted(falling, reverse=True)
@@ -166,8 +172,8 @@ def test_ties_go_to_the_lower_index():
 
 
 def test_sizes_are_not_tracked():
-    """Weighing the outputs by how many tokens are in them gives the inputs' mean after one step, not after two (ToMe would keep
-    it)."""
+    """Weighing the outputs by how many tokens are in them gives the inputs' mean after one step,
+    not after two (ToMe would keep it)."""
     x = tokens(1, 32)
 
     def weighted(plan):
@@ -175,8 +181,9 @@ def test_sizes_are_not_tracked():
         return (plan.apply(x)[0] * counts[:, None]).sum(0) / 32
     torch.testing.assert_close(weighted(merge(x, [16])), x[0].mean(0), atol=1e-6, rtol=1e-5)
     assert (weighted(merge(x, [16, 8])) - x[0].mean(0)).abs().max() > 1e-3
-    weights = merge(x, [16, 8]).weight[0]
-    assert any(len({round(float(w), 6) for w in weights[merge(x, [16, 8]).slot[0] == s]}) > 1 for s in range(8))
+    plan = merge(x, [16, 8])
+    shares = [{round(float(w), 6) for w in plan.weight[0, plan.slot[0] == s]} for s in range(8)]
+    assert any(len(share) > 1 for share in shares)
 
 
 def test_frames_do_not_mix():
@@ -198,7 +205,8 @@ def test_scale_does_not_matter_but_order_does():
 
 
 def test_merging_meta_bf16_gradient():
-    assert merge(torch.empty(2, 30, 4, device="meta"), [15, 7]).apply(torch.empty(2, 30, 4, device="meta")).shape == (2, 8, 4)
+    far = torch.empty(2, 30, 4, device="meta")
+    assert merge(far, [15, 7]).apply(far).shape == (2, 8, 4)
     x = tokens(dtype=torch.bfloat16)
     out = merge(x, [7, 3]).apply(x)
     assert out.dtype == torch.bfloat16 and out.shape == (2, 4, 6) and out.isfinite().all()
@@ -213,7 +221,8 @@ def test_merging_meta_bf16_gradient():
 @pytest.mark.parametrize("call, words", [
     (lambda: merge_step(tokens(), -1), "r=-1"), (lambda: merge_step(tokens()[0], 1), "3 axes"),
     (lambda: prune(vision(tokens()), 15), "keep=15 but there are 14"),
-    (lambda: prune(vision(tokens()), 0), "keep=0"), (lambda: prune(vision(tokens()), 0.0), "fraction")])
+    (lambda: prune(vision(tokens()), 0), "keep=0"),
+    (lambda: prune(vision(tokens()), 0.0), "fraction")])
 def test_merging_refuses(call, words):
     with pytest.raises(ValueError) as error:
         call()
@@ -222,12 +231,18 @@ def test_merging_refuses(call, words):
 
 # ------------------------------------------------------------------------------------------------
 # -------------------- page rank
+def hide_later(logits):
+    later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    return logits.masked_fill(later, -torch.inf)
+
+
 def causal_logits(batch=2, heads=3, size=12, seed=0):
-    x = torch.randn(batch, heads, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return x.masked_fill(torch.ones(size, size, dtype=torch.bool).triu(1), -torch.inf)
+    g = torch.Generator().manual_seed(seed)
+    return hide_later(torch.randn(batch, heads, size, size, generator=g, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("tau, iterations, damping", [(0.1, 5, 0.0), (1.0, 1, 0.0), (0.5, 3, 0.15), (1.0, 0, 0.3)])
+@pytest.mark.parametrize("tau, iterations, damping", [
+    (0.1, 5, 0.0), (1.0, 1, 0.0), (0.5, 3, 0.15), (1.0, 0, 0.3)])
 def test_page_rank_in_loops(tau, iterations, damping):
     logits = causal_logits()
     got = page_rank(logits, tau, iterations, damping)
@@ -250,7 +265,8 @@ def test_page_rank_limits():
     one_head = causal_logits(heads=1)
     # each head's mass sums to 1
     torch.testing.assert_close(page_rank(one_head).sum(1), torch.ones(2, dtype=torch.float64))
-    torch.testing.assert_close(page_rank(one_head, damping=1.0), torch.full((2, 12), 1 / 12, dtype=torch.float64))
+    even = torch.full((2, 12), 1 / 12, dtype=torch.float64)
+    torch.testing.assert_close(page_rank(one_head, damping=1.0), even)
     far = page_rank(causal_logits(), tau=1.0, iterations=2000)
     # token 0 attends to itself alone: it absorbs all
     torch.testing.assert_close(far[:, 0], torch.ones(2, dtype=torch.float64))
@@ -267,19 +283,20 @@ def test_page_rank_drains_to_the_front_and_a_low_temperature_slows_it():
         return float(mass[:, :8].sum() / mass.sum())
     drained = [front(1.0, n) for n in (1, 2, 5, 10, 40)]
     assert drained == sorted(drained) and drained[-1] > 0.99
-    heads = page_rank(logits[:, :1], 0.1, 40)[:, :8].sum(1), page_rank(logits[:, :1], 1.0, 40)[:, :8].sum(1)
-    assert (heads[0] < heads[1] + 1e-9).all()
+    cold, warm = (page_rank(logits[:, :1], tau, 40)[:, :8].sum(1) for tau in (0.1, 1.0))
+    assert (cold < warm + 1e-9).all()
 
 
 def test_padding_takes_no_part():
     logits = causal_logits(1, 2, 9)
-    padded = torch.zeros(1, 2, 12, 12, dtype=torch.float64).masked_fill(torch.ones(12, 12, dtype=torch.bool).triu(1), -torch.inf)
+    padded = hide_later(torch.zeros(1, 2, 12, 12, dtype=torch.float64))
     padded[:, :, :9, :9] = logits
     padded[:, :, :, 9:] = -torch.inf
     running = torch.arange(12)[None] < 9
     for damping in (0.0, 0.2):
-        torch.testing.assert_close(page_rank(padded, damping=damping, running=running)[:, :9], page_rank(logits, damping=damping))
-        assert (page_rank(padded, damping=damping, running=running)[:, 9:] == 0).all()
+        got = page_rank(padded, damping=damping, running=running)
+        torch.testing.assert_close(got[:, :9], page_rank(logits, damping=damping))
+        assert (got[:, 9:] == 0).all()
 
 
 @pytest.mark.parametrize("more", [dict(tau=0.0), dict(iterations=-1), dict(damping=1.5)])
@@ -293,16 +310,20 @@ def test_page_rank_refuses(more):
 def test_the_papers_schedule():
     # 0-based, 28 layers
     release = [1.0] * 14 + [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125] + [0.0] * 7
-    assert [rate(layer + 1, 14, 22) for layer in range(28)] == release
-    assert [rate(layer + 1, 14, 22) for layer in range(28)] == [min(1, max(0, 1 - (layer - 13) / 8)) for layer in range(28)]
+    rates = [rate(layer + 1, 14, 22) for layer in range(28)]
+    assert rates == release
+    assert rates == [min(1, max(0, 1 - (layer - 13) / 8)) for layer in range(28)]
     cuts = stages(28, None, 1568)
     left = {c.after - 1: c.keep for c in cuts}                      # after 0-based layer
-    assert left[14] == 1372 and left[20] == 196 and left[21] == 0 and min(left) == 14 and max(left) == 21
+    assert left[14] == 1372 and left[20] == 196 and left[21] == 0
+    assert min(left) == 14 and max(left) == 21
     assert [c.keep for c in cuts] == [c.keep for c in stages(28, None, 1568, rates=release)]
     assert [c.after for c in stages(32, None, 576, "image")] == list(range(14, 22))
-    assert [c.keep for c in stages(28, None, 1568, l1=14, l2=15)] == [0] and stages(28, None, 1568, l1=14, l2=15)[0].after == 15
-    assert [c.keep for c in stages(6, None, 64)] == [26, 0] and [c.after for c in stages(6, None, 64)] == [4, 5]
-    assert stages(6, None, 64, l1=6, l2=8) == [] and [c.keep for c in stages(3, None, 49, rates=(0.875, 0.5, 0.1))] == [42, 24]
+    assert [(c.after, c.keep) for c in stages(28, None, 1568, l1=14, l2=15)] == [(15, 0)]
+    assert [(c.after, c.keep) for c in stages(6, None, 64)] == [(4, 26), (5, 0)]
+    assert stages(6, None, 64, l1=6, l2=8) == []
+    cuts = stages(3, None, 49, rates=(0.875, 0.5, 0.1))
+    assert [c.keep for c in cuts] == [42, 24]
 
 
 @given(st.integers(2, 40), st.integers(1, 300), st.data())
@@ -329,7 +350,8 @@ def test_both_knobs(num_layers, num_visual, schedule, data):
     if keep == num_visual:
         assert merged == num_visual and cuts == []
     if merged < num_visual:
-        assert [(c.after, c.keep) for c in cuts] == [(c.after, c.keep) for c in stages(num_layers, None, merged, schedule)]
+        want = stages(num_layers, None, merged, schedule)
+        assert [(c.after, c.keep) for c in cuts] == [(c.after, c.keep) for c in want]
 
 
 def test_both_knobs_in_numbers():
@@ -356,29 +378,39 @@ def test_ramp_for():
 def test_flops_of_the_schedule_and_of_the_release():
     def flops(cuts):
         return decoder_flops(tokens_per_layer(28, 1568, 60, cuts), 3584, 18944, gated=True)
-    full, late, early = flops([]), flops(stages(28, None, 1568)), flops(stages(28, None, 1568, l1=7, l2=22))
+    full, late, early = (flops(cuts) for cuts in (
+        [], stages(28, None, 1568), stages(28, None, 1568, l1=7, l2=22)))
     assert early < late < 0.7 * full
     model, x = build(28), torch.randn(1, SIZE, DIM, dtype=torch.float64)
-    drop, mask = (model.prefill(x, VISUAL, stages(28, None, NUM_VISUAL), positions="keep", mode=m) for m in ("drop", "mask"))
-    assert drop.cache.lengths == tokens_per_layer(28, NUM_VISUAL, 8, stages(28, None, NUM_VISUAL))
+    cuts = stages(28, None, NUM_VISUAL)
+    drop, mask = both_modes(model, x, cuts)
+    assert drop.cache.lengths == tokens_per_layer(28, NUM_VISUAL, 8, cuts)
     assert mask.cache.lengths == [SIZE] * 28           # what the masked release computes: no saving
 
 
 # ------------------------------------------------------------------------------------------------
 # ------------- in the decoder
 def sequence(batch=2, size=SIZE, dtype=torch.float64, seed=1):
-    return torch.randn(batch, size, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, size, DIM, generator=g, dtype=torch.float64).to(dtype)
+
+
+def both_modes(model, x, cuts):
+    return (model.prefill(x, VISUAL, cuts, positions="keep", mode=mode)
+            for mode in ("drop", "mask"))
 
 
 def test_one_cut_in_the_decoder_by_hand():
     model, x = build(), sequence()
-    run = model.prefill(x, VISUAL, stages(6, None, NUM_VISUAL, rates=(1, 0.3, 0.3, 0.3, 0.3, 0.3)), positions="keep")
+    cuts = stages(6, None, NUM_VISUAL, rates=(1, 0.3, 0.3, 0.3, 0.3, 0.3))
+    run = model.prefill(x, VISUAL, cuts, positions="keep")
     y, rope = x, model.rope(torch.arange(SIZE)[None])
     y, _, _ = model.layers[0](y, rope)
     z = model.layers[1].input_layernorm(y)               # the layer that has just run, not the next
     attn = model.layers[1].self_attn
-    q, k = (rotate(p(z).unflatten(-1, (-1, 4)).transpose(1, 2), *rope) for p in (attn.q_proj, attn.k_proj))
-    logits = (q @ k.repeat_interleave(2, 1).mT / 2).masked_fill(torch.ones(SIZE, SIZE, dtype=torch.bool).triu(1), -torch.inf)
+    q, k = (rotate(p(z).unflatten(-1, (-1, 4)).transpose(1, 2), *rope)
+            for p in (attn.q_proj, attn.k_proj))
+    logits = hide_later(q @ k.repeat_interleave(2, 1).mT / 2)
     score = page_rank(logits)[:, VISUAL]
     for b in range(2):
         assert run.plan.index[b].tolist() == sorted(score[b].argsort(descending=True)[:4].tolist())
@@ -391,10 +423,12 @@ def test_dropping_equals_masking_with_one_cut():
     cuts = stages(6, None, NUM_VISUAL, l1=2, l2=3)                  # 16, 16, 16, then none
     assert [(c.after, c.keep) for c in cuts] == [(3, 0)]
     cuts = stages(6, None, NUM_VISUAL, rates=(1, 1, 0.4, 0.4, 0.4, 0.4))
-    drop, mask = (model.prefill(x, VISUAL, cuts, positions="keep", mode=m) for m in ("drop", "mask"))
+    drop, mask = both_modes(model, x, cuts)
     assert torch.equal(drop.plan.index, mask.plan.index)
-    kept = torch.cat([torch.arange(3).expand(2, -1), 3 + drop.plan.index, torch.arange(19, SIZE).expand(2, -1)], 1)
-    torch.testing.assert_close(drop.hidden, mask.hidden.gather(1, kept[..., None].expand(-1, -1, DIM)), atol=1e-6, rtol=1e-6)
+    before, behind = torch.arange(3).expand(2, -1), torch.arange(19, SIZE).expand(2, -1)
+    kept = torch.cat([before, 3 + drop.plan.index, behind], 1)
+    want = mask.hidden.gather(1, kept[..., None].expand(-1, -1, DIM))
+    torch.testing.assert_close(drop.hidden, want, atol=1e-6, rtol=1e-6)
 
 
 def test_masked_rows_send_mass_and_dropped_rows_do_not():
@@ -402,7 +436,7 @@ def test_masked_rows_send_mass_and_dropped_rows_do_not():
     still vote."""
     model, x = build(), sequence()
     cuts = stages(6, None, NUM_VISUAL, rates=(0.75, 0.5, 0.25, 0.125, 0, 0))
-    drop, mask = (model.prefill(x, VISUAL, cuts, positions="keep", mode=m) for m in ("drop", "mask"))
+    drop, mask = both_modes(model, x, cuts)
     first = mask.plans[0].kept()
     state = mask.states[1]
     assert torch.equal(state.alive, first) and state.running.all()
@@ -420,7 +454,8 @@ def test_masked_rows_send_mass_and_dropped_rows_do_not():
 def test_text_stays_and_masks_are_nested(mode):
     model, x = build(), sequence()
     valid = torch.arange(SIZE) < torch.tensor([[SIZE], [SIZE - 2]])
-    run = model.prefill(x, VISUAL, stages(6, 0.4, NUM_VISUAL), valid, "keep", mode)
+    cuts = stages(6, 0.4, NUM_VISUAL)
+    run = model.prefill(x, VISUAL, cuts, valid, "keep", mode)
     index = torch.arange(NUM_VISUAL).expand(2, -1)
     for plan in run.plans:
         after = plan.index if mode == "mask" else index.gather(1, plan.index)
@@ -428,10 +463,12 @@ def test_text_stays_and_masks_are_nested(mode):
         index = after
     assert run.plan.index.shape == (2, 0) and run.valid.sum(1).tolist() == [8, 6]
     for b, size in enumerate((SIZE, SIZE - 2)):           # the release takes the first one's length
-        one = model.prefill(x[b:b + 1, :size], VISUAL, stages(6, 0.4, NUM_VISUAL), None, "keep", mode)
-        assert all(torch.equal(a.index[b:b + 1], c.index) for a, c in zip(run.plans, one.plans, strict=True))
+        one = model.prefill(x[b:b + 1, :size], VISUAL, cuts, None, "keep", mode)
+        for together, alone in zip(run.plans, one.plans, strict=True):
+            assert torch.equal(together.index[b:b + 1], alone.index)
         new = torch.zeros(1, 1, DIM, dtype=torch.float64)
-        torch.testing.assert_close(one.hidden[0, one.valid[0]][-5:], run.hidden[b, run.valid[b]][-5:], atol=1e-9, rtol=1e-6)
+        got, want = one.hidden[0, one.valid[0]][-5:], run.hidden[b, run.valid[b]][-5:]
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-6)
         assert model.step(new, one.cache).isfinite().all()
 
 
@@ -444,16 +481,21 @@ def test_padding_does_not_vote(mode, monkeypatch):
         return page_rank(logits, tau, iterations, damping, running)
     monkeypatch.setattr(aim, "page_rank", spy)
     model, x = build(), sequence(1)
-    longer, valid = torch.cat([x, 5 * sequence(1, 40, seed=8)], dim=1), torch.arange(SIZE + 40)[None] < SIZE
+    longer = torch.cat([x, 5 * sequence(1, 40, seed=8)], dim=1)
+    valid = torch.arange(SIZE + 40)[None] < SIZE
     cuts = stages(6, 0.5, NUM_VISUAL)
-    alone, padded = (model.prefill(t, VISUAL, cuts, v, "keep", mode) for t, v in ((x, None), (longer, valid)))
-    scored = [s for run in (alone, padded) for s, cut in zip(run.states, cuts, strict=True) if cut.keep]
-    assert len(votes) == len(scored) and all(torch.equal(v, s.running) for v, s in zip(votes, scored, strict=True))
+    alone, padded = (model.prefill(t, VISUAL, cuts, v, "keep", mode)
+                     for t, v in ((x, None), (longer, valid)))
+    scored = [s for run in (alone, padded) for s, cut in zip(run.states, cuts, strict=True)
+              if cut.keep]
+    assert len(votes) == len(scored)
+    assert all(torch.equal(v, s.running) for v, s in zip(votes, scored, strict=True))
     for a, b in zip(alone.states, padded.states, strict=True):
         want, got = (page_rank(s.logits(layer="last"), running=s.running) for s in (a, b))
         torch.testing.assert_close(got[:, : want.shape[1]], want)
         assert (got[:, want.shape[1]:] == 0).all() and not b.running[:, want.shape[1]:].any()
-    assert all(torch.equal(a.index, b.index) for a, b in zip(alone.plans, padded.plans, strict=True))
+    for a, b in zip(alone.plans, padded.plans, strict=True):
+        assert torch.equal(a.index, b.index)
 
 
 def test_compile_without_graph_breaks():
@@ -467,27 +509,32 @@ def test_compile_without_graph_breaks():
 def test_keep_all_in_the_decoder():
     model, x = build(dtype=torch.float32), sequence(dtype=torch.float32)
     for mode in ("drop", "mask"):
-        assert torch.equal(model.prefill(x, VISUAL, stages(6, 1.0, NUM_VISUAL), positions="keep", mode=mode).hidden, model(x))
+        run = model.prefill(x, VISUAL, stages(6, 1.0, NUM_VISUAL), positions="keep", mode=mode)
+        assert torch.equal(run.hidden, model(x))
     look = [Stage(3, 1.0, stages(6, 0.5, NUM_VISUAL)[0].plan)]
     assert torch.equal(model.prefill(x, VISUAL, look, positions="keep").hidden, model(x))
 
 
 def test_decoder_meta_and_bf16():
     with torch.device("meta"):
-        run = Decoder(DIM, 6, 4, 2, 24).prefill(torch.empty(2, SIZE, DIM), VISUAL, stages(6, None, NUM_VISUAL), positions="keep")
+        model, x = Decoder(DIM, 6, 4, 2, 24), torch.empty(2, SIZE, DIM)
+        run = model.prefill(x, VISUAL, stages(6, None, NUM_VISUAL), positions="keep")
         assert run.hidden.is_meta and run.hidden.shape == (2, 8, DIM)
-    model = build(dtype=torch.bfloat16)
-    run = model.prefill(sequence(dtype=torch.bfloat16), VISUAL, stages(6, 0.4, NUM_VISUAL), positions="keep")
+    model, x = build(dtype=torch.bfloat16), sequence(dtype=torch.bfloat16)
+    run = model.prefill(x, VISUAL, stages(6, 0.4, NUM_VISUAL), positions="keep")
     assert run.hidden.dtype == torch.bfloat16 and run.hidden.isfinite().all()
     assert page_rank(run.states[0].logits(layer="last")).dtype == torch.float32
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(schedule="film"), "schedule='film'"), (dict(num_layers=1), "num_layers=1"), (dict(keep=None, l1=2), "l1 with l2"),
-    (dict(l1=2, l2=3), "one of keep"), (dict(rates=(1,) * 6), "one of keep"), (dict(keep=None, l1=3, l2=3), "l1 < l2"),
-    (dict(keep=None, rates=(1, 0.5)), "one entry"), (dict(keep=None, rates=(0.5, 1, 1, 1, 1, 1)), "not rise"),
+    (dict(schedule="film"), "schedule='film'"), (dict(num_layers=1), "num_layers=1"),
+    (dict(keep=None, l1=2), "l1 with l2"),
+    (dict(l1=2, l2=3), "one of keep"), (dict(rates=(1,) * 6), "one of keep"),
+    (dict(keep=None, l1=3, l2=3), "l1 < l2"), (dict(keep=None, rates=(1, 0.5)), "one entry"),
+    (dict(keep=None, rates=(0.5, 1, 1, 1, 1, 1)), "not rise"),
     (dict(keep=17), "keep=17 but there are 16"),
-    (dict(keep=None, rates=(2, 1, 1, 1, 1, 1)), "0 ... 1"), (dict(keep=2), "at least 2.7"), (dict(keep=0), "keep=0"),
+    (dict(keep=None, rates=(2, 1, 1, 1, 1, 1)), "0 ... 1"), (dict(keep=2), "at least 2.7"),
+    (dict(keep=0), "keep=0"),
 ])
 def test_stages_refuse(arguments, words):
     with pytest.raises(ValueError) as error:

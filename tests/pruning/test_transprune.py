@@ -39,7 +39,8 @@ def build(num_layers=6, kv=4, dtype=torch.float64, seed=0):
 
 
 def sequence(batch=2, size=SIZE, dtype=torch.float64, seed=1):
-    return torch.randn(batch, size, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, size, DIM, generator=g, dtype=torch.float64).to(dtype)
 
 
 def run(model, x, cuts, **more):
@@ -67,7 +68,8 @@ def test_scaling_the_input(c):
 
 def test_the_decoder_records_the_same():
     x, y = sequence(), sequence(seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(transition(x, y), decoder.transition(x, y), strict=True))
+    for here, there in zip(transition(x, y), decoder.transition(x, y), strict=True):
+        assert torch.equal(here, there)
 
 
 @pytest.mark.parametrize("direction", ["release", "abs"])
@@ -100,7 +102,8 @@ def test_reversed_or_orthogonal():
 @SETTINGS
 def test_other_tokens_change_only_the_scale(seed, extra):
     g = torch.Generator().manual_seed(seed)
-    m, d = torch.rand(1, 30, generator=g, dtype=torch.float64), torch.rand(1, 30, generator=g, dtype=torch.float64) * 2 - 1
+    m = torch.rand(1, 30, generator=g, dtype=torch.float64)
+    d = torch.rand(1, 30, generator=g, dtype=torch.float64) * 2 - 1
     few, all_ = ttv(m[:, :-extra], d[:, :-extra]), ttv(m, d)[:, :-extra]
     torch.testing.assert_close(few / few.sum(), all_ / all_.sum())
 
@@ -109,11 +112,14 @@ def test_other_tokens_change_only_the_scale(seed, extra):
 # ------------- layers and scores
 def brute(model, x, accumulate, direction, support):
     """(B, layers, n) from the modules' inputs and outputs, nothing cut."""
-    rows, rope, later = [], model.rope(torch.arange(SIZE)[None]), torch.ones(SIZE, SIZE).triu(1).bool()
+    rows, rope = [], model.rope(torch.arange(SIZE)[None])
+    later = torch.ones(SIZE, SIZE).triu(1).bool()
     for number, layer in enumerate(model.layers[: max(accumulate)], 1):
         attn, y = layer.self_attn, layer.input_layernorm(x)
-        q, k, v = (p(y).unflatten(-1, (4, -1)).transpose(1, 2) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
-        weight = ((rotate(q, *rope) @ rotate(k, *rope).mT) / 2).masked_fill(later, -torch.inf).softmax(-1)
+        q, k, v = (p(y).unflatten(-1, (4, -1)).transpose(1, 2)
+                   for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        logits = (rotate(q, *rope) @ rotate(k, *rope).mT) / 2
+        weight = logits.masked_fill(later, -torch.inf).softmax(-1)
         a = attn.o_proj((weight @ v).transpose(1, 2).flatten(2))
         z = layer.post_attention_layernorm(x + a)
         change, both = layer.mlp(z), 0
@@ -133,7 +139,8 @@ def brute(model, x, accumulate, direction, support):
 @pytest.mark.parametrize("support", ["sequence", "image"])
 def test_one_cut_in_loops(direction, support):
     model, x = build(), sequence()
-    cut = stages(6, 5, NUM_VISUAL, layers=(3,), accumulate=(1, 2, 3), direction=direction, support=support)
+    cut = stages(6, 5, NUM_VISUAL, layers=(3,), accumulate=(1, 2, 3), direction=direction,
+                 support=support)
     result = run(model, x, cut)
     state = result.states[0]
     want = brute(model, x, (1, 2, 3), direction, support)
@@ -183,7 +190,8 @@ def test_kept_sets_are_nested():
     index = torch.arange(NUM_VISUAL).expand(2, -1)
     for plan in result.plans:
         after = index.gather(1, plan.index)
-        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index, strict=True)) and (after.diff(dim=1) > 0).all()
+        assert all(set(a.tolist()) <= set(i.tolist()) for a, i in zip(after, index, strict=True))
+        assert (after.diff(dim=1) > 0).all()
         index = after
     assert torch.equal(index, result.plan.index)
 
@@ -191,7 +199,8 @@ def test_kept_sets_are_nested():
 def test_only_alive_tokens_share_the_sums():
     t, a = torch.tensor([[1.0, 3.0, 4.0]]), torch.tensor([[2.0, 2.0, 6.0]])
     alive = torch.tensor([[True, True, False]])
-    torch.testing.assert_close(score(t, a, alive), torch.tensor([[0.5 * 0.25 + 0.25, 0.5 * 0.75 + 0.25, 0.0]]))
+    want = torch.tensor([[0.5 * 0.25 + 0.25, 0.5 * 0.75 + 0.25, 0.0]])
+    torch.testing.assert_close(score(t, a, alive), want)
     torch.testing.assert_close(score(t, a, alpha=1.0), t / 8)
     torch.testing.assert_close(score(t, a, alpha=0.0), a / 10)
     torch.testing.assert_close(score(100 * t, a), score(t, a))   # each is normalised before the sum
@@ -202,7 +211,8 @@ def test_ttv_is_blind_to_the_question_and_iga_is_not():
     model, x = build(), sequence()
     y = x.clone()
     y[:, VISUAL.stop:] = sequence(2, TEXT, seed=7)
-    blind = [run(model, t, stages(6, 4, NUM_VISUAL, layers=(3,), support="image")).states[0] for t in (x, y)]
+    cut = stages(6, 4, NUM_VISUAL, layers=(3,), support="image")
+    blind = [run(model, t, cut).states[0] for t in (x, y)]
     one, two = (layer_ttv(s.transitions.values(), support="image") for s in blind)
     torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)     # the image cannot look ahead
     behind = slice(VISUAL.stop, None)
@@ -218,10 +228,12 @@ def test_ttv_is_blind_to_the_question_and_iga_is_not():
     for s in blind:                                            # in one module it is a common factor
         record = next(iter(s.transitions.values()))
         s.one = ttv(*record.attention, record.valid)[:, VISUAL]
-    torch.testing.assert_close(*(s.one / s.one.sum(1, keepdim=True) for s in blind), atol=1e-12, rtol=1e-9)
+    one, two = (s.one / s.one.sum(1, keepdim=True) for s in blind)
+    torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize("positions, mode", [("renumber", "drop"), ("keep", "drop"), ("keep", "mask")])
+@pytest.mark.parametrize("positions, mode", [
+    ("renumber", "drop"), ("keep", "drop"), ("keep", "mask")])
 def test_batch_of_one_and_padding(positions, mode):
     model, x = build(kv=2), sequence()
     order = torch.arange(SIZE)
@@ -235,7 +247,8 @@ def test_batch_of_one_and_padding(positions, mode):
 
 def test_masking_keeps_the_same_tokens():
     model, x = build(kv=1), sequence()
-    drop, mask = (run(model, x, stages(6, 3, NUM_VISUAL), positions="keep", mode=mode) for mode in ("drop", "mask"))
+    drop, mask = (run(model, x, stages(6, 3, NUM_VISUAL), positions="keep", mode=mode)
+                  for mode in ("drop", "mask"))
     assert torch.equal(drop.plan.index, mask.plan.index)
 
 
@@ -245,28 +258,32 @@ def test_the_papers_numbers():
     assert scaled_layers(32) == (7, 9, 12) == transprune.PRUNING_LAYERS
     cuts = stages(32, None, 576, ratios=HIGH)
     assert [(c.after, c.keep) for c in cuts] == [(7, 504), (9, 360), (12, 72)]
-    assert cuts[2].watch == (7, 8, 9, 10, 11, 12) == transprune.ACCUMULATING_LAYERS and cuts[0].watch == (7,)
-    assert [c.keep for c in stages(32, 72, 576)] == [504, 360, 72] == [c.keep for c in stages(32, 0.125, 576)]
+    assert cuts[0].watch == (7,)
+    assert cuts[2].watch == (7, 8, 9, 10, 11, 12) == transprune.ACCUMULATING_LAYERS
+    for keep in (72, 0.125):
+        assert [c.keep for c in stages(32, keep, 576)] == [504, 360, 72]
     assert [c.keep for c in stages(32, None, 576, ratios=LOW)] == [432, 288, 0]
     # int() of the original count
     assert [c.keep for c in stages(32, None, 577, ratios=HIGH)] == [504, 360, 72]
 
 
 @pytest.mark.parametrize("num_visual, ratios, tera, share", [
-    (576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4), (576, LOW, 1.190, 0.3117)])
+    (576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4),
+    (576, LOW, 1.190, 0.3117)])
 def test_flops(num_visual, ratios, tera, share):
     """The card's (paper's) numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward
     net."""
     def flops(cuts):
-        return decoder_flops(tokens_per_layer(32, num_visual, 0, cuts), 4096, 11008, gated=True) / 1e12
+        tokens = tokens_per_layer(32, num_visual, 0, cuts)
+        return decoder_flops(tokens, 4096, 11008, gated=True) / 1e12
     full, cut = flops(()), flops(stages(32, None, num_visual, ratios=ratios) if ratios else ())
     assert math.isclose(full, 3.817 if num_visual == 576 else 20.825, abs_tol=1e-3)
     assert math.isclose(cut, tera, abs_tol=6e-3) and math.isclose(cut / full, share, abs_tol=1e-4)
 
 
 @pytest.mark.parametrize("num_layers, layers", [
-    (4, (1, 2, 3)), (5, (1, 2, 3)), (6, (1, 2, 3)), (8, (2, 3, 4)), (16, (4, 5, 6)), (28, (6, 8, 10)), (40, (9, 11, 15)),
-    (64, (14, 18, 24))])
+    (4, (1, 2, 3)), (5, (1, 2, 3)), (6, (1, 2, 3)), (8, (2, 3, 4)), (16, (4, 5, 6)),
+    (28, (6, 8, 10)), (40, (9, 11, 15)), (64, (14, 18, 24))])
 def test_layers_at_the_same_depth(num_layers, layers):
     assert scaled_layers(num_layers) == layers
 
@@ -283,7 +300,8 @@ def test_counts(num_layers, num_visual, data):
         assert left == [num_visual] * 3
 
     def mean(left):
-        return sum(tokens_per_layer(num_layers, num_visual, 0, list(zip(layers, left, strict=True)))) / num_layers
+        cuts = list(zip(layers, left, strict=True))
+        return sum(tokens_per_layer(num_layers, num_visual, 0, cuts)) / num_layers
     least = mean(counts(num_layers, 0, num_visual, layers))
     if keep > least + 1:
         got = mean(counts(num_layers, keep, num_visual, layers, "mean"))
@@ -296,11 +314,13 @@ def test_mean_budget():
     high = [(a, n) for a, n in zip((7, 9, 12), (504, 360, 72), strict=True)]
     mean = sum(tokens_per_layer(32, 576, 0, high)) / 32
     assert mean == (7 * 576 + 2 * 504 + 3 * 360 + 20 * 72) / 32
-    assert [c.keep for c in stages(32, int(mean), 576, budget="mean")] == pytest.approx([504, 360, 72], abs=2)
+    left = [c.keep for c in stages(32, int(mean), 576, budget="mean")]
+    assert left == pytest.approx([504, 360, 72], abs=2)
     with pytest.raises(ValueError, match="leave at least 187.7"):                # 0.33 of 576
         stages(32, 100, 576, budget="mean")
     assert [c.keep for c in stages(32, 1.0, 576, budget="mean")] == [576] * 3
-    assert [c.keep for c in stages(9, 2, 10, layers=(2, 5))] == [6, 2] and stages(9, 0.01, 10)[-1].keep == 1
+    assert [c.keep for c in stages(9, 2, 10, layers=(2, 5))] == [6, 2]
+    assert stages(9, 0.01, 10)[-1].keep == 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -308,7 +328,8 @@ def test_mean_budget():
 def test_nothing_left_and_all_left():
     model, x = build(), sequence()
     gone = run(model, x, stages(6, None, NUM_VISUAL, ratios=LOW))
-    assert gone.cache.lengths == [24, 20, 16, 8, 8, 8] and gone.visual == slice(3, 3) and gone.hidden.isfinite().all()
+    assert gone.cache.lengths == [24, 20, 16, 8, 8, 8] and gone.visual == slice(3, 3)
+    assert gone.hidden.isfinite().all()
     assert torch.equal(run(model, x, stages(6, 1.0, NUM_VISUAL)).hidden, model(x))
 
 
@@ -320,13 +341,15 @@ def test_meta_and_bf16():
     result = run(model, x, stages(6, 3, NUM_VISUAL))
     assert result.hidden.dtype == torch.bfloat16 and result.hidden.isfinite().all()
     assert layer_ttv(result.states[2].transitions.values()).dtype == torch.float32
+    model, x = build(dtype=torch.float32), sequence(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert run(build(dtype=torch.float32), sequence(dtype=torch.float32), stages(6, 3, NUM_VISUAL)).hidden.isfinite().all()
+        assert run(model, x, stages(6, 3, NUM_VISUAL)).hidden.isfinite().all()
 
 
 def test_equal_tokens_keep_the_first():
     same = torch.ones(1, 4), torch.zeros(1, 4)
-    change = Transition(same, same, torch.ones(1, 4, dtype=torch.bool), slice(0, 4), torch.arange(4)[None])
+    valid, now = torch.ones(1, 4, dtype=torch.bool), torch.arange(4)[None]
+    change = Transition(same, same, valid, slice(0, 4), now)
     assert layer_ttv([change, change]).tolist() == [[[0.5] * 4] * 2]
     model, x = build(), sequence(1)
     x[:, VISUAL] = 0.0                                              # nothing tells them apart
@@ -340,8 +363,11 @@ def test_compile_without_graph_breaks():
     torch._dynamo.reset()
     model, x = build(2, dtype=torch.float32), sequence(dtype=torch.float32)
     cuts = stages(2, 3, NUM_VISUAL, layers=(1,))
-    compiled = torch.compile(lambda t: run(model, t, cuts).hidden, backend="eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(x), run(model, x, cuts).hidden)
+
+    def hidden(t):
+        return run(model, t, cuts).hidden
+    compiled = torch.compile(hidden, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(x), hidden(x))
 
 
 @pytest.mark.parametrize("arguments, words", [
