@@ -10,6 +10,7 @@ import torch
 
 from tests.hub.tiny import PROMPT, greedy, hooks, make_llava, prompt
 from vtlib.hub import prune
+from vtlib.hub.hooks import Own
 
 
 def in_threads(*functions):
@@ -29,6 +30,26 @@ def in_threads(*functions):
     for thread in threads:
         thread.join()
     return out
+
+
+def test_fields_of_a_thread():
+    """What one thread sets another does not see, and a field that nobody declared is an error."""
+
+    class Fields(Own):
+        number: int | None = None
+
+    own = Fields()
+
+    def set_number(number):
+        found = own.number
+        own.number = number
+        return found, own.number
+
+    assert in_threads(lambda: set_number(1), lambda: set_number(2)) == [(None, 1), (None, 2)]
+    assert own.number is None
+    for wrong in (lambda: own.nubmer, lambda: setattr(own, "nubmer", 1)):
+        with pytest.raises(AttributeError, match="nubmer"):
+            wrong()
 
 
 @pytest.mark.parametrize("method", ["fastervlm", "hiprune", "fastv", "transprune"])

@@ -59,6 +59,12 @@ class Pass:
         return self.size.shape[1] + sum(gone)
 
 
+class LastPass(Own):
+    """last: this thread's last forward."""
+
+    last: Pass | None = None
+
+
 class Tower:
     """One tower of a CLIPModel while it merges.
 
@@ -81,7 +87,7 @@ class Tower:
         attention = tower.config._attn_implementation
         if attention not in ATTENTIONS:
             raise ValueError(f"attention {attention!r} takes no sizes: use one of {ATTENTIONS}")
-        self.own = Own()
+        self.own = LastPass()
         self.members: Members | None = None
         self._last: Pass | None = None
 

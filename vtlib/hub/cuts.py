@@ -5,6 +5,24 @@ A `Run` is one prompt (a batch of them). Layers that see the same tokens share a
 shows each image to a `vtlib.tokens.Stage` as a `State` and takes out what its plan leaves over;
 `Run.adapt` gives a layer the rotary tables and the mask of its level, in prefill and in decoding.
 What changes from one forward to the next is a `Turn`, of which each thread has its own.
+
+An example: the prompts w i i i i w and v i i i i v, a batch of 2 and one `Run`. Their two images
+have equally many tokens, so they are one group, an `Images` with row = [0, 1]. A stage after layer
+2 keeps the second and fourth token of the first image, the first and third of the second:
+
+                              row 0                row 1
+    levels[0].columns         0 1 2 3 4 5          0 1 2 3 4 5
+    group.places              1 2 3 4              1 2 3 4           before the cut
+    plan.index                1 3                  0 2               of the image's tokens
+    slots                     1 2                  1 2               the places that stay ...
+    rest                      3 4                  3 4               ... and those that go
+    levels[1].index           0 1 2 5              0 1 2 5           slots and words in levels[0]
+    levels[1].columns         0 2 4 5              0 1 3 5           whose tokens these are
+    levels[1].positions       0 1 2 3              0 1 2 3           renumber=True
+                              0 2 4 5              0 1 3 5           renumber=False
+    group.places              1 2                  1 2               behind the cut
+
+With 5 layers level_of = [0, 0, 1, 1, 1]: the first two hold 6 tokens in their caches, the others 4.
 """
 
 from dataclasses import dataclass, field
@@ -133,6 +151,12 @@ class Turn:
     watched: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
+class CurrentTurn(Own):
+    """turn: the forward of a run that this thread is in; None between forwards."""
+
+    turn: Turn | None = None
+
+
 @dataclass
 class Run:
     """One prompt; after its prefill nothing here changes but `turn`.
@@ -151,7 +175,7 @@ class Run:
     language: nn.Module
     padded: bool
     delta: Tensor | None = None
-    own: Own = field(default_factory=Own)
+    own: CurrentTurn = field(default_factory=CurrentTurn)
 
     def __deepcopy__(self, memo: dict) -> "Run":
         return self  # of copied caches
@@ -232,11 +256,11 @@ class Run:
     def cut(self, number: int, hidden: Tensor) -> Tensor:
         """Carry out the stages after `number` layers: hidden (B, S, D) -> (B, S', D)."""
         due = [[s for s in group.stages if s.after == number] for group in self.images]
-        for turn in range(max(map(len, due), default=0)):
+        for nth in range(max(map(len, due), default=0)):
             pairs = [
-                (group, stages[turn])
+                (group, stages[nth])
                 for group, stages in zip(self.images, due, strict=True)
-                if turn < len(stages) and group.places.shape[1]
+                if nth < len(stages) and group.places.shape[1]
             ]
             hidden = self._cut(number, hidden, pairs)
         self.level_of[number] = len(self.levels) - 1
@@ -245,7 +269,12 @@ class Run:
         return hidden
 
     def _cut(self, number: int, hidden: Tensor, pairs: list[tuple[Images, Stage]]) -> Tensor:
-        """One stage of each image of `pairs`."""
+        """One stage of each image of `pairs`: hidden (B, S, D) -> (B, S', D).
+
+        In two steps. First what a plan leaves, also merged tokens, is written over the first of its
+        image's places (slots), in sequences of the old length. Then `_shorten` closes the gap: the
+        rest of those places goes, in all rows and for all images at once.
+        """
         level, x, entered = self.levels[-1], hidden, self.turn.entered
         stay, columns = torch.ones_like(level.valid), level.columns.clone()
         moved = level.positions.clone()

@@ -27,9 +27,10 @@ class Wishes:
     more: dict[str, Any]
 
 
-def wishes(kwargs: dict[str, Any], known: set[str]) -> Wishes:
-    """Take `labels` and `logits_to_keep` out of a forward's arguments. known: those that the
-    forward names; others go to the loss. ValueError for what cannot follow the pruned prompt."""
+def wishes(kwargs: dict[str, Any], parameters: set[str]) -> Wishes:
+    """Take `labels` and `logits_to_keep` out of a forward's arguments. parameters: the
+    names in the forward's signature; other arguments go to the loss. ValueError for what cannot
+    follow the pruned prompt."""
     ids, labels = kwargs.get("input_ids"), kwargs.pop("labels", None)
     keep = _checked_keep(kwargs.pop("logits_to_keep", 0))
     if kwargs.get("shift_labels") is not None:
@@ -38,7 +39,7 @@ def wishes(kwargs: dict[str, Any], known: set[str]) -> Wishes:
         _check_labels(labels, ids)
         if isinstance(keep, Tensor) or keep:
             raise ValueError("labels and logits_to_keep together: a loss needs all logits")
-    more = {name: value for name, value in kwargs.items() if name not in known}
+    more = {name: value for name, value in kwargs.items() if name not in parameters}
     return Wishes(labels, keep, kwargs.get("attention_mask"), more)
 
 

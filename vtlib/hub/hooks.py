@@ -124,10 +124,13 @@ def alone(model: Any, doing: str) -> Iterator[Hooks]:
 
 
 class Own(threading.local):
-    """Attributes that each thread has for itself; None where it has set nothing."""
+    """Base of classes whose fields each thread has for itself. A subclass declares them with the
+    value that they have in a thread that has set nothing; other names are an AttributeError."""
 
-    def __getattr__(self, name: str) -> None:
-        return None
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__} declares no field {name!r}")
+        super().__setattr__(name, value)
 
 
 class Members:

@@ -122,6 +122,21 @@ def _attached(pruned: "Pruned") -> Iterator["Pruned"]:
             pruned.close()
 
 
+class Current(Own):
+    """What each thread is at, inside a block.
+
+    prompt: input_ids of the `generate` that it is in. seen: what was read of the images that went
+    through get_image_features last. wish: what the forward that it is in asks of the head. run: the
+    prompt that this forward runs, or goes on from. last: its last prompt with images.
+    """
+
+    prompt: Tensor | None = None
+    seen: Seen | None = None
+    wish: head.Wishes | None = None
+    run: Run | None = None
+    last: Run | None = None
+
+
 class Pruned:
     """What `prune` gives. It tells of the last prompt with images, of this thread if it ran one:
 
@@ -129,6 +144,23 @@ class Pruned:
     entry's, before the decoder. columns (B, S): the column of input_ids that each place of the
     logits belongs to. valid (B, S): False for padding. lengths: how many tokens each layer saw,
     which is what its cache held after the prompt.
+
+    Its hooks in the order in which one `generate` runs them, and what they write in `own`:
+
+        _generate             prompt: so that a forward can tell a draft from the prompt
+        _image_features       seen: the tower runs once, here
+        each forward, of the prompt and then of new tokens:
+            _before_head      wish: labels and logits_to_keep of a prompt with images, else None
+            _before_model     run, and its turn: a new run of a prompt with images (last, too), else
+                              the one that the cache holds
+            _before_layer     nothing; layer by layer it cuts the prompt, adapts mask and tables
+            _watch            nothing; behind a layer's modules, what stages watch goes to run.turn
+            _behind_model     run: None again
+            _behind_head      wish: None again; it adds the loss
+        _generate             prompt: what it was before
+
+    A forward by hand has no _generate, and reads the tower in _before_model. `close` empties run,
+    seen and wish.
 
     Args:
         family: what is known of the model.
@@ -156,7 +188,7 @@ class Pruned:
             )
         renumber = self.positions == "renumber"
         self.shortening = Shortening(self.family, self.method, renumber, signals)
-        self.own = Own()
+        self.own = Current()
         self.members: Members | None = None
         self._last: Run | None = None
 
@@ -270,8 +302,8 @@ class Pruned:
         kwargs = named(model, args, kwargs)
         if cache.held(kwargs.get("past_key_values")) or not has_images(kwargs):
             return None
-        known = set(inspect.signature(type(model).forward).parameters)
-        self.own.wish = head.wishes(kwargs, known)
+        parameters = set(inspect.signature(type(model).forward).parameters)
+        self.own.wish = head.wishes(kwargs, parameters)
         return (), kwargs
 
     def _behind_head(self, model: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
@@ -284,8 +316,8 @@ class Pruned:
         """Pre-hook of the multimodal model (without head)."""
         self._end()
         kwargs = named(core, args, kwargs)
-        known, ready = kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs") or {}
-        past, run, images = cache.held(known), cache.run_of(known), has_images(kwargs)
+        store, ready = kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs") or {}
+        past, run, images = cache.held(store), cache.run_of(store), has_images(kwargs)
         if kwargs.get("pixel_values_videos") is not None or ready.get("video") is not None:
             raise ValueError("videos are not supported while pruning")
         if past and images:
@@ -297,7 +329,7 @@ class Pruned:
         if past:
             return None if run is None else ((), self._step(kwargs, run, past))
         if run is not None:
-            cache.release(known)
+            cache.release(store)
         if not images:
             return None  # a prompt without images
         self.members.check()

@@ -44,6 +44,13 @@ def full_map(query: Tensor, key: Tensor) -> Tensor:
     return (scaled @ key.transpose(-2, -1)).float().softmax(dim=-1)
 
 
+class Recording(Own):
+    """seen: what the hooks record of the tower's forward that this thread is in, by key; None
+    between forwards."""
+
+    seen: dict[Any, Any] | None = None
+
+
 class Family:
     """What this package knows of one kind of model.
 
@@ -65,7 +72,7 @@ class Family:
 
     def __init__(self, model: Any):
         self.model, self.core = model, model.model
-        self.own = Own()
+        self.own = Recording()
 
     @property
     def deep(self) -> int:
@@ -73,12 +80,14 @@ class Family:
 
     @property
     def windows_differ(self) -> bool:
-        """Whether some of the decoder's layers, not all alike, have sliding windows."""
+        """Whether the decoder's config says layer by layer which ones have sliding windows
+        (`layer_types`), and at least one has; also True where all have."""
         return "sliding_attention" in (getattr(self.language.config, "layer_types", None) or ())
 
     @property
     def window(self) -> int | None:
-        """How many places a layer of the decoder sees, None for all."""
+        """How many places each layer of the decoder sees, the config's `sliding_window`; None for
+        all, as where `layer_types` names no sliding layer."""
         config = self.language.config
         if getattr(config, "layer_types", None) and not self.windows_differ:
             return None
