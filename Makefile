@@ -72,7 +72,7 @@ new: $(VENV)/.dev
 	$(BIN)/python tools/papers.py new $(PAPER)
 
 clean:
-	rm -rf $(VENV) $(COLAB) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(COLAB) .pytest_cache .ruff_cache .mypy_cache build dist
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { \

@@ -5,7 +5,7 @@ emoji-datasource-twitter.
     python data/build_emoji.py --google FOLDER_OR_TGZ --twitter FOLDER_OR_TGZ
 
 Keeps the pictograms that both artists drew (1,911), as 64 x 64 RGBA without loss; the colour under
-fully transparent pixels is set to zero. Arrays `noto` and `twemoji` hold zlib streams of four
+fully transparent pixels is set to zero. Arrays `noto` and `twemoji` hold LZMA streams of two
 drawings each, `noto_start` and `twemoji_start` where each starts. Needs pillow. The result does not
 depend on the clock or the folder: building twice gives the same bytes.
 """

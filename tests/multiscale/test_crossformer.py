@@ -1,4 +1,4 @@
-"""The checks of the paper's card: groups, masks, bias, sizes."""
+"""The paper's facts: groups, masks, bias, sizes."""
 
 import itertools
 
@@ -185,7 +185,7 @@ def test_sda_alone_stays_in_its_window_and_alternation_gets_out():
 
 
 def test_reach_without_training():
-    """Fractions of connected pairs that the card states: 56 x 56, G = 7, I = 8."""
+    """Fractions of connected pairs by counting: 56 x 56, G = 7, I = 8."""
     def adjacency(side, size, interval):
         group = torch.empty(side**2, dtype=torch.long)
         for g, members in enumerate(groups_by_hand(side, side, size, interval)):

@@ -1,4 +1,4 @@
-"""The checks of the paper's card: what the exchange of [CLS] tokens does and does not do."""
+"""The paper's facts: what the exchange of [CLS] tokens does and does not do."""
 
 import pytest
 import torch

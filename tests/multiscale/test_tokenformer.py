@@ -1,4 +1,4 @@
-"""The checks of the paper's card: Pattention, growth, counts."""
+"""The paper's facts: Pattention, growth, counts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""AIM: merging and page rank against plain loops, the card's numbers, and the schedule to zero in
+"""AIM: merging and page rank against plain loops, the paper's numbers, and the schedule to zero in
 the decoder."""
 
 import itertools

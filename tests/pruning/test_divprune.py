@@ -1,4 +1,4 @@
-"""DivPrune: against a loop as the release runs, against the true optimum, the card's checks and the
+"""DivPrune: against a loop as the release runs, against the true optimum, the paper's facts and the
 paper's table of operations."""
 
 import itertools

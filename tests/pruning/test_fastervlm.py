@@ -1,5 +1,5 @@
 """FasterVLM: the row of [CLS], the selection, several views, the analysis; against loops and the
-card's checks."""
+paper's facts."""
 
 import pytest
 import torch

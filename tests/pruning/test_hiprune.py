@@ -1,5 +1,5 @@
 """HiPrune: scores, the three kinds of patches, borders, the budget, the layer analysis; against
-loops and the card's checks."""
+loops and the paper's facts."""
 
 import pytest
 import torch

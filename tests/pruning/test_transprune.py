@@ -1,4 +1,4 @@
-"""TransPrune against plain loops, the card's numbers, and the decoder it runs in."""
+"""TransPrune against plain loops, the paper's numbers, and the decoder it runs in."""
 
 import math
 
@@ -271,7 +271,7 @@ def test_the_papers_numbers():
     (576, (), 3.817, 1.0), (576, HIGH, 1.557, 0.4079), (2880, HIGH, 20.825 * 0.4, 0.4),
     (576, LOW, 1.190, 0.3117)])
 def test_flops(num_visual, ratios, tera, share):
-    """The card's (paper's) numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward
+    """The paper's numbers: the visual tokens alone, d 4096, m 11008, gated feed-forward
     net."""
     def flops(cuts):
         tokens = tokens_per_layer(32, num_visual, 0, cuts)

@@ -1,4 +1,4 @@
-"""CATANet against plain loops, the card's checks, official sizes and names, and where the release
+"""CATANet against plain loops, the paper's facts, official sizes and names, and where the release
 breaks."""
 
 import functools
@@ -168,7 +168,7 @@ def test_without_padding_only_the_last_look_ahead_is_mirrored():
 
 # ------------------------------------------------------------------------------ attention in groups
 def by_loops(layer, tokens, order, group_size, k_global, v_global):
-    """IASA + IRCA query by query and head by head, the padding as the card has it: flipped
+    """IASA + IRCA query by query and head by head, the padding as the release has it: flipped
     slices."""
     num_heads, (batch, n, dim) = layer.num_heads, tokens.shape
     out = torch.zeros(batch, n, dim)

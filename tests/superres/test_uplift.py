@@ -1,4 +1,4 @@
-"""UPLiFT against plain loops, the card's checks, official sizes, and the training loss term by
+"""UPLiFT against plain loops, the paper's facts, official sizes, and the training loss term by
 term."""
 
 import itertools

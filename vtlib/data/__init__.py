@@ -1,5 +1,5 @@
 """Data of the course: EmojiWorld (generated pictures with exact ground truth), photographs, digits,
-a video, checkpoints.
+a video.
 
 Needs torch and NumPy only; nothing is downloaded. Where each asset comes from and its licence:
 data/README.md. Modules, and the names below, are imported on first use.

@@ -1,7 +1,7 @@
 """Token pruning and merging for vision-language models: one file a paper, one interface.
 
 The interface is score, select, apply. `vtlib.pruning.registry.METHODS` lists all methods,
-baselines included, behind one call for TinyVLM.
+baselines included; `vtlib.pruning.bench` runs them on TinyVLM.
 """
 
 from .._lazy import lazy
