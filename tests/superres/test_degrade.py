@@ -169,6 +169,16 @@ def test_bd_other_scales(scale, sigma):
     assert blur_down(x, scale, sigma, "duf").shape == (1, 24 // scale, 48 // scale)
 
 
+@pytest.mark.parametrize("sigma", [0.012, 1e-160])
+def test_a_narrow_gaussian_reads_the_nearest_pixels(sigma):
+    """Even blocks have two pixels nearest to the middle, odd ones and DUF's one."""
+    x = torch.rand(2, 12, 24, dtype=torch.double)
+    middle = x.unfold(1, 4, 4).unfold(2, 4, 4)[..., 1:3, 1:3].mean((-2, -1))
+    torch.testing.assert_close(blur_down(x, 4, sigma), middle)
+    torch.testing.assert_close(blur_down(x, 3, sigma), x[:, 1::3, 1::3])
+    torch.testing.assert_close(blur_down(x, 4, sigma, "duf"), x[:, ::4, ::4])
+
+
 def test_wrong_degradation_is_seen():
     """Why definitions matter: the two BD of one photograph are a quarter-pixel and more apart."""
     x = data.photographs(128)["temple"]

@@ -71,6 +71,27 @@ def test_ssim_equals_skimage_with_gaussian_window():
     assert 0 < ssim(got, want, y=False).min() < ssim(got, want, y=False).max() < 1
 
 
+def test_autocast_changes_no_number():
+    got, want = pictures()
+    plain = ssim(got, want, crop=4), psnr(got, want, crop=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = ssim(got, want, crop=4), psnr(got, want, crop=4)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(under[0], plain[0]) and torch.equal(under[1], plain[1])
+
+
+def test_no_picture_has_no_number():
+    got, want = pictures()
+    videos = want.expand(2, 3, 3, 64, 64)
+    for measure in (psnr, ssim):
+        for y in (True, False):
+            value = measure(got[:0], want[:0], y=y)
+            assert value.shape == (0,) and value.dtype == torch.float32
+        assert measure(videos[:, :0], videos[:, :0]).shape == (2, 0)
+    with pytest.raises(ValueError, match="at least 11 x 11"):
+        ssim(got[:0, ..., :8], want[:0, ..., :8])
+
+
 def test_bad_input():
     x = torch.rand(2, 3, 16, 16)
     message = r"got has shape \(1, 3, 16, 16\) and want \(2, 3, 16, 16\)"

@@ -18,13 +18,13 @@ here everything stays floating point, and nothing is clamped to [0, 1]. A pictur
 or infinity comes out as NaN all over.
 """
 
-import contextlib
 import math
 
 import torch
 from torch import Tensor
 
 from ..nn import check_float, check_int, check_number, mirrored
+from ..tokens.precision import full_precision
 
 BLURS = ("centred", "duf")
 Taps = tuple[Tensor, Tensor]
@@ -111,7 +111,9 @@ def blur_taps(
         size = math.ceil(3 * sigma) * 2 + (1 if scale % 2 else 2)
         begin = (scale - size) // 2
     at = torch.arange(size, device=device)
-    weights = torch.exp(-0.5 * ((at - (size - 1) / 2).double() / sigma) ** 2)
+    far = (at - (size - 1) / 2).double().abs() / sigma
+    near = far.min()                    # its weight is 1, so that not all of them underflow to 0
+    weights = torch.exp(-0.5 * (far - near) * (far + near))
     index = torch.arange(0, length, scale, device=device)[:, None] + begin + at          # out taps
     if where == "duf":
         index = length - 1 - (length - 1 - index.abs()).abs()        # mirrored without the edge
@@ -163,14 +165,8 @@ def _resample(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
     for side, (index, weights) in zip(images.shape[-2:], (rows, columns), strict=True):
         matrix = weights.new_zeros(len(index), side).scatter_add(1, index, weights)      # out side
         along.append(matrix.to(exact))
-    with _without_autocast(images.device.type):
+    with full_precision(images.device):
         return (along[0] @ images.to(exact) @ along[1].T).to(images.dtype)
-
-
-def _without_autocast(kind: str) -> contextlib.AbstractContextManager:
-    if torch.amp.is_autocast_available(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _check(images: Tensor, multiple: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..nn import check_float, check_int
+from ..tokens.precision import full_precision
 
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 
@@ -69,9 +70,12 @@ def ssim(got: Tensor, want: Tensor, crop: int = 0, y: bool = True) -> Tensor:
             f"pictures are {got.shape[-2]} x {got.shape[-1]} after crop={crop}: "
             f"the window needs at least 11 x 11"
         )
-    _, image = _torchmetrics("functional.image").structural_similarity_index_measure(
-        got, want, data_range=1.0, sigma=1.5, reduction="none", return_full_image=True
-    )
+    measure = _torchmetrics("functional.image").structural_similarity_index_measure
+    if not len(got):
+        return got.mean((1, 2, 3)).reshape(lead)
+    how = dict(data_range=1.0, sigma=1.5, reduction="none", return_full_image=True)
+    with full_precision(got.device):
+        _, image = measure(got, want, **how)
     inside = image[..., 5:-5, 5:-5]           # torchmetrics' own mean includes mirrored borders
     return inside.mean((1, 2, 3)).reshape(lead)
 
