@@ -384,6 +384,8 @@ def test_compile_without_graph_breaks():
     (dict(layers=(0, 2)), "1 ... 5"),
     (dict(layers=(3, 2)), "must rise"),
     (dict(layers=()), "must rise"),
+    (dict(layers=(1.5, 3)), "layers[0]=1.5 (float): needs"),
+    (dict(layers=(2, 3), accumulate=(1.5,)), "accumulate[0]=1.5 (float): needs"),
     (dict(layers=(2, 3), accumulate=(3,)), "after layer 2"),
     (dict(accumulate=(0, 1)), "accumulate"),
     (dict(budget="average"), "budget='average'"),

@@ -365,6 +365,9 @@ def test_decoder_half_precision_and_meta():
      r"after=\[2\] has 1 entries but there are 2 budgets"),
     (dict(budgets=[5], num_layers=4, after=[4]), r"after=\[4\] must rise and stay in 0 ... 3"),
     (dict(budgets=[5, 3], num_layers=4, after=[2, 2]), "must rise"),
+    (dict(budgets=[5, 3], num_layers=4, after=[1.5, 3]), r"after\[0\]=1.5 \(float\): needs"),
+    (dict(budgets=[5], num_layers=4, after="1"), "after='1': needs a sequence of integers"),
+    (dict(budgets=[5], num_layers=4, after=1), "after=1: needs a sequence of integers"),
     (dict(budgets=[5], num_layers=4, normalise="row"), "normalise='row' must be one of"),
     (dict(budgets=[(0, 3)], num_layers=4), r"budgets has \(0, 3\): at least one dominant"),
 ])

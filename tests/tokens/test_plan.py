@@ -1,5 +1,6 @@
 """Plans as values: what they do to tokens, where they say tokens went, and one after another."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,10 +105,22 @@ def test_weights_may_be_float64():
      "for 2 tokens but the first leaves 1"),
     (lambda: Stage(1, 30, None).count(20), "keep=30 but there are 20"),
     (lambda: Stage(1, 1.5, None).count(20), "keep=1.5"),
+    (lambda: Stage(1.5, 4, None), r"after=1.5 \(float\): needs an integer"),
+    (lambda: Stage(2.0, 4, None), r"after=2.0 \(float\): needs an integer"),
+    (lambda: Stage("1", 4, None), r"after='1' \(str\): needs an integer"),
+    (lambda: Stage(None, 4, None), r"after=None \(NoneType\): needs an integer"),
+    (lambda: Stage(3, 4, None, (1, 1.5)), r"watch\[1\]=1.5 \(float\): needs an integer"),
+    (lambda: Stage(3, 4, None, 1), "watch=1: needs a sequence of integers"),
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("number", [int, np.int64, torch.tensor])
+def test_a_stage_takes_integers_of_any_kind(number):
+    stage = Stage(number(3), 4, None, [number(1), number(2)])
+    assert type(stage.after) is int and stage == Stage(3, 4, None, (1, 2))
 
 
 def test_a_stage_may_leave_nothing():

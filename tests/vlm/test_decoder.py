@@ -4,6 +4,7 @@ step by step, and to transformers' models."""
 import itertools
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -713,10 +714,14 @@ def test_fewer_tokens_take_less_time():
     (dict(positions="original"), "positions='original'"),
     (dict(mode="hide"), "mode='hide'"),
     (dict(mode="mask"), 'positions="keep"'),
-    (dict(visual=slice(3, 40)), "sequence of 20"),
-    (dict(visual=slice(9, 3)), "sequence of 20"),
-    (dict(visual=slice(-5, 3)), "sequence of 20"),
-    (dict(visual=slice(None, 3)), "sequence of 20"),
+    (dict(visual=slice(3, 40)), "visual.stop=40: needs an integer from 3 to 20"),
+    (dict(visual=slice(9, 3)), "visual.stop=3: needs an integer from 9 to 20"),
+    (dict(visual=slice(-5, 3)), "visual.start=-5: needs an integer from 0 to 20"),
+    (dict(visual=slice(None, 3)), "visual.start=None (NoneType): needs an integer from 0 to 20"),
+    (dict(visual=slice(3, 15, 2)), "visual.step=2: needs None or 1"),
+    (dict(visual=(3, 15)), "visual=(3, 15) (tuple): needs slice(start, stop)"),
+    (dict(visual=()), "visual=() (tuple): needs slice(start, stop)"),
+    (dict(valid=[[True] * 20] * 2), "valid is a list but x needs a boolean tensor (B, S)"),
     (dict(valid=torch.ones(2, 7, dtype=torch.bool)), "valid is"),
     (dict(valid=torch.ones(2, 20)), "needs a boolean"),
     (dict(x=torch.zeros(2, 20, 8, dtype=torch.float64)), "D = 16"),
@@ -726,6 +731,25 @@ def test_prefill_refuses(arguments, words):
     with pytest.raises(ValueError) as error:
         build().prefill(**{**dict(x=sequence(), visual=VISUAL), **arguments})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor])
+def test_the_ends_of_visual_are_integers_of_any_kind(number):
+    model, x = build(), sequence()
+    run = model.prefill(x, slice(number(VISUAL.start), number(VISUAL.stop), 1), stages((1, 4)))
+    plain = model.prefill(x, VISUAL, stages((1, 4)))
+    assert run.visual == plain.visual and torch.equal(run.hidden, plain.hidden)
+    assert type(run.visual.start) is int and type(run.states[0].visual.stop) is int
+
+
+@pytest.mark.parametrize("mode", ["drop", "mask"])
+@pytest.mark.parametrize("rows, batch", [(1, 2), (3, 2), (2, 1)])
+@pytest.mark.parametrize("keep", [4, NUM_VISUAL])
+def test_a_plan_has_a_row_for_each_image(mode, rows, batch, keep):
+    index = torch.arange(keep).expand(rows, -1)
+    cut = Stage(1, keep, lambda state, keep: Plan(index, NUM_VISUAL))
+    with pytest.raises(ValueError, match=f"{batch} images but this plan is for {rows}"):
+        build().prefill(sequence(batch), VISUAL, [cut], positions="keep", mode=mode)
 
 
 @pytest.mark.parametrize("positions, mode", [

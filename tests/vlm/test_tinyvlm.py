@@ -1,6 +1,7 @@
 """TinyVLM untrained: packing equals separate runs, reduction goes in where it should, words and
 their errors."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,19 @@ def test_packed_with_kept_positions_equals_separate_runs(model, vision):
     for wrong in ((kept[:1], num_visual), (kept, None)):
         with pytest.raises(ValueError, match="positions .*num_visual"):
             model.packed(tokens, ids.expand(3, -1, -1), *wrong)
+
+
+@torch.no_grad()
+def test_packed_without_positions_starts_the_texts_behind_num_visual(model, vision):
+    tokens, ids = vision.tokens[:, :5], model.tokenize(QUESTIONS)[0].expand(3, -1, -1)
+    places = torch.arange(5).expand(3, -1)
+    for num_visual in (5, 12, np.int64(12)):
+        packed = model.packed(tokens, ids, num_visual=num_visual)
+        assert torch.equal(packed, model.packed(tokens, ids, places, num_visual))
+    assert (packed - model.packed(tokens, ids)).abs().max() > 1e-3
+    for wrong in (4, 12.0):
+        with pytest.raises(ValueError, match=f"num_visual={wrong}.*: needs an integer of at least"):
+            model.packed(tokens, ids, num_visual=wrong)
 
 
 @torch.no_grad()

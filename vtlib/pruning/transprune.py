@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float
+from ..nn.checks import check_finite, check_float, check_ints
 from ..tokens import Plan, Stage, resolve_keep, take
 from ..tokens.checks import is_fraction
 from ..tokens.precision import widen
@@ -311,11 +311,11 @@ def stages(
     """
     _check_choice("direction", direction, DIRECTIONS)
     _check_choice("support", support, SUPPORTS)
-    layers = scaled_layers(num_layers) if layers is None else tuple(layers)
+    layers = scaled_layers(num_layers) if layers is None else check_ints(layers, "layers")
     _check_layers(layers, num_layers)
     if accumulate is None:
         accumulate = range(layers[0], layers[-1] + 1)
-    accumulate = tuple(accumulate)
+    accumulate = check_ints(accumulate, "accumulate")
     if not accumulate or not 1 <= min(accumulate) <= layers[0]:
         raise ValueError(
             f"accumulate={accumulate}: at least one of these layers must have run at the first "

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..nn.checks import check_finite, check_float, check_int, check_ints, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, top_tokens
 from ..tokens.checks import check_scores
 from ..tokens.merge import merge_to_targets
@@ -252,6 +252,7 @@ def stages(
     """
     if after is None:
         after = [num_layers * (s + 1) // (len(budgets) + 1) for s in range(len(budgets))]
+    after = check_ints(after, "after")
     if len(after) != len(budgets):
         raise ValueError(
             f"after={list(after)} has {len(after)} entries but there are {len(budgets)} budgets"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, readable
+from ..nn.checks import check_finite, check_float, check_int, check_ints, readable
 from .checks import check_scores
 from .precision import full_precision, widen
 from .select import (
@@ -273,12 +273,18 @@ class Stage:
         plan: plan(state, keep) -> Plan over the visual tokens that are alive, without empty slots;
             `state` is what `vtlib.vlm.decoder.State` describes.
         watch: layers (1-based) whose transitions the plan reads.
+
+    ValueError where `after` or an entry of `watch` is no integer.
     """
 
     after: int
     keep: int | float
     plan: Callable[..., Plan]
     watch: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "after", check_int(self.after, "after"))
+        object.__setattr__(self, "watch", check_ints(self.watch, "watch"))
 
     def count(self, num_visual: int) -> int:
         """`keep` as a number of tokens, of num_visual at the start. 0 is allowed here: late layers

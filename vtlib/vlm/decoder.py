@@ -24,8 +24,9 @@ from .prefill import (
     MODES,
     POSITIONS,
     Run,
-    check_prompt,
     check_stages,
+    check_valid,
+    check_visual,
     check_ways,
     count,
     splice,
@@ -121,7 +122,7 @@ class Decoder(nn.Module):
 
         Args:
             x: (B, S, D), text | image | text.
-            visual: slice of S that the image's tokens fill.
+            visual: slice(start, stop) of S that the image's tokens fill.
             stages: the cuts, in any order.
             valid: (B, S) bool, False = padding, which may be anywhere: nobody attends to it and
                 positions do not count it.
@@ -141,8 +142,8 @@ class Decoder(nn.Module):
         stages = sorted(stages, key=lambda s: s.after)
         check_ways(positions, mode)
         check_stages(stages, visual, len(self.layers))
-        visual = visual or slice(0, 0)
-        check_prompt(x, visual, valid)
+        visual = check_visual(visual, x.shape[1])
+        check_valid(valid, x)
 
         run = Run.start(self, x, visual, valid, positions, mode)
         watched = {n for s in stages for n in s.watch}

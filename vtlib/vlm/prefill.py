@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..nn.checks import readable
+from ..nn.checks import check_int, readable
 from ..tokens import Plan, Stage, keep_all, take
 from .state import Cache, State, Transition, causal
 
@@ -129,6 +129,9 @@ class Run:
         """Mode "mask": tokens that are not kept stay, and nobody attends to them any more."""
         if plan.merges:
             raise ValueError('mode="mask" hides tokens; a plan that merges needs mode="drop"')
+        rows, batch = len(plan.index), len(self.valid)
+        if rows != batch:
+            raise ValueError(f"x has {batch} images but this plan is for {rows}")
         if len(plan) == self.num_visual:                    # nothing is hidden, the fast path stays
             return
         kept = plan.kept()
@@ -228,25 +231,35 @@ def check_slots(plan: Plan, after: int) -> None:
         )
 
 
-def check_prompt(x: Tensor, visual: slice, valid: Tensor | None) -> None:
-    """Raise unless visual and valid fit x.
+def check_visual(visual: slice | None, size: int) -> slice:
+    """`visual` with Python's ints as ends; raise unless it lies in a sequence of `size` tokens.
 
-    Args:
-        x: (B, S, D).
-        visual: a slice of S.
-        valid: boolean (B, S), or None.
+    None: there is no image, an empty slice.
     """
-    size = x.shape[1]
-    whole = isinstance(visual.start, int) and isinstance(visual.stop, int)
-    if not (whole and 0 <= visual.start <= visual.stop <= size):
-        raise ValueError(
-            f"visual={visual} does not lie in a sequence of {size} tokens: "
-            f"needs 0 <= start <= stop <= {size}"
-        )
-    if valid is not None and (valid.shape != x.shape[:2] or valid.dtype != torch.bool):
+    if visual is None:
+        return slice(0, 0)
+    if not isinstance(visual, slice):
+        kind = type(visual).__name__
+        raise ValueError(f"visual={visual!r} ({kind}): needs slice(start, stop), or None")
+    start = check_int(visual.start, "visual.start", 0, size)
+    stop = check_int(visual.stop, "visual.stop", start, size)
+    if visual.step not in (None, 1):
+        raise ValueError(f"visual.step={visual.step!r}: needs None or 1")
+    return slice(start, stop)
+
+
+def check_valid(valid: Tensor | None, x: Tensor) -> None:
+    """Raise unless `valid` is None or a boolean tensor (B, S), for x (B, S, D)."""
+    if valid is None:
+        return
+    shape = tuple(x.shape[:2])
+    if not isinstance(valid, Tensor):
+        kind = type(valid).__name__
+        raise ValueError(f"valid is a {kind} but x needs a boolean tensor (B, S) = {shape}")
+    if valid.shape != shape or valid.dtype != torch.bool:
         raise ValueError(
             f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = "
-            f"{tuple(x.shape[:2])}"
+            f"{shape}"
         )
 
 

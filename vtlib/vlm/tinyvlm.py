@@ -276,12 +276,14 @@ class TinyVLM(nn.Module):
                 0 ... num_visual - 1, for tokens that keep their numbers; None counts 0 ... T - 1.
             num_visual: how many places the picture has; each text starts behind them. None is T.
 
-        Errors: ValueError for positions of another shape, or without num_visual.
+        Errors: ValueError for positions of another shape, or without num_visual; without positions,
+        for num_visual < T.
         """
         batch, many, length = ids.shape
         count, device = tokens.shape[1], ids.device
         if positions is None:
-            positions, num_visual = torch.arange(count, device=device).expand(batch, -1), count
+            positions = torch.arange(count, device=device).expand(batch, -1)
+            num_visual = count if num_visual is None else check_int(num_visual, "num_visual", count)
         if positions.shape != (batch, count) or num_visual is None:
             raise ValueError(
                 f"positions {tuple(positions.shape)}, num_visual={num_visual}: needs "
