@@ -29,6 +29,27 @@ def test_batch_of_one():
     assert images.shape == (1, 3, 48, 48) and labels.shape == (1,)
 
 
+@pytest.mark.parametrize("level", pictograms.LEVELS)
+def test_names_are_the_callers_own(level):
+    world = data.EmojiWorld(48, pictograms=EASY)
+    count = len(world.names(level))
+    world.names(level).append("mine")
+    assert len(world) == 12 and len(world.names(level)) == count
+
+
+def test_what_a_world_makes_has_its_own_lists():
+    world = data.EmojiWorld(48, pictograms=EASY)
+    photos = list(world.photos)
+    scenes, video = world.scenes(1, 0), world.video(1, 2, 0)
+    for made in (scenes, video, world.retrieval(1, 0), world.mosaic(70, 90, 0, cell=32)):
+        assert made.classes == world.names()
+        made.classes.append("mine")
+    for made in (scenes, video):
+        assert made.photos == photos
+        made.photos.clear()
+    assert len(world) == 12 and world.photos == photos
+
+
 def everything(world):
     images, labels = world.classify(4, 7, clutter=1)
     scenes = world.scenes(4, 7, signs=0.5)

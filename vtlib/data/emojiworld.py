@@ -83,7 +83,7 @@ class EmojiWorld:
         Categories and sub-categories are the same 9 and 99 in every world.
         """
         if pictograms.check_level(level) == "pictogram":
-            return self.classes
+            return list(self.classes)
         return list(getattr(pictograms, PLURAL[level])())
 
     def level_ids(self, level: str) -> Tensor:
@@ -427,9 +427,9 @@ class EmojiWorld:
             instance=instance,
             area=area,
             photo=photo,
-            classes=self.classes,
+            classes=list(self.classes),
             artists=artists,
-            photos=self.photos,
+            photos=list(self.photos),
             table=self.table,
         )
         if signs:

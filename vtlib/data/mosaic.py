@@ -151,7 +151,7 @@ def make_mosaic(world, height, width, seed, cell, fill, device) -> Mosaic:
         angle=angle,
         boxes=spans(instance, len(kept)),
         instance=instance,
-        classes=world.classes,
+        classes=list(world.classes),
         artists=world.artists,
     )
 

@@ -64,7 +64,7 @@ def make_retrieval(
     )
     put = scenes.images.device
     fields = (field.to(put) for field in (identity, camera, scale, chosen))
-    return Retrieval(scenes.images, *fields, world.classes)
+    return Retrieval(scenes.images, *fields, list(world.classes))
 
 
 def different(table: Tensor, generator: torch.Generator) -> Tensor:

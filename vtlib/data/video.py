@@ -205,9 +205,9 @@ def make_video(
         occluded=occluded,
         camera=torch.cat([camera.magnify, middle + camera.drift], -1),
         photo=photo,
-        classes=world.classes,
+        classes=list(world.classes),
         artists=world.artists,
-        photos=world.photos,
+        photos=list(world.photos),
     )
 
 
