@@ -145,6 +145,29 @@ def test_bad_input():
         merge_to_targets(keys[0], kept, 1)
 
 
+@pytest.mark.parametrize("num_targets", [0, 2])
+def test_bad_kept(num_targets):
+    keys = example(2, 8, 5, 0)[1]
+    for kept, message in (
+        (torch.tensor([[0, 3, 5], [4, 1, 4]]), r"kept\[1\] holds token 4 twice"),
+        (torch.tensor([[0, 3], [8, 1]]), r"kept\[1, 0\]=8 is no place: it must lie in 0 ... 7"),
+        (torch.tensor([[0, -1], [3, 1]]), r"kept\[0, 1\]=-1 is no place"),
+        (torch.tensor([[0, 3], [4, 1]], dtype=torch.int32), r"kept is torch.int32 \(2, 2\)"),
+        ([[0, 3], [4, 1]], "kept is a list but needs to be a torch.int64 tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_to_targets(keys, kept, num_targets)
+
+
+@pytest.mark.parametrize("count", [2.0, "2", True, None])
+def test_number_of_targets_is_an_integer(count):
+    _, keys, kept = example(2, 8, 5, 0)
+    with pytest.raises(ValueError, match=f"num_targets={count!r}.*needs an integer"):
+        merge_to_targets(keys, kept, count)
+    plan = merge_to_targets(keys, kept, torch.tensor(2))
+    assert torch.equal(plan.slot, merge_to_targets(keys, kept, 2).slot)
+
+
 def test_precision():
     for dtype in (torch.bfloat16, torch.half):
         assert widen(torch.ones(1).to(dtype)).dtype == torch.float32

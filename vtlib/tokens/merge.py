@@ -4,11 +4,11 @@ like its own."""
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float
+from ..nn.checks import check_finite, check_float, check_int, readable
 from .cosine import unit
 from .plan import Plan
 from .precision import full_precision
-from .select import take
+from .select import check_places, check_range, take
 
 
 def strided(num_tokens: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -42,17 +42,21 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
         num_prefix: of the plan.
 
     ValueError when there are fewer others than targets, for keys that are not floating or not
-    finite, and for shapes that do not fit.
+    finite, for shapes that do not fit, and, where `Plan` looks at values too, for `kept` that
+    repeats a token or names none.
     """
     check_float(keys, "keys")
     check_finite(keys, "keys")
-    if keys.dim() != 3 or kept.dim() != 2 or kept.shape[0] != keys.shape[0]:
+    check_places(kept, "kept")
+    if keys.dim() != 3 or kept.shape[0] != keys.shape[0]:
         raise ValueError(
             f"keys {tuple(keys.shape)} and kept {tuple(kept.shape)} need the shapes (B, N, P) and "
             f"(B, d)"
         )
     batch, num_tokens, _ = keys.shape
+    _check_kept(kept, num_tokens)
     num_kept, device = kept.shape[1], keys.device
+    num_targets = check_int(num_targets, "num_targets")
     others = num_tokens - num_kept
     if not 0 <= num_targets <= others:
         raise ValueError(
@@ -83,3 +87,16 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     slot = torch.cat([own, num_kept + nearest], dim=1)
     weight = torch.cat([torch.ones_like(index, dtype=x.dtype), 1 / take(count, nearest)], dim=1)
     return Plan(index, num_tokens, origin, slot, weight, role.long(), roles, num_prefix)
+
+
+def _check_kept(kept: Tensor, num_tokens: int) -> None:
+    """Raise for a place that does not exist and for a token kept twice: another would be lost."""
+    if kept.device.type != "cpu" or not readable(kept):
+        return
+    check_range(kept, "kept", 0, num_tokens)
+    ordered = kept.sort(dim=1).values
+    twice = ordered[:, 1:] == ordered[:, :-1]
+    if twice.any():
+        image, place = twice.nonzero()[0].tolist()
+        token = int(ordered[image, place])
+        raise ValueError(f"kept[{image}] holds token {token} twice: it needs each at most once")
