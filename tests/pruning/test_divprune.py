@@ -3,6 +3,7 @@ paper's table of operations."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,6 +214,35 @@ def test_decoder_flops():
     for bad in ([], [4, -1]):
         with pytest.raises(ValueError, match="num_tokens"):
             decoder_flops(bad, 2, 7)
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor])
+def test_costs_do_not_overflow(made):
+    """4096 x 4096 times four is 0 in 32 bits."""
+    counts = [2**16, 2**16]
+    want, narrow = decoder_flops(counts, 2**12, 2**13), made([2**12, 2**13, 2])
+    narrow = narrow.astype("int32") if made is np.array else narrow.int()
+    tokens = np.array(counts, "int32") if made is np.array else torch.tensor(counts).int()
+    flops = decoder_flops(tokens, narrow[0], narrow[1])
+    assert type(flops) is int and flops == want == 2 * (2**42 + 2**45 + 2**42)
+    size = cache_bytes(tokens, narrow[1], narrow[2])
+    assert type(size) is int and size == 2**18 * 2**13 * 2
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: decoder_flops([3.0], 2, 7), r"num_tokens\[0\]=3.0"),
+    (lambda: decoder_flops(3, 2, 7), "num_tokens=3: needs a sequence"),
+    (lambda: decoder_flops([3], -2, 7), "dim=-2: needs an integer of at least 1"),
+    (lambda: decoder_flops([3], "2", 7), "dim='2'"),
+    (lambda: decoder_flops([3], 2, -7), "hidden_dim=-7: needs an integer of at least 0"),
+    (lambda: cache_bytes([3], "8"), "kv_dim='8'"),
+    (lambda: cache_bytes([-3], 8), r"num_tokens\[0\]=-3: needs an integer of at least 0"),
+    (lambda: cache_bytes([3], -8), "kv_dim=-8"),
+    (lambda: cache_bytes([3], 8, 0), "bytes_per_value=0"),
+])
+def test_bad_costs(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 @pytest.mark.parametrize("call, words", [

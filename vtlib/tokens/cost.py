@@ -3,6 +3,7 @@ the number of tokens in each layer."""
 
 from collections.abc import Iterable, Sequence
 
+from ..nn.checks import check_int, check_ints
 from .plan import Stage
 from .select import resolve_keep
 
@@ -66,12 +67,13 @@ def decoder_flops(
     DivPrune's eq. 5 prints a minus before the attention term; its code adds it, and so does this.
     Causal masks are not exploited.
     """
-    if len(num_tokens) == 0 or min(num_tokens) < 0:
-        raise ValueError(f"num_tokens={list(num_tokens)} needs one count (>= 0) a layer")
+    counts = check_ints(num_tokens, "num_tokens", 0)
+    if not counts:
+        raise ValueError("num_tokens=[] needs one count (>= 0) a layer")
+    dim = check_int(dim, "dim", 1)
+    hidden_dim = check_int(hidden_dim, "hidden_dim", 0)
     matrices = 3 if gated else 2
-    return sum(
-        4 * n * dim**2 + 2 * n**2 * dim + matrices * n * dim * hidden_dim for n in num_tokens
-    )
+    return sum(4 * n * dim**2 + 2 * n**2 * dim + matrices * n * dim * hidden_dim for n in counts)
 
 
 def cache_bytes(num_tokens: Sequence[int], kv_dim: int, bytes_per_value: int = 2) -> int:
@@ -82,4 +84,7 @@ def cache_bytes(num_tokens: Sequence[int], kv_dim: int, bytes_per_value: int = 2
         kv_dim: kv heads times head dim (= d without grouped queries).
         bytes_per_value: 2 in half precision.
     """
-    return 2 * sum(num_tokens) * kv_dim * bytes_per_value
+    counts = check_ints(num_tokens, "num_tokens", 0)
+    kv_dim = check_int(kv_dim, "kv_dim", 1)
+    bytes_per_value = check_int(bytes_per_value, "bytes_per_value", 1)
+    return 2 * sum(counts) * kv_dim * bytes_per_value
