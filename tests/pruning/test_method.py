@@ -1,5 +1,6 @@
 """A method that is not in the package: registry, TinyVLM, and what is no method or no plan."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,20 @@ def test_forgotten_reads_are_named(model, images):
 def test_wrong_plans(made, message):
     with pytest.raises(ValueError, match=message):
         as_plan(made, 2, 48, 12)
+
+
+@pytest.mark.parametrize("keep", [12, np.int64(12), torch.tensor(12), 0.25, np.float32(0.25)])
+def test_every_kind_of_budget_is_a_limit(keep):
+    index = torch.arange(13).expand(2, -1)
+    assert len(as_plan(index[:, :12], 2, 48, keep)) == 12
+    with pytest.raises(ValueError, match="made 13 slots although keep="):
+        as_plan(index, 2, 48, keep)
+
+
+@pytest.mark.parametrize("keep", ["12", 1.5, True, torch.tensor(0.25)])
+def test_a_budget_is_a_number_of_tokens_or_a_fraction(keep):
+    with pytest.raises(ValueError, match="keep="):
+        as_plan(torch.arange(12).expand(2, -1), 2, 48, keep)
 
 
 def test_what_is_a_method():

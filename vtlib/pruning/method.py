@@ -23,6 +23,7 @@ a method's name can; `register(METHOD)` makes it known by its name.
 """
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
@@ -31,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokens import SPACES, Plan, Stage, VisionOutputs, top_tokens
+from ..nn.checks import check_int
+from ..tokens import SPACES, Plan, Stage, VisionOutputs, resolve_keep, top_tokens
 
 READS = ("cls_row", "keys", "attention")
 """What a method can ask to be read of the encoder beside the features, and `hidden`."""
@@ -226,7 +228,8 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
         made: a `Plan`, a score or indices.
         batch: B, of the tokens that it has to fit.
         num_tokens: N, likewise.
-        keep: the budget; an int must not be exceeded. None: no limit, and a score is refused.
+        keep: the budget, a number of tokens or a fraction of N, which must not be exceeded. None:
+            no limit, and a score is refused.
         name: who made it, for messages.
 
     ValueError for anything else: another number of rows or tokens, more slots than `keep`. What an
@@ -250,6 +253,13 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
     if len(index) != batch:
         raise ValueError(f"{name}: index has shape {tuple(index.shape)} but needs one row for each "
                          f"of {batch} images")
-    if isinstance(keep, int) and len(made) > keep:
+    if keep is not None and len(made) > _most_slots(keep, num_tokens):
         raise ValueError(f"{name}: made {len(made)} slots although keep={keep}")
     return made
+
+
+def _most_slots(keep: Any, num_tokens: int) -> int:
+    """What a budget allows; a method may be asked for more tokens than there are."""
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
+        return resolve_keep(keep, num_tokens)
+    return check_int(keep, "keep")
