@@ -185,6 +185,9 @@ def test_meta_half_compile():
     (lambda v: fv.prune(VisionOutputs(v.selected, v.grid, v.project), 3), "cls_row is None"),
     (lambda v: fv.score(v.cls_row[0]), "3 axes"),
     (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], num_prefix=0), "num_prefix=0"),
+    (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], -1), "num_prefix=-1"),
+    (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], 99), "num_prefix=99: needs"),
+    (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], 1.0), "num_prefix=1.0"),
     (lambda v: fv.rope_bias(0), "num_visual=0"),
 ])
 def test_bad_input(call, words):

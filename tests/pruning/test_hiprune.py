@@ -251,6 +251,19 @@ def test_layer_analysis():
     assert layers == [1, 4] and iou.tolist() == [0, 1] and wide[0] > wide[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_overlap_is_float32_whatever_the_default(dtype):
+    mask = torch.arange(24).expand(2, -1) < 9
+    scores = torch.arange(24.0).neg().expand(2, -1)
+    torch.set_default_dtype(dtype)
+    try:
+        overlap = hp.object_iou(scores, mask, 7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert overlap.dtype == torch.float32
+    assert torch.equal(overlap, torch.full((2,), 7 / 9, dtype=torch.float32))
+
+
 def test_meta_half_compile():
     with torch.device("meta"):
         attention = {layer: torch.empty(2, 3, 25, 25) for layer in (0, 2)}
@@ -281,6 +294,17 @@ def bare(v):
     (lambda v: hp.select(seeded(2, 24), seeded(2, 24), 5, (5, 5)), "do not fit"),
     (lambda v: hp.received(v.attention[1][:, 0]), r"\(B, heads, S, S\)"),
     (lambda v: hp.received_merged(v.attention[1]), "merge=4 dividing S"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), merge=0), "merge=0: needs an integer of"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), merge=-4), "merge=-4: needs an integer of"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), torch.tensor([3, 0, 5, 1, 4, 4])),
+     r"order lacks place 2: .* 0 ... 5"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), torch.tensor([3, 0, 5, 1, 4, 6])),
+     "order lacks place 2"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), torch.arange(5)),
+     r"order is torch.int64 \(5,\): .*\(6,\)"),
+    (lambda v: hp.received_merged(seeded(2, 3, 24, 24), [3, 0, 5, 1, 4, 2]), "order is a list"),
+    (lambda v: hp.received(v.attention[1], -1), "num_prefix=-1: needs an integer from 0 to 25"),
+    (lambda v: hp.received(v.attention[1], 26), "num_prefix=26: needs an integer from 0 to 25"),
     (lambda v: hp.object_iou(seeded(2, 24), seeded(2, 24)), "boolean"),
     (lambda v: hp.spread(seeded(2, 24), (4, 6), 1), "a distance needs two"),
 ])

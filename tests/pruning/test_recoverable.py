@@ -445,6 +445,13 @@ def test_bad_input(change, message):
         prune(vision, **{**args, **change})
 
 
+@pytest.mark.parametrize("num_prefix", [-1, 99, 1.0])
+def test_prefix_of_the_visual_score(num_prefix):
+    args = case()[1]
+    with pytest.raises(ValueError, match=f"num_prefix={num_prefix}.*needs an integer from 0 to"):
+        visual_score(args["query"], args["key"], num_prefix)
+
+
 def test_needs_a_cls_and_agreeing_shapes():
     vision, args = case()
     with pytest.raises(ValueError, match="num_prefix=0"):

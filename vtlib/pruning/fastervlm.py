@@ -56,6 +56,7 @@ def cls_row(q: Tensor, k: Tensor, num_prefix: int = 1, scale: float | None = Non
     """
     check_float(q, "q")
     check_float(k, "k")
+    num_prefix = check_int(num_prefix, "num_prefix", most=k.shape[-2])
     if num_prefix < 1:
         raise ValueError(
             f"num_prefix={num_prefix} but the row of [CLS] needs a [CLS] token before the patches"

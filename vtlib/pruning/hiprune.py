@@ -33,9 +33,10 @@ HiPrune++ of a later version is not here.
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_float, check_int
+from ..nn.checks import check_float, check_int, readable
 from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.checks import check_scores
+from ..tokens.select import describe
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs
 from .method import Method
@@ -77,6 +78,7 @@ def received(attention: Tensor, num_prefix: int = 1) -> Tensor:
         raise ValueError(
             f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S)"
         )
+    num_prefix = check_int(num_prefix, "num_prefix", 0, attention.shape[3])
     return attention.mean(dim=(1, 2))[:, num_prefix:]
 
 
@@ -90,9 +92,11 @@ def received_merged(attention: Tensor, order: Tensor | None = None, merge: int =
             (Qwen's window_index); None: as it is.
         merge: consecutive patches that become one token.
 
-    Returns (B, S / merge).
+    Returns (B, S / merge). ValueError for shapes that do not fit, and, on the CPU in eager mode,
+    for an order that is no permutation.
     """
     check_float(attention, "attention")
+    merge = check_int(merge, "merge", 1)
     if attention.dim() != 4 or attention.shape[3] % merge:
         raise ValueError(
             f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S), "
@@ -102,7 +106,19 @@ def received_merged(attention: Tensor, order: Tensor | None = None, merge: int =
     by_token = by_patch.unflatten(1, (-1, merge)).mean(dim=2)       # b n
     if order is None:
         return by_token
+    _check_order(order, by_token.shape[1])
     return torch.empty_like(by_token).index_copy(1, order, by_token)
+
+
+def _check_order(order: Tensor, num_tokens: int) -> None:
+    needs = f"order needs to be a long permutation of 0 ... {num_tokens - 1}, ({num_tokens},)"
+    if not isinstance(order, Tensor) or order.dtype != torch.long or order.shape != (num_tokens,):
+        raise ValueError(f"order is {describe(order)}: {needs}")
+    if order.device.type != "cpu" or not readable(order):
+        return
+    missing = set(range(num_tokens)) - set(order.tolist())
+    if missing:
+        raise ValueError(f"order lacks place {min(missing)}: {needs}")
 
 
 def score(
@@ -298,7 +314,7 @@ def object_iou(scores: Tensor, mask: Tensor, top: int | float = 0.1) -> Tensor:
         mask: (B, N) bool: patches with an object.
         top: how many patches count as attended, an int or a fraction (the paper: 10 %).
 
-    Returns (B,).
+    Returns (B,), float32.
     """
     check_scores(scores)
     if mask.shape != scores.shape or mask.dtype != torch.bool:
@@ -307,7 +323,8 @@ def object_iou(scores: Tensor, mask: Tensor, top: int | float = 0.1) -> Tensor:
             f"{tuple(scores.shape)} as the scores"
         )
     attended = torch.zeros_like(mask).scatter(1, top_tokens(scores, top), True)
-    return (attended & mask).sum(dim=1) / (attended | mask).sum(dim=1)
+    both, either = (attended & mask).sum(dim=1), (attended | mask).sum(dim=1)
+    return both.float() / either.float()
 
 
 def spread(scores: Tensor, grid: tuple[int, int], top: int | float = 0.1) -> Tensor:

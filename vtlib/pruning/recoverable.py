@@ -67,6 +67,7 @@ def visual_score(query: Tensor, key: Tensor, num_prefix: int = 1) -> Tensor:
     """
     check_tokens(query, name="query")
     check_tokens(key, name="key")
+    num_prefix = check_int(num_prefix, "num_prefix", 0, key.shape[1])
     with full_precision(query.device):
         cls = widen(query)[:, :1]                                   # b 1 c
         logits = (cls @ widen(key).mT)[:, 0] * key.shape[-1] ** -0.5    # b prefix+n
