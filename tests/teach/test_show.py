@@ -207,6 +207,45 @@ def test_overlay_with_nan_and_constants():
         teach.overlay(ax, torch.zeros(3, 8, 8), heat, mode="cubic")
 
 
+def test_overlay_refuses_ends_that_are_none():
+    _, ax = teach.figure()
+
+    def draw(heat, **ends):
+        return teach.overlay(ax, PICTURE, heat, **ends).get_clim()
+
+    for ends, message in (
+        (dict(vmin=2, vmax=1), "vmin=2, vmax=1: needs vmin below vmax"),
+        (dict(vmin=1, vmax=1), "vmin=1, vmax=1: needs vmin below vmax"),
+        (dict(vmin=3), "vmin=3, the largest of heat=3: needs vmin below vmax"),
+        (dict(vmax=-1), "the least of heat=0, vmax=-1: needs vmin below vmax"),
+        (dict(vmin=float("nan")), r"vmin=nan \(float\): needs a finite number"),
+        (dict(vmax=float("inf")), r"vmax=inf \(float\): needs a finite number"),
+        (dict(vmax="1"), r"vmax='1' \(str\): needs a finite number"),
+        (dict(vmin=-1e300), r"vmin=-1e\+300 \(float\): needs a finite number of at least"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(HEAT, **ends)
+    constant = torch.full((2, 2), 2.0)
+    assert draw(constant) == draw(constant, vmin=2, vmax=2) == draw(constant, vmax=2) == (2, 3)
+    assert draw(constant, vmin=5) == (5, 6) and draw(HEAT, vmax=torch.tensor(1.5)) == (0, 1.5)
+    nothing = constant * float("nan")
+    assert draw(nothing) == (0, 1) and draw(nothing, vmin=5) == (5, 6)
+    for heat in (constant, nothing):
+        with pytest.raises(ValueError, match="vmin=2, vmax=1"):
+            draw(heat, vmin=2, vmax=1)
+
+
+def test_overlay_refuses_heat_beyond_single_precision():
+    _, ax = teach.figure()
+    for worst in (1e300, -4e38):
+        heat = HEAT.double()
+        heat[1, 0] = worst
+        with pytest.raises(ValueError, match=re.escape(f"heat has {worst:g} but needs numbers")):
+            teach.overlay(ax, PICTURE, heat)
+    heat = torch.tensor([[float("inf"), 1.0], [2.0, 3e38]], dtype=torch.double)
+    assert teach.overlay(ax, PICTURE, heat).get_clim() == (1, pytest.approx(3e38))
+
+
 def test_box_outlines_a_square():
     _, ax = teach.figure()
     teach.box(ax, (3, 5), 4)
@@ -402,6 +441,23 @@ def test_every_dtype_of_a_picture_is_shown_right_or_refused():
             draw(PICTURE.to(torch.complex64))
         with pytest.raises(ValueError, match="image is a str"):
             draw("picture.png")
+
+
+def test_arrays_in_any_order_of_memory_are_drawn():
+    want = drawings(PICTURE.flip(-1), HEAT.flip(0), KEYS.flip(1))
+    arrays = PICTURE.numpy(), HEAT.numpy(), KEYS.numpy()
+    picture, heat, keys = arrays
+    flipped = drawings(picture[..., ::-1], heat[::-1], keys[:, ::-1])
+    for a, b in zip(want, flipped, strict=True):
+        assert np.array_equal(a, b) and a.dtype == b.dtype
+    swapped = drawings(*(x.astype(x.dtype.newbyteorder()) for x in arrays))
+    for a, b in zip(drawings(*arrays), swapped, strict=True):
+        assert np.array_equal(a, b) and a.dtype == b.dtype
+    _, ax = teach.figure()
+    with pytest.raises(ValueError, match="image is a ndarray but needs to be a tensor"):
+        teach.image(ax, np.array([["a"]]))
+    with pytest.raises(ValueError, match=r"image: got shape \(\)"):
+        teach.image(ax, np.array(1.0))
 
 
 def test_whole_numbers_of_every_dtype_are_keys_and_heat():

@@ -16,8 +16,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vtlib.nn.checks import check_int
+from vtlib.nn.checks import check_int, check_number
 from vtlib.teach.figures import CMAP, PALETTE, STYLE
+
+LARGEST = torch.finfo(torch.float32).max
 
 # ------------------------------------------------------------------------------------ what is drawn
 
@@ -32,6 +34,9 @@ def values_of(values, name: str) -> Tensor:
             raise ValueError(f"{name} is on the meta device, where there are no values to draw")
         tensor = values.detach().cpu()
     else:
+        if isinstance(values, np.ndarray):  # torch knows no steps backwards and one order of bytes
+            native = values.dtype.newbyteorder("=")
+            values = values.astype(native, order="C", copy=False)
         try:
             tensor = torch.as_tensor(values, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
@@ -174,12 +179,13 @@ def overlay(
 ):
     """An image with a heat map over it; returns the AxesImage of the heat map (for a colour bar).
 
-    ValueError for a heat map that is not (h, w), and for an unknown mode.
+    ValueError for a heat map that is not (h, w) or beyond float32, for an unknown mode, and for
+    ends that are no numbers or not in order (equal ones are fine where the heat map is constant).
 
     Args:
         ax: matplotlib Axes.
         image: (3, H, W) in [0, 1], or one channel, or uint8 (see `pixels_of`).
-        heat: (h, w), numbers of any size, resized to (H, W); NaN shows the bare image.
+        heat: (h, w), numbers of float32's range, resized to (H, W); NaN shows the bare image.
         alpha: how much the map covers, from 0 to 1.
         cmap: matplotlib's name of the colour map.
         mode: "bilinear" (smooth) or "nearest" (one flat square per token).
@@ -188,15 +194,13 @@ def overlay(
         title: a line above it.
     """
     pixels = _for_matplotlib(image)
-    heat = values_of(heat, "heat").float()
+    heat = _single(values_of(heat, "heat"))
     if heat.ndim != 2 or 0 in heat.shape:
         raise ValueError(f"heat: got shape {tuple(heat.shape)}, needs (h, w)")
     if mode not in ("bilinear", "nearest"):
         raise ValueError(f"mode={mode!r}: needs 'bilinear' or 'nearest'")
     valid = torch.isfinite(heat)
-    known = heat[valid] if valid.any() else torch.tensor([0.0, 1.0], device="cpu")
-    low = float(known.min() if vmin is None else vmin)
-    high = float(known.max() if vmax is None else vmax)
+    low, high = _ends(heat[valid], vmin, vmax)
     filled = heat.masked_fill(~valid, low)
     size = pixels.shape[:2]
     align = False if mode == "bilinear" else None
@@ -208,6 +212,33 @@ def overlay(
     drawn = ax.imshow(large.numpy(), cmap=cmap, vmin=low, vmax=top, alpha=cover)
     _finish(ax, title)
     return drawn
+
+
+def _single(heat: Tensor) -> Tensor:
+    """In float32. ValueError where that makes an infinity of a number."""
+    single = heat.float()
+    lost = single.isinf() & heat.isfinite()
+    if lost.any():
+        worst = heat[lost][0].item()
+        raise ValueError(f"heat has {worst:g} but needs numbers within {LARGEST:.3g} (float32)")
+    return single
+
+
+def _ends(known: Tensor, vmin, vmax) -> tuple[float, float]:
+    """The values at both ends of the colour map: those asked for, else those of the heat map, known
+    (n,)."""
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    constant = low == high or not len(known)
+    if vmin is not None:
+        low = check_number(vmin, "vmin", -LARGEST, LARGEST)
+    if vmax is not None:
+        high = check_number(vmax, "vmax", -LARGEST, LARGEST)
+    asked = vmin is not None and vmax is not None
+    if (low >= high and not constant) or (low > high and asked):
+        lower = "vmin" if vmin is not None else "the least of heat"
+        upper = "vmax" if vmax is not None else "the largest of heat"
+        raise ValueError(f"{lower}={low:g}, {upper}={high:g}: needs vmin below vmax")
+    return low, high
 
 
 # -------------------------------------------------------------------------- marks, patches, tokens
