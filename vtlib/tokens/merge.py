@@ -45,24 +45,10 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     finite, for shapes that do not fit, and, where `Plan` looks at values too, for `kept` that
     repeats a token or names none.
     """
-    check_float(keys, "keys")
-    check_finite(keys, "keys")
-    check_places(kept, "kept")
-    if keys.dim() != 3 or kept.shape[0] != keys.shape[0]:
-        raise ValueError(
-            f"keys {tuple(keys.shape)} and kept {tuple(kept.shape)} need the shapes (B, N, P) and "
-            f"(B, d)"
-        )
+    num_targets = _check_merge(keys, kept, num_targets)
     batch, num_tokens, _ = keys.shape
-    _check_kept(kept, num_tokens)
     num_kept, device = kept.shape[1], keys.device
-    num_targets = check_int(num_targets, "num_targets")
     others = num_tokens - num_kept
-    if not 0 <= num_targets <= others:
-        raise ValueError(
-            f"num_targets={num_targets} but {num_kept} of {num_tokens} tokens are kept: "
-            f"needs 0 ... {others}"
-        )
     role = torch.arange(num_kept + num_targets, device=device).expand(batch, -1) >= num_kept
     roles = ("dominant", "contextual")
     if num_targets == 0:
@@ -87,6 +73,28 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     slot = torch.cat([own, num_kept + nearest], dim=1)
     weight = torch.cat([torch.ones_like(index, dtype=x.dtype), 1 / take(count, nearest)], dim=1)
     return Plan(index, num_tokens, origin, slot, weight, role.long(), roles, num_prefix)
+
+
+def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
+    """num_targets as an int. ValueError as `merge_to_targets` says."""
+    check_float(keys, "keys")
+    check_finite(keys, "keys")
+    check_places(kept, "kept")
+    if keys.dim() != 3 or kept.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f"keys {tuple(keys.shape)} and kept {tuple(kept.shape)} need the shapes (B, N, P) and "
+            f"(B, d)"
+        )
+    num_tokens, num_kept = keys.shape[1], kept.shape[1]
+    _check_kept(kept, num_tokens)
+    num_targets = check_int(num_targets, "num_targets")
+    others = num_tokens - num_kept
+    if not 0 <= num_targets <= others:
+        raise ValueError(
+            f"num_targets={num_targets} but {num_kept} of {num_tokens} tokens are kept: "
+            f"needs 0 ... {others}"
+        )
+    return num_targets
 
 
 def _check_kept(kept: Tensor, num_tokens: int) -> None:
