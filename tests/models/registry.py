@@ -107,9 +107,9 @@ MULTISCALE = {
 class Features(torch.nn.Module):
     """A patch embedding and an upsampler of its features: images (B, 3, H, W) -> (B, pixels, 6)."""
 
-    def __init__(self, upsampler):
+    def __init__(self, upsampler, patch):
         super().__init__()
-        self.backbone, self.upsampler = torch.nn.Conv2d(3, 6, 4, 4), upsampler
+        self.backbone, self.upsampler = torch.nn.Conv2d(3, 6, patch, patch), upsampler
 
     def forward(self, images):
         check_images(images)
@@ -143,8 +143,8 @@ def catanet(upscale, **options):
     return Model(build, images((16, 22), (13, 22)), (3, 16 * upscale, 22 * upscale))
 
 
-def features(build, pixels=384):
-    return Model(lambda: Features(build()), images((16, 24), (20, 12)), (pixels, 6))
+def features(build, pixels=384, patch=4):
+    return Model(lambda: Features(build(), patch), images((16, 24), (20, 12)), (pixels, 6))
 
 
 def generative():
@@ -162,7 +162,7 @@ SUPERRES = {
     "catanet_local": catanet(2, aggregate=False),
     "uplift": features(lambda: UPLiFT(6, 4, (4, 6), (8, 8))),
     "uplift_patch_6": features(
-        lambda: UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9), pixels=1536
+        lambda: UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9), 512, patch=6
     ),
     "uplift_generative": features(generative),
     "cross_attention_upsampler": features(lambda: CrossAttentionUpsampler(6, (4, 6), 8)),

@@ -199,6 +199,7 @@ def test_odd_sizes_and_meta_and_half_precision():
     model = small()
     images, features = torch.rand(1, 3, 37, 53), torch.randn(1, 6, 5, 7)
     assert model(images, features, iterations=2).shape == (1, 6, 20, 28)
+    assert model(images, features[..., :4, :6], iterations=2).shape == (1, 6, 16, 24)
     assert model.to("meta")(images.to("meta"), features.to("meta")).shape == (1, 6, 40, 56)
     model, (images, features) = small(), inputs()
     want = model(images, features)
@@ -324,6 +325,11 @@ def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     (lambda: small()(torch.rand(2, 3, 24, 32), torch.rand(1, 6, 3, 4)),
      "features of 1 images for 2"),
     (lambda: small()(*inputs(), iterations=0), "iterations=0"),
+    (lambda: small(patch_size=4)(torch.rand(1, 3, 16, 24), torch.rand(1, 6, 3, 9)),
+     "features have a grid of 3 x 9 for images of 16 x 24: patches of 4 need 4 x 6$"),
+    (lambda: small()(torch.rand(1, 3, 37, 53), torch.rand(1, 6, 5, 8)),
+     "grid of 5 x 8 for images of 37 x 53: patches of 8 need 4 x 6 or 5 x 7$"),
+    (lambda: small()(torch.rand(1, 3, 37, 53), torch.rand(1, 6, 3, 6)), "grid of 3 x 6"),
     (lambda: small(num_neighbours=None)(*inputs(), return_attn=True), "needs an attender"),
     (lambda: pool(torch.rand(1, 5, 6, 6), torch.rand(1, 2, 3, 4), OFFSETS[5]),
      "whole number of times larger"),

@@ -452,7 +452,7 @@ class UPLiFT(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised as for the backbone.
-            features: its features of them (B, C, H/P, W/P).
+            features: its features of them (B, C, H/P, W/P), rounded down or up.
             iterations: T; None: `pixel_steps`.
             size: (rows, columns), or one int for both, to which the last result is resized,
                 bilinear (patch 14: the image's size).
@@ -461,6 +461,7 @@ class UPLiFT(nn.Module):
             return_attn: (result, list of T weights (B, n, 2^t h, 2^t w)); needs an attender.
         """
         check_pair(images, features, self.in_channels)
+        check_grid(images, features, self.patch_size)
         iterations = self.pixel_steps if iterations is None else iterations
         iterations = check_int(iterations, "iterations", 1)
         size = None if size is None else check_size(size)
@@ -493,6 +494,25 @@ def check_pair(images: Tensor, features: Tensor, in_channels: int) -> None:
         raise ValueError(
             f"features of {features.shape[0]} images for {images.shape[0]} images: "
             f"needs features of each image"
+        )
+
+
+def check_grid(images: Tensor, features: Tensor, patch: int) -> None:
+    """ValueError unless there is one feature a patch, with or without patches that the edge cuts.
+
+    Args:
+        images: (B, 3, H, W).
+        features: (B, C, h, w): h is H / P rounded down or up, w likewise.
+        patch: P.
+    """
+    (height, width), grid = images.shape[-2:], tuple(features.shape[-2:])
+    whole, cut = (height // patch, width // patch), (-(-height // patch), -(-width // patch))
+    fits = all(a <= n <= b for a, n, b in zip(whole, grid, cut, strict=True))
+    if not fits:
+        needs = " or ".join(f"{h} x {w}" for h, w in dict.fromkeys((whole, cut)))
+        raise ValueError(
+            f"features have a grid of {grid[0]} x {grid[1]} for images of {height} x {width}: "
+            f"patches of {patch} need {needs}"
         )
 
 
