@@ -186,7 +186,8 @@ def test_a_failing_constructor_leaves_the_defaults_as_they_were():
 
 
 def test_the_folder_is_known_in_one_place():
-    assert data.root is checkpoints.root and data.checkpoint is checkpoints.path
+    assert data.root is checkpoints.root
+    assert data.checkpoint("tinyvlm") == checkpoints.path("tinyvlm")
 
 
 @pytest.mark.parametrize("name", multiscale.SHIPPED)

@@ -35,5 +35,5 @@ class PyramidViT(ViT):
                 f"wide"
             )
         coarse = self.patch_embed(F.avg_pool2d(images, 2))                       # b n/4 d
-        cls = self.cls_token.expand(len(fine), -1, -1).to(fine.dtype)
+        cls = self.cls_token.expand(fine.shape[0], -1, -1).to(fine.dtype)
         return torch.cat([cls, fine, coarse], dim=1) + self.pos_embed, None
