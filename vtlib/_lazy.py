@@ -11,7 +11,7 @@ from typing import Any
 
 
 def lazy(
-    package: str, path: Iterable[str], exports: Mapping[str, str] | None = None
+    package: str, path: Iterable[str], exports: Mapping[str, Iterable[str]] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The `__getattr__`, `__dir__` and `__all__` (PEP 562) of a package.
 
@@ -19,16 +19,22 @@ def lazy(
         package: its `__name__`.
         path: its `__path__`; every module and package there becomes an attribute, those with a
             leading underscore apart.
-        exports: further names, and which module each is an attribute of.
+        exports: further names by the module they come from, both as `from ... import ...` takes
+            them: {".plan": ("Plan",), "..checkpoints": ("path as checkpoint",)}.
     """
     found = (module.name for module in pkgutil.iter_modules(path))
     modules = [name for name in found if not name.startswith("_")]
-    exports = dict(exports or {})
-    names = sorted([*modules, *exports])
+    homes = {}
+    for module, entries in (exports or {}).items():
+        for entry in entries:
+            attribute, _, alias = entry.partition(" as ")
+            homes[alias or attribute] = module, attribute
+    names = sorted([*modules, *homes])
 
     def get(name: str) -> Any:
-        if name in exports:
-            value = getattr(importlib.import_module(exports[name]), name)
+        if name in homes:
+            module, attribute = homes[name]
+            value = getattr(importlib.import_module(module, package), attribute)
             setattr(sys.modules[package], name, value)
             return value
         if name in modules:

@@ -6,15 +6,11 @@ transformers is imported only inside the functions that need it.
 
 from .._lazy import lazy
 
-EXPORTS = {
-    "prune": "vtlib.hub.pruning",
-    "merge_tokens": "vtlib.hub.clip",
-    "question_signals": "vtlib.hub.clip",
-    "available": "vtlib.hub.official",
-    "convert_crossformer": "vtlib.hub.official",
-    "convert_timm_crossvit": "vtlib.hub.official",
-    "load_official": "vtlib.hub.official",
-    "resize_positions": "vtlib.hub.official",
-}
-
-__getattr__, __dir__, __all__ = lazy(__name__, __path__, EXPORTS)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".clip": ("merge_tokens", "question_signals"),
+    ".official": (
+        "available", "convert_crossformer", "convert_timm_crossvit", "load_official",
+        "resize_positions",
+    ),
+    ".pruning": ("prune",),
+})

@@ -8,15 +8,8 @@ warping), `bicubic` and `blur_down` (the degradations BI and BD of the benchmark
 
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    __path__,
-    {
-        "bicubic": "vtlib.superres.degrade",
-        "blur_down": "vtlib.superres.degrade",
-        "luma": "vtlib.superres.quality",
-        "psnr": "vtlib.superres.quality",
-        "ssim": "vtlib.superres.quality",
-        "warp": "vtlib.nn",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    "..nn": ("warp",),
+    ".degrade": ("bicubic", "blur_down"),
+    ".quality": ("luma", "psnr", "ssim"),
+})

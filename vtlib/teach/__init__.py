@@ -8,17 +8,14 @@ package a notebook misses; a module is loaded when a name of it is first used.
 from .._lazy import lazy
 from ._needs import require as require
 
-_NAMES = {
-    "_needs": ["require"],
-    "answers": ["Wrong", "exercise"],
-    "figures": ["CMAP", "CMAP_DIV", "PALETTE", "figure", "png", "show"],
-    "live": ["LiveCurve", "train"],
-    "meter": ["activation_bytes", "flops", "latency"],
-    "pictures": ["box", "grid", "image", "lines", "overlay", "seeds", "tiles"],
-    "start": ["device", "setup"],
-    "tables": ["claims", "table"],
-    "widgets": ["Panel", "panel"],
-}
-_EXPORTS = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
-
-__getattr__, __dir__, __all__ = lazy(__name__, __path__, _EXPORTS)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    "._needs": ("require",),
+    ".answers": ("Wrong", "exercise"),
+    ".figures": ("CMAP", "CMAP_DIV", "PALETTE", "figure", "png", "show"),
+    ".live": ("LiveCurve", "train"),
+    ".meter": ("activation_bytes", "flops", "latency"),
+    ".pictures": ("box", "grid", "image", "lines", "overlay", "seeds", "tiles"),
+    ".start": ("device", "setup"),
+    ".tables": ("claims", "table"),
+    ".widgets": ("Panel", "panel"),
+})

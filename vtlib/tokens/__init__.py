@@ -2,16 +2,10 @@
 
 from .._lazy import lazy
 
-_EXPORTS = {
-    "checks": ("check_scores",),
-    "measure": ("entropy", "redundancy"),
-    "plan": ("Plan", "Stage", "keep_all"),
-    "select": ("resolve_keep", "scatter_back", "take", "top_tokens"),
-    "vision": ("SPACES", "VisionOutputs"),
-}
-
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    __path__,
-    {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names},
-)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".checks": ("check_scores",),
+    ".measure": ("entropy", "redundancy"),
+    ".plan": ("Plan", "Stage", "keep_all"),
+    ".select": ("resolve_keep", "scatter_back", "take", "top_tokens"),
+    ".vision": ("SPACES", "VisionOutputs"),
+})

@@ -2,15 +2,7 @@
 
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    __path__,
-    {
-        "ViT": "vtlib.vit.vit",
-        "deit_small": "vtlib.vit.vit",
-        "deit_tiny": "vtlib.vit.vit",
-        "tiny": "vtlib.vit.vit",
-        "vit_base": "vtlib.vit.vit",
-        "vit_emoji": "vtlib.vit.pretrained",
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".pretrained": ("vit_emoji",),
+    ".vit": ("ViT", "deit_small", "deit_tiny", "tiny", "vit_base"),
+})

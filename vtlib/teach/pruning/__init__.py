@@ -13,11 +13,8 @@ methods of `vtlib.pruning.registry`.
 
 from ..._lazy import lazy
 
-_NAMES = {
-    "plans": ["COLOURS", "draw", "legend", "paint"],
-    "trials": ["Trial", "bill", "trial"],
-    "panels": ["bench", "sheet"],
-}
-_EXPORTS = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
-
-__getattr__, __dir__, __all__ = lazy(__name__, __path__, _EXPORTS)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".panels": ("bench", "sheet"),
+    ".plans": ("COLOURS", "draw", "legend", "paint"),
+    ".trials": ("Trial", "bill", "trial"),
+})
