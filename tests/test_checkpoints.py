@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.settings import default_dtype, meta_device
 from vtlib import checkpoints, data
 from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
@@ -85,15 +86,10 @@ def everything(model):
 def test_torchs_defaults_change_nothing(name):
     plain = everything(checkpoints.load(name, build(name)))
     before = random_state()
-    try:
-        torch.set_default_device("meta")
-        torch.set_default_dtype(torch.float64)
+    with meta_device(), default_dtype():
         with torch.inference_mode():
             model = checkpoints.load(name, build(name))
         assert torch.get_default_dtype() == torch.float64 and torch.empty(0).is_meta
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(torch.float32)
     assert same_random_state(before)
     for (key, value), (other, want) in zip(everything(model), plain, strict=True):
         assert key == other and torch.equal(value, want) and value.dtype == want.dtype
@@ -176,18 +172,14 @@ def test_a_file_of_ones_own(tmp_path):
 def test_a_failing_constructor_leaves_the_defaults_as_they_were():
     def fails(**config):
         raise RuntimeError("no")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype():
         with pytest.raises(RuntimeError, match="no"):
             checkpoints.load("spynet_emoji", fails)
         assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_the_folder_is_known_in_one_place():
-    assert data.root is checkpoints.root
-    assert data.checkpoint("tinyvlm") == checkpoints.path("tinyvlm")
+    assert data.root is checkpoints.root and data.checkpoint is checkpoints.path
 
 
 @pytest.mark.parametrize("name", multiscale.SHIPPED)

@@ -1,11 +1,11 @@
 """Torch's global settings change nothing; integers are integers; bad arguments are named."""
 
-import contextlib
 
 import numpy as np
 import pytest
 import torch
 
+from tests.settings import default_dtype, deterministic, meta_device
 from vtlib import data
 from vtlib.data import _arguments, assets, backgrounds, footage, render
 
@@ -56,35 +56,7 @@ def usual():
     return sums()
 
 
-@contextlib.contextmanager
-def default_device():
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextlib.contextmanager
-def default_dtype():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-SETTINGS = (default_device, default_dtype, deterministic, torch.no_grad, torch.inference_mode)
+SETTINGS = (meta_device, default_dtype, deterministic, torch.no_grad, torch.inference_mode)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 
+from ..settings import default_dtype
 from . import adapters
 
 
@@ -75,17 +76,10 @@ def error_ratio(got, want, atol, rtol):
     return ratio.max().item(), error.nan_to_num(nan=float("inf")).max().item()
 
 
-@contextmanager
 def precision_of(case):
     """The default dtype is double for a case in doubles: adapters build their models in it."""
-    usual = torch.get_default_dtype()
     dtypes = {t.dtype for t in case.tensors.values() if t.is_floating_point()}
-    if dtypes == {torch.float64}:
-        torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
+    return default_dtype() if dtypes == {torch.float64} else nullcontext()
 
 
 def run_case(path):

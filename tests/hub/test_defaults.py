@@ -1,6 +1,5 @@
 """torch's global defaults of device, dtype, grad mode and determinism change no result."""
 
-import contextlib
 
 import pytest
 import torch
@@ -8,42 +7,14 @@ import torch
 from tests.hub.test_pruning import captions
 from tests.hub.test_training import fits, options
 from tests.hub.tiny import PROMPT, greedy, hooks, qwen_prompt
+from tests.settings import default_dtype, deterministic, meta_device
 from vtlib.hub import merge_tokens, prune
 from vtlib.pruning.registry import METHODS
 
-
-@contextlib.contextmanager
-def device(name):
-    torch.set_default_device(name)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextlib.contextmanager
-def dtype(kind):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(kind)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 SETTINGS = {
-    "meta": lambda: device("meta"),
-    "float64": lambda: dtype(torch.float64),
-    "bfloat16": lambda: dtype(torch.bfloat16),
+    "meta": meta_device,
+    "float64": default_dtype,
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
     "grad": torch.enable_grad,

@@ -15,6 +15,7 @@ import runpy
 import pytest
 import torch
 
+from tests.settings import default_dtype, deterministic, meta_device
 from tools.notebook import (
     ROOT,
     code_cells,
@@ -155,33 +156,12 @@ def test_mistake_is_explained(stem, name, short, source, fragment):
 # --------------------------------------------------- every check, whatever torch is set to
 
 
-def meta_device():
-    return torch.device("meta")  # a default device whose tensors fail loudly
-
-
-@contextlib.contextmanager
-def doubles():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def autocast():
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-SETTINGS = [meta_device, doubles, torch.no_grad, torch.inference_mode, deterministic, autocast]
+MAKERS = [meta_device, default_dtype]  # of tensors that say no device or dtype
+SETTINGS = [*MAKERS, torch.no_grad, torch.inference_mode, deterministic, autocast]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
@@ -200,7 +180,7 @@ def same(a, b):
         return teach.compare._same(a, b, 1e-6, 1e-5)
 
 
-@pytest.mark.parametrize("setting", [meta_device, doubles], ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("setting", MAKERS, ids=lambda setting: setting.__name__)
 @pytest.mark.parametrize("stem,name", CASES, ids=[name for _, name in CASES])
 def test_a_reference_follows_its_inputs(stem, name, setting):
     """Outside the check, where the notebook calls it, too."""

@@ -7,6 +7,7 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.settings import default_dtype
 from vtlib.pruning import hiprune as hp
 from vtlib.tokens import VisionOutputs, take
 from vtlib.tokens.views import view_order
@@ -255,11 +256,8 @@ def test_layer_analysis():
 def test_overlap_is_float32_whatever_the_default(dtype):
     mask = torch.arange(24).expand(2, -1) < 9
     scores = torch.arange(24.0).neg().expand(2, -1)
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         overlap = hp.object_iou(scores, mask, 7)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert overlap.dtype == torch.float32
     assert torch.equal(overlap, torch.full((2,), 7 / 9, dtype=torch.float32))
 

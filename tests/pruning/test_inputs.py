@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.settings import default_dtype
 from vtlib.pruning import (
     aim,
     baselines,
@@ -203,11 +204,8 @@ def test_global_settings_change_nothing(name):
     want = PRUNE[name](vision, KEEP)
     with torch.device("meta"):
         on_meta = PRUNE[name](vision, KEEP)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype():
         in_double = PRUNE[name](vision, KEEP)
-    finally:
-        torch.set_default_dtype(torch.float32)
     with torch.inference_mode():
         in_inference = PRUNE[name](vision, KEEP)
     for got in (on_meta, in_double, in_inference):

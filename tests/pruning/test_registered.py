@@ -1,12 +1,12 @@
 """Every method that the registry has, before the language model and inside it, given what goes
 wrong: each keeps exactly `keep` real tokens, or raises a ValueError that names what it got."""
 
-import contextlib
 
 import numpy as np
 import pytest
 import torch
 
+from tests.settings import default_dtype, deterministic, meta_device
 from vtlib.pruning import baselines
 from vtlib.pruning.method import Method
 from vtlib.pruning.registry import METHODS
@@ -224,27 +224,9 @@ def test_integers_inside(name, keep):
 
 
 # --------------------------------------------------------------------------------- torch's settings
-@contextlib.contextmanager
-def float64():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 SETTINGS = {
-    "device": lambda: torch.device("meta"),
-    "dtype": float64,
+    "device": meta_device,
+    "dtype": default_dtype,
     "no_grad": torch.no_grad,
     "inference": torch.inference_mode,
     "deterministic": deterministic,

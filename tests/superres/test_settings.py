@@ -1,12 +1,12 @@
 """No setting of torch changes a result of super-resolution: default device and dtype, grad mode,
 deterministic algorithms. Each function and net is called plainly and under each of them."""
 
-import contextlib
 
 import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
+from tests.settings import default_dtype, deterministic, meta_device
 from vtlib.superres import bicubic, blur_down, degrade, luma, pretrained, psnr, ssim, ttvsr, warp
 from vtlib.superres import catanet as cat
 from vtlib.superres import uplift as up
@@ -140,27 +140,9 @@ CALLS = {
 }
 
 
-@contextlib.contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 SETTINGS = {
-    "device": lambda: torch.device("meta"),                # a tensor made there would fail loudly
-    "dtype": lambda: default_dtype(torch.float64),
+    "device": meta_device,
+    "dtype": default_dtype,
     "half": lambda: default_dtype(torch.float16),
     "no grad": torch.no_grad,
     "inference": torch.inference_mode,

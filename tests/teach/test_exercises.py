@@ -11,6 +11,7 @@ import torch
 from einops import EinopsError, rearrange
 from torch import nn
 
+from tests.settings import default_dtype
 from vtlib import teach
 from vtlib.teach import exercises
 from vtlib.teach.errors import plain_words
@@ -326,12 +327,9 @@ def test_the_settings_of_torch_are_restored(double):
         teach.exercise("toy.double", lambda x: x * 2)
         fails(lambda x: x * 3)
         assert torch.zeros(1).is_meta and not torch.is_grad_enabled()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype():
         teach.exercise("toy.double", lambda x: x * torch.tensor(2.0).float())
         assert torch.get_default_dtype() is torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_autoreload_replaces_the_exercises_of_a_module(other):

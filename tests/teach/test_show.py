@@ -1,7 +1,6 @@
 """Figures, tables, colours."""
 
 import base64
-import contextlib
 import html
 import io
 import re
@@ -14,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.settings import default_dtype, meta_device
 from vtlib import teach
 from vtlib.teach import figures
 
@@ -377,15 +377,6 @@ def test_colour_maps_read_in_one_direction(vision):
 # ------------------------------------------------------- what is drawn, whatever it is and wherever
 
 
-@contextlib.contextmanager
-def doubles():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def drawings(picture, heat, keys):
     """What each function of the pictures draws, as arrays."""
     _, ax = teach.figure(np.int64(3), torch.tensor(2, device="cpu"))[1][0][:2]
@@ -406,7 +397,7 @@ HEAT, KEYS = torch.arange(4.0).view(2, 2), torch.tensor([[0, 1], [2, 6]])
 
 @pytest.mark.parametrize(
     "setting",
-    [lambda: torch.device("meta"), doubles, torch.no_grad, torch.inference_mode],
+    [meta_device, default_dtype, torch.no_grad, torch.inference_mode],
     ids=["meta", "double", "no_grad", "inference"],
 )
 def test_global_settings_of_torch_change_no_picture(setting):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.settings import default_dtype
 from vtlib.tokens import Plan, scatter_back, take
 from vtlib.tokens.select import as_rows
 
@@ -171,11 +172,8 @@ def test_default_device_and_dtype_change_nothing():
     want = Reduce()(*args)
     with torch.device("meta"):
         here = Reduce()(*args)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype():
         wide = Reduce()(*args)
-    finally:
-        torch.set_default_dtype(torch.float32)
     for one, two, three in zip(want, here, wide, strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
 
