@@ -11,24 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data._random import below, unit
 from ..nn import check_float, check_images, check_int, check_tokens
 from .crossformer import CrossFormerBlock
-
-
-class _Draw:
-    """Random numbers of a generator of the CPU, whatever torch's default device and dtype are."""
-
-    def __init__(self, generator):
-        self.options = dict(generator=generator, device="cpu")
-
-    def integers(self, high, *shape):
-        return torch.randint(high, shape, **self.options)
-
-    def uniform(self, *shape):
-        return torch.rand(shape, dtype=torch.float32, **self.options)
-
-    def normal(self, *shape):
-        return torch.randn(shape, dtype=torch.float32, **self.options)
 
 
 def stripes(batch, generator, device=None):
@@ -44,12 +29,12 @@ def stripes(batch, generator, device=None):
     Returns images (B, 1, 32, 32) of about [0, 1] with noise, shape (B,) and pattern (B,), both 0, 1
     or 2.
     """
-    batch, draw = check_int(batch, "batch", 1), _Draw(generator)
-    shape, pattern = draw.integers(3, 2, batch)
+    batch = check_int(batch, "batch", 1)
+    shape, pattern = below(3, (2, batch), generator)
     x = torch.arange(32, device="cpu", dtype=torch.float32)
     y = x[:, None]
-    cy, cx = 13 + 6 * draw.uniform(2, batch, 1, 1)
-    r = 9 + 3 * draw.uniform(batch, 1, 1)
+    cy, cx = 13 + 6 * unit((2, batch, 1, 1), generator)
+    r = 9 + 3 * unit((batch, 1, 1), generator)
     dy, dx = y - cy, x - cx                                                            # b h w
     disc = dy**2 + dx**2 < r**2
     square = torch.maximum(dy.abs(), dx.abs()) < 0.8 * r
@@ -58,7 +43,8 @@ def stripes(batch, generator, device=None):
     waves = torch.stack([(t % 4 < 2).float() for t in (y + 0 * x, 0 * y + x, y + x)])
     mine = inside[shape, torch.arange(batch, device="cpu")]
     images = mine * (0.2 + 0.6 * waves[pattern])
-    images = images + 0.05 * draw.normal(batch, 32, 32)
+    noise = torch.randn(batch, 32, 32, generator=generator, device="cpu", dtype=torch.float32)
+    images = images + 0.05 * noise
     return tuple(t.to(device or "cpu") for t in (images[:, None], shape, pattern))
 
 
@@ -88,11 +74,11 @@ def corners(batch, generator, side=9, colours=4, device=None):
     index of the token that is asked, and colour (B,): the answer.
     """
     batch, side = check_int(batch, "batch", 1), check_int(side, "side", 2)
-    colours, draw = check_int(colours, "colours", 1), _Draw(generator)
+    colours = check_int(colours, "colours", 1)
     last = side * side - 1
     places = torch.tensor([0, side - 1, last - side + 1, last], device="cpu")
-    first = places[draw.integers(4, batch)]
-    colour = draw.integers(colours, batch, 2)
+    first = places[below(4, (batch,), generator)]
+    colour = below(colours, (batch, 2), generator)
     tokens = torch.zeros(batch, last + 1, colours, device="cpu", dtype=torch.float32)
     i = torch.arange(batch, device="cpu")
     tokens[i, first, colour[:, 0]] = 1

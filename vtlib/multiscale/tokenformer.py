@@ -42,7 +42,7 @@ from ..nn import (
     rope_1d,
     unwrap,
 )
-from ..nn.checks import readable
+from ..nn.checks import at_hand
 
 PAPER = "tokenformer"
 
@@ -309,7 +309,7 @@ class _Tokenformer(nn.Module):
     def _build(self, embed_dim, num_layers, num_heads, num_tokens, ffn_tokens, kind, **attention):
         num_layers = check_int(num_layers, "num_layers", 1)
         num_tokens = check_int(num_tokens, "num_tokens", 1)
-        value_std = 2 / num_layers / check_int(embed_dim, "embed_dim", 1) ** 0.5
+        value_std = 2 / num_layers / embed_dim**0.5
         sizes = embed_dim, num_heads, num_tokens, num_tokens, ffn_tokens
         self.blocks = nn.ModuleList(
             TokenFormerBlock(*sizes, kind=kind, value_std=value_std, **attention)
@@ -391,7 +391,7 @@ def _check_ids(ids, vocab_size):
         raise ValueError(
             f"ids has shape {tuple(ids.shape)} but needs (B, T) with at least one token"
         )
-    if ids.device.type == "cpu" and readable(ids):
+    if at_hand(ids):
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= vocab_size:
             raise ValueError(

@@ -156,6 +156,11 @@ def readable(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether a look at the values of `x` waits for nothing."""
+    return x.device.type == "cpu" and readable(x)
+
+
 def check_images(images: Tensor, in_chans: int = 3, name: str = "images") -> None:
     """Raise unless `images` is a floating batch (B, in_chans, H, W) with B, H, W >= 1.
 

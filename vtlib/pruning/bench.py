@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, scatter_back
+from ..tokens.select import repeated
 from ..vlm.decoder import POSITIONS, Prefill
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
@@ -138,7 +139,7 @@ def patch_positions(plan: Plan) -> Tensor:
     if (index < 0).any():
         raise ValueError("positions='keep': a slot is empty (index -1), and nothing has no place "
                          "in the picture")
-    if (index.sort(dim=1).values.diff(dim=1) == 0).any():
+    if repeated(index):
         raise ValueError("positions='keep': two slots sit at one patch, so one of them has no "
                          "place of its own")
     return index

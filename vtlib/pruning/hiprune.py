@@ -33,7 +33,7 @@ HiPrune++ of a later version is not here.
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_float, check_int, readable
+from ..nn.checks import at_hand, check_float, check_int
 from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.checks import check_scores
 from ..tokens.select import describe
@@ -114,7 +114,7 @@ def _check_order(order: Tensor, num_tokens: int) -> None:
     needs = f"order needs to be a long permutation of 0 ... {num_tokens - 1}, ({num_tokens},)"
     if not isinstance(order, Tensor) or order.dtype != torch.long or order.shape != (num_tokens,):
         raise ValueError(f"order is {describe(order)}: {needs}")
-    if order.device.type != "cpu" or not readable(order):
+    if not at_hand(order):
         return
     missing = set(range(num_tokens)) - set(order.tolist())
     if missing:

@@ -23,7 +23,6 @@ a method's name can; `register(METHOD)` makes it known by its name.
 """
 
 import inspect
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from ..nn.checks import check_int
 from ..tokens import SPACES, Plan, Stage, VisionOutputs, resolve_keep, top_tokens
+from ..tokens.checks import is_fraction
 
 READS = ("cls_row", "keys", "attention")
 """What a method can ask to be read of the encoder beside the features, and `hidden`."""
@@ -260,6 +260,6 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
 
 def _most_slots(keep: Any, num_tokens: int) -> int:
     """What a budget allows; a method may be asked for more tokens than there are."""
-    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
+    if is_fraction(keep):
         return resolve_keep(keep, num_tokens)
     return check_int(keep, "keep")

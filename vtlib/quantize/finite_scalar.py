@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.checks import check_finite, check_float, check_int, readable
+from ..nn.checks import at_hand, check_finite, check_float, check_int
 from ..tokens.precision import widen
 from ..tokens.select import describe
 from .contract import Quantized, straight_through, used
@@ -87,7 +87,7 @@ class FiniteScalar(nn.Module):
         """indices (...) long -> codes (..., C), bit for bit those that forward returned."""
         if not isinstance(indices, Tensor) or indices.dtype != torch.long:
             raise ValueError(f"indices is {describe(indices)} but needs to be a torch.int64 tensor")
-        if indices.numel() and indices.device.type == "cpu" and readable(indices):
+        if indices.numel() and at_hand(indices):
             low, high = (int(bound) for bound in indices.aminmax())
             if low < 0 or high >= self.codebook_size:
                 raise ValueError(

@@ -70,7 +70,7 @@ def ssim(got: Tensor, want: Tensor, crop: int = 0, y: bool = True) -> Tensor:
             f"pictures are {got.shape[-2]} x {got.shape[-1]} after crop={crop}: "
             f"the window needs at least 11 x 11"
         )
-    measure = _torchmetrics("functional.image").structural_similarity_index_measure
+    measure = _torchmetrics().structural_similarity_index_measure
     if not len(got):
         return got.mean((1, 2, 3)).reshape(lead)
     how = dict(data_range=1.0, sigma=1.5, reduction="none", return_full_image=True)
@@ -103,8 +103,8 @@ def _prepare(
     return got.reshape(-1, *single), want.reshape(-1, *single), lead
 
 
-def _torchmetrics(module: str) -> ModuleType:
+def _torchmetrics() -> ModuleType:
     try:                                           # here: vtlib imports without the extras
-        return importlib.import_module(f"torchmetrics.{module}")
+        return importlib.import_module("torchmetrics.functional.image")
     except ImportError as error:
         raise ImportError("ssim needs torchmetrics: pip install 'vtlib[course]'") from error

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..nn.checks import readable
+from ..nn.checks import at_hand
 from .precision import widen
 
 BAND, BANDS = 128, 4
@@ -19,7 +19,7 @@ def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
     """
     x = widen(tokens)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    if not _values_at_hand(norm) or not norm.isfinite().all():
+    if not at_hand(norm) or not norm.isfinite().all():
         scale = torch.where(norm.isfinite(), 1, x.abs().amax(dim=-1, keepdim=True))
         x = x / scale
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -31,14 +31,9 @@ def within_range(tokens: Tensor) -> Tensor:
     entry is beyond 1e12, divided by it. Directions and ratios are the same."""
     low, high = tokens.detach().aminmax()        # one pass, and the fastest that there is
     largest = torch.maximum(high, -low)
-    if _values_at_hand(tokens) and largest < 1e12:
+    if at_hand(tokens) and largest < 1e12:
         return tokens
     return tokens / torch.where(largest < 1e12, 1, largest)
-
-
-def _values_at_hand(x: Tensor) -> bool:
-    """Whether a look at the values waits for nothing."""
-    return x.device.type == "cpu" and readable(x)
 
 
 def cosines(tokens: Tensor) -> Tensor:

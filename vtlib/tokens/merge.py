@@ -4,11 +4,11 @@ like its own."""
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, readable
+from ..nn.checks import at_hand, check_finite, check_float, check_int
 from .cosine import unit
 from .plan import Plan
 from .precision import full_precision
-from .select import check_places, check_range, take
+from .select import check_places, check_range, repeated, take
 
 
 def strided(num_tokens: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -99,12 +99,9 @@ def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
 
 def _check_kept(kept: Tensor, num_tokens: int) -> None:
     """Raise for a place that does not exist and for a token kept twice: another would be lost."""
-    if kept.device.type != "cpu" or not readable(kept):
+    if not at_hand(kept):
         return
     check_range(kept, "kept", 0, num_tokens)
-    ordered = kept.sort(dim=1).values
-    twice = ordered[:, 1:] == ordered[:, :-1]
-    if twice.any():
-        image, place = twice.nonzero()[0].tolist()
-        token = int(ordered[image, place])
+    if twice := repeated(kept):
+        image, token = twice
         raise ValueError(f"kept[{image}] holds token {token} twice: it needs each at most once")

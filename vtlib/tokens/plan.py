@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_ints, readable
+from ..nn.checks import at_hand, check_finite, check_float, check_int, check_ints, readable
 from .checks import check_scores
 from .precision import full_precision, widen
 from .select import (
@@ -16,6 +16,7 @@ from .select import (
     check_places,
     check_range,
     describe,
+    repeated,
     resolve_keep,
     row_numbers,
     take,
@@ -74,7 +75,7 @@ class Plan:
                     f"role has shape {tuple(self.role.shape)} but index has "
                     f"{tuple(self.index.shape)}: one number a slot"
                 )
-        if self.index.device.type == "cpu" and readable(self.index):
+        if at_hand(self.index):
             self.check()
 
     def check(self) -> None:
@@ -87,15 +88,12 @@ class Plan:
             check_range(self.origin, "origin", 0, self.num_tokens)
             check_range(self.slot, "slot", 0, len(self))
             check_finite(self.weight, "weight")
-        elif readable(self.index) and not (self.index[:, 1:] > self.index[:, :-1]).all():
-            ordered = self.index.sort(dim=1).values
-            twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-            if twice.any():
-                image, place = twice.nonzero()[0].tolist()
-                raise ValueError(
-                    f"index holds token {int(ordered[image, place])} of image {image} twice: "
-                    f"a plan that keeps and drops needs each token at most once"
-                )
+        elif readable(self.index) and (twice := repeated(self.index)):
+            image, token = twice
+            raise ValueError(
+                f"index holds token {token} of image {image} twice: "
+                f"a plan that keeps and drops needs each token at most once"
+            )
 
     def __len__(self) -> int:
         """T, the number of slots."""

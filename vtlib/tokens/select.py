@@ -5,13 +5,13 @@ an error at once, elsewhere the device's own assertion, so that nothing waits fo
 """
 
 import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int, readable
+from ..nn.checks import at_hand, check_int, readable
+from .checks import is_fraction
 
 
 def resolve_keep(keep: Any, num_tokens: int) -> int:
@@ -20,7 +20,7 @@ def resolve_keep(keep: Any, num_tokens: int) -> int:
 
     Raises ValueError for anything else, also for keep > num_tokens.
     """
-    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral):
+    if is_fraction(keep):
         if not 0.0 < float(keep) <= 1.0:
             raise ValueError(
                 f"keep={keep} is a float, so it is a fraction and must lie in (0, 1]; "
@@ -68,9 +68,9 @@ def top_tokens(score: Tensor, keep: int | float, num_prefix: int = 0) -> Tensor:
 
 
 def _check_no_nan(score: Tensor) -> None:
-    if not (score.is_floating_point() and score.numel() and score.device.type == "cpu"):
+    if not (score.is_floating_point() and score.numel() and at_hand(score)):
         return
-    if readable(score) and math.isnan(score.detach().amax()):           # amax hands NaN on
+    if math.isnan(score.detach().amax()):                               # amax hands NaN on
         rows = score.isnan().any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
             f"score holds NaN in rows {rows}: the tokens or weights behind it are non-finite"
@@ -84,7 +84,7 @@ def best(score: Tensor, keep: int) -> Tensor:
     """
     if score.dtype == torch.bool:
         score = score.to(torch.uint8)
-    if not (readable(score) and score.device.type == "cpu"):
+    if not at_hand(score):
         if score.is_floating_point():
             score = score.masked_fill(score.isnan(), -torch.inf)
         order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]
@@ -226,6 +226,21 @@ def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
         f"{name}[{image}, {place}]={int(index[image, place])} is no place: "
         f"it must lie in {least} ... {stop - 1}"
     )
+
+
+def repeated(index: Tensor) -> tuple[int, int] | None:
+    """(row, token) of the first token that a row of `index` (B, K) holds twice; -1 is none.
+
+    Reads values. None where every row holds each at most once.
+    """
+    if (index[:, 1:] > index[:, :-1]).all():
+        return None
+    ordered = index.sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if not twice.any():
+        return None
+    row, place = twice.nonzero()[0].tolist()
+    return row, int(ordered[row, place])
 
 
 def describe(x: Any) -> str:
