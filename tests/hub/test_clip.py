@@ -10,11 +10,9 @@ import torch
 
 from tests.hub.test_pruning import captions, official_names
 from tests.hub.test_threads import in_threads
-from tests.hub.tiny import CLOSE, PROMPT, hooks, make_clip
+from tests.hub.tiny import CLOSE, PROMPT, QUESTION, hooks, make_clip
 from vtlib.hub import merge_tokens, prune, question_signals
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
-
-QUESTION = torch.tensor([[58, 4, 5, 6] + [59] * 8])
 
 
 def run(clip, inputs):

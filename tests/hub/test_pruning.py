@@ -14,6 +14,7 @@ from tests.hub.tiny import (
     CLOSE,
     IMAGE,
     PROMPT,
+    QUESTION,
     L,
     N,
     by_hand,
@@ -326,11 +327,15 @@ def test_empty_slots_take_no_place(llava):
     with prune(llava, holes, 4) as pruned:
         words = greedy(llava, PROMPT)
         assert pruned.valid.sum(1).tolist() == [10, 9]
+        logits, valid = llava(**PROMPT).logits, pruned.valid
+        assert valid.sum(1).tolist() == [10, 9]
     for row, kept in enumerate(([2, 4, 9], [1, 3])):
         plan = Plan(torch.tensor([kept]), N)
         with prune(llava, lambda vision, keep, plan=plan: plan, len(kept)):
             one = greedy(llava, row_alone(PROMPT, row))
+            want = llava(**row_alone(PROMPT, row)).logits
         assert torch.equal(one[0], words[row])
+        torch.testing.assert_close(logits[row : row + 1][:, valid[row]], want, **CLOSE)
 
 
 def test_a_text_prompt_and_an_old_cache_pass_through(llava):
@@ -876,26 +881,6 @@ def test_a_stage_leaves_no_empty_slot(llava, positions, merging):
     torch.testing.assert_close(llava(**PROMPT).logits, full, rtol=0, atol=0)
 
 
-def test_empty_slots_before_the_decoder_take_no_place(llava):
-    """Each row of a batch is what it is alone without them."""
-    rows = [[2, 4, 9, -1], [1, 3, -1, -1]]
-
-    def plan_of(rows):
-        return Method("given", "given", prune=lambda vision, keep: Plan(torch.tensor(rows), N))
-
-    with prune(llava, plan_of(rows), 4) as pruned:
-        logits, valid = llava(**PROMPT).logits, pruned.valid
-    assert valid.sum(dim=1).tolist() == [3 + 7, 2 + 7]
-    for row, kept in enumerate(rows):
-        alone = {"pixel_values": PROMPT["pixel_values"][row : row + 1]}
-        for name in ("input_ids", "attention_mask"):
-            alone[name] = PROMPT[name][row : row + 1]
-        count = sum(token >= 0 for token in kept)
-        with prune(llava, plan_of([kept[:count]]), count):
-            want = llava(**alone).logits
-        torch.testing.assert_close(logits[row : row + 1][:, valid[row]], want, **CLOSE)
-
-
 def test_cuts_inside_need_equally_many_images(llava):
     cut = last_token(2, 4)
     inputs = prompt([1, "i", 5, "i", 7], [1, "i", 7])
@@ -1133,7 +1118,7 @@ def test_crossget_leaves_nothing_behind(clip):
 
 
 def test_recoverable_with_a_clip(llava, clip):
-    question = torch.tensor([[58, 4, 5, 6] + [59] * 8])
+    question = QUESTION
     signals = question_signals(clip, question)
     full = llava(**PROMPT).logits
     with prune(llava, "recoverable", N, signals=signals):

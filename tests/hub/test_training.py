@@ -5,13 +5,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.hub.tiny import IMAGE, PROMPT, hooks, make_clip, make_llava, make_qwen, qwen_prompt
+from tests.hub.tiny import (
+    IMAGE,
+    PROMPT,
+    QUESTION,
+    hooks,
+    make_clip,
+    make_llava,
+    make_qwen,
+    qwen_prompt,
+)
 from vtlib.hub import prune, question_signals
 from vtlib.pruning.registry import METHODS
 
 MAKE = {"llava": make_llava, "qwen": make_qwen}
 INPUTS = {"llava": PROMPT, "qwen": qwen_prompt((8, 8))}
-QUESTION = torch.tensor([[58, 4, 5, 6] + [59] * 8])
 
 
 def labelled(inputs):

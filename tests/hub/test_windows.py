@@ -5,17 +5,13 @@ import copy
 import pytest
 import torch
 from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     MistralConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
 )
 
 from tests.hub.tiny import (
-    IMAGE,
     PROMPT,
-    L,
     N,
     greedy,
     hooks,
@@ -33,37 +29,9 @@ def no_grad():
         yield
 
 
-def lively(model):
-    for parameter in model.parameters():
-        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
-    return model.eval()
-
-
 def llava_of(kind, window, **text):
     """LLaVA with a text model of class `kind` and a window."""
-    torch.manual_seed(0)
-    text = kind(
-        vocab_size=100,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=L,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=window,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-        **text,
-    )
-    config = LlavaConfig(
-        vision_config=make_llava().config.vision_config,
-        text_config=text,
-        image_token_id=IMAGE,
-        vision_feature_layer=-2,
-        image_seq_length=N,
-        vision_feature_select_strategy="default",
-    )
-    return lively(LlavaForConditionalGeneration(config))
+    return make_llava(kind=kind, sliding_window=window, **text)
 
 
 MODELS = {

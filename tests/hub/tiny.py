@@ -22,10 +22,17 @@ CLOSE = dict(atol=2e-6, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------- tiny models
-def make_llava(tower="clip", decoder="sdpa", **text):
+def lively(model):
+    """Livelier than transformers makes it: attention that prefers something."""
+    for parameter in model.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    return model.eval()
+
+
+def make_llava(tower="clip", decoder="sdpa", kind=LlamaConfig, **text):
+    """kind: the class of the text model's configuration, text: what it is to be given."""
     torch.manual_seed(0)
-    kind = CLIPVisionConfig if tower == "clip" else SiglipVisionConfig
-    vision = kind(
+    vision = (CLIPVisionConfig if tower == "clip" else SiglipVisionConfig)(
         image_size=56,
         patch_size=14,
         hidden_size=32,
@@ -33,7 +40,7 @@ def make_llava(tower="clip", decoder="sdpa", **text):
         num_hidden_layers=4,
         num_attention_heads=4,
     )
-    text = LlamaConfig(
+    text = kind(
         **{
             **dict(
                 vocab_size=100,
@@ -58,10 +65,7 @@ def make_llava(tower="clip", decoder="sdpa", **text):
         vision_feature_select_strategy="default" if tower == "clip" else "full",
         attn_implementation={"text_config": decoder},
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    for p in model.parameters():  # livelier than the default: attention that prefers something
-        p.data.mul_(3 if p.dim() > 1 else 1)
-    return model
+    return lively(LlavaForConditionalGeneration(config))
 
 
 def make_qwen():
@@ -97,10 +101,7 @@ def make_qwen():
         vision_start_token_id=97,
         vision_end_token_id=96,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    for p in model.parameters():
-        p.data.mul_(3 if p.dim() > 1 else 1)
-    return model
+    return lively(Qwen2_5_VLForConditionalGeneration(config))
 
 
 def prompt(*rows, images=None, seed=0, n=N):
@@ -175,6 +176,8 @@ def hooks(model):
 
 
 PROMPT = prompt([1, 5, 6, "i", 7, 8, 9, 10], [1, 5, 6, "i", 7, 8, 3, 11])
+QUESTION = torch.tensor([[58, 4, 5, 6] + [59] * 8])
+"""Words for CLIP: start, three, and padding that begins with the end."""
 
 
 def make_clip():

@@ -118,16 +118,14 @@ def _check_positions(given: Any, ids: Tensor, parts: Sequence[int]) -> None:
     if given is None:
         return
     _check_tensor(given, "position_ids")
-    *first, rows, size = (1, 1, *given.shape) if given.dim() < 2 else given.shape
-    fits = size == ids.shape[1] and rows in (1, len(ids)) and given.dim() >= 2
-    if first:
-        fits = fits and len(first) == 1 and first[0] in parts
-    if not fits:
+    shape, size = tuple(given.shape), ids.shape[1]
+    known = [(), *((part,) for part in parts)]
+    if shape[-2:] not in ((1, size), (len(ids), size)) or shape[:-2] not in known:
         needs = "(B, S)"
         if parts:
             needs += f", or (P, B, S) with P one of {tuple(parts)}"
         raise ValueError(
-            f"position_ids has shape {tuple(given.shape)} but {_size(ids)}: needs {needs}"
+            f"position_ids has shape {shape} but {_size(ids)}: needs {needs}"
         )
 
 

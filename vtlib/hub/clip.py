@@ -20,7 +20,7 @@ from ..tokens import resolve_keep
 from .clip_tower import Merging, Tower
 from .hooks import Members, alone
 
-CROSSGET = (None, "crossget", crossget, crossget.METHOD)
+CROSSGET = (None, crossget, crossget.METHOD)
 
 
 class Merged:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pruning import crossget
-from ..tokens import Plan, take
+from ..tokens import Plan, scatter_back, take
 from .hooks import Hooks, Members, Own
 
 ATTENTIONS = ("sdpa", "eager")
@@ -94,7 +94,7 @@ class Tower:
     def _checked_cross(self, name: str) -> Tensor:
         cross, shape = self.merging.cross, (len(self.layers), self.tower.config.hidden_size)
         if cross is None:
-            return self.layers[0].layer_norm1.weight.new_zeros(shape, requires_grad=False)
+            return self.layers[0].layer_norm1.weight.new_zeros(shape)
         cross = cross.reshape(-1, cross.shape[-1])
         if cross.shape != shape:
             raise ValueError(
@@ -171,9 +171,7 @@ class Tower:
         """Survivors to where they were in the text, zeros elsewhere: CLIPTextModel takes [EOT]'s
         state from its first place."""
         x, run = args[0], self.own.last
-        out = x.new_zeros(len(x), run.length, x.shape[-1])
-        out = out.scatter(1, run.origin[..., None].expand_as(x), x)
-        return (out[:, :-1],), kwargs
+        return (scatter_back(x, run.origin, run.length)[:, :-1],), kwargs
 
     # ----------------------------------------------------------------------------------- a layer
     def _enter(self, number: int) -> Callable:
