@@ -82,19 +82,16 @@ class Encoder(nn.Module):
         rope = rope_2d(grid, self.head_dim, num_prefix=self.num_prefix, device=x.device)
         return x, rope, grid
 
-    def queries_and_keys(self, layer, x, rope=None):
-        """q and k of one block, each (B, heads, prefix + N, head_dim).
+    def queries_and_keys(self, layer, x):
+        """q and k, not rotated, of block number `layer` for its input `x`.
 
-        Args:
-            layer: number of the block.
-            x: its input.
-            rope: tables to rotate with; None: neither is rotated.
+        Each (B, heads, prefix + N, head_dim).
         """
         block = self.blocks[layer]
         qkv = block.attn.qkv(block.norm1(x))
         heads = block.attn.num_heads
         q, k, _ = rearrange(qkv, "b n (three h p) -> three b h n p", three=3, h=heads)
-        return (q, k) if rope is None else (apply_rope(q, *rope), apply_rope(k, *rope))
+        return q, k
 
     def signals(self, layer, x, rope, need):
         """What pruners read of one block: a dict of what `need` asks for, see `forward`.
@@ -105,11 +102,11 @@ class Encoder(nn.Module):
             rope: tables to rotate with.
             need: of "cls_row" and "keys".
         """
-        out = {}
+        out, (q, k) = {}, self.queries_and_keys(layer, x)
         if "keys" in need:
-            out["keys"] = self.queries_and_keys(layer, x)[1].mean(dim=1)         # b prefix+n p
+            out["keys"] = k.mean(dim=1)                                          # b prefix+n p
         if "cls_row" in need:
-            q, k = self.queries_and_keys(layer, x, rope)
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
             row = (q[:, :, :1] * self.head_dim**-0.5) @ k.transpose(-2, -1)      # b h 1 prefix+n
             out["cls_row"] = row.softmax(dim=-1)[:, :, 0, self.num_prefix :]
         return out

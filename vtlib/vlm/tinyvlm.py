@@ -41,18 +41,18 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+|[0-9]|[?&]", text.lower())
 
 
-def _separate(q: Tensor, k: Tensor, v: Tensor, prefix: int, many: int) -> Tensor:
-    """Attention of `many` texts of L words behind a prefix; none sees another.
+def _separate(q: Tensor, k: Tensor, v: Tensor, prefix: int, later: Tensor) -> Tensor:
+    """Attention of many texts of L words behind a prefix; none sees another.
 
     Each text's queries (B, heads, many * L, P) look at the prefix and at the own text, in one
     softmax; no (many * L)^2 weights are ever made. k, v: (B, heads, prefix + many * L, P).
+    later (L, L) bool: the words of its text that come after a word.
     """
     texts = (q, k[:, :, prefix:], v[:, :, prefix:])
-    texts = (rearrange(t, "b h (q l) p -> (b h) q l p", q=many) for t in texts)
+    texts = (rearrange(t, "b h (q l) p -> (b h) q l p", l=len(later)) for t in texts)
     own_q, own_k, own_v = texts
     k_prefix, v_prefix = (t[:, :, :prefix].flatten(0, 1) for t in (k, v))      # bh prefix p
     shape = own_q.shape[1:3]
-    later = torch.ones(shape[1], shape[1], dtype=torch.bool, device=q.device).triu(1)
     own_q = own_q * own_q.shape[-1] ** -0.5
     to_prefix = (own_q.flatten(1, 2) @ k_prefix.mT).unflatten(1, shape)
     to_own = (own_q @ own_k.mT).masked_fill(later, float("-inf"))
@@ -296,7 +296,8 @@ class TinyVLM(nn.Module):
         places = F.pad(positions + 1, (1, 0))                                    # start at 0
         behind = 1 + num_visual + torch.arange(length, device=device).repeat(many)
         rope, text_rope = self.decoder.rope(places), self.decoder.rope(behind[None])
-        separate = functools.partial(_separate, prefix=prefix, many=many)
+        later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+        separate = functools.partial(_separate, prefix=prefix, later=later)
         for layer in self.decoder.layers:
             x, past, _ = layer(x, rope)
             text, _, _ = layer(text, text_rope, past=past, attention=separate)
