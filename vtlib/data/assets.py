@@ -96,6 +96,16 @@ def photo(name: str) -> Tensor:
     return from_planes(*(planes[f"{name}_{p}"][None] for p in ("y", "cb", "cr")))[0]
 
 
+def check_photos(names: Any) -> list[str]:
+    """Names of photographs as a list. ValueError for one that there is not."""
+    known = [row["name"] for row in photo_table()]
+    names = as_list(names, "names")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"names has {name!r}, but the photographs are {', '.join(known)}")
+    return names
+
+
 @one_thread()
 def photographs(size: Any = None, names: Any = None, device: Any = None) -> dict[str, Tensor]:
     """Real photographs under free licences (data/README.md says whose).
@@ -108,11 +118,7 @@ def photographs(size: Any = None, names: Any = None, device: Any = None) -> dict
 
     Returns name -> (3, H, W) float32 in [0, 1]. ValueError for an unknown name.
     """
-    known = [row["name"] for row in photo_table()]
-    names = known if names is None else as_list(names, "names")
-    for name in names:
-        if name not in known:
-            raise ValueError(f"names has {name!r}, but the photographs are {', '.join(known)}")
+    names = [row["name"] for row in photo_table()] if names is None else check_photos(names)
     device = as_device(device)
     if size is None:
         return {name: photo(name).clone().to(device) for name in names}

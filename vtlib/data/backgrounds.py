@@ -88,9 +88,8 @@ def cut(
     """
     height, width = size
     chosen = list(zip((which % len(pool)).tolist(), zoom.tolist(), strict=True))
-    photos = {key: None for key in sorted(chosen)}           # by photograph: each is unpacked once
-    for k, z in photos:
-        photos[k, z] = view(pool[k], size, ZOOMS[z])
+    # by photograph: each is unpacked once
+    photos = {(k, z): view(pool[k], size, ZOOMS[z]) for k, z in sorted(set(chosen))}
     room = torch.tensor([photos[key].shape[1:] for key in chosen], device="cpu")
     room = room - torch.tensor(size, device="cpu") + 1
     corner = (at * room).long().tolist()

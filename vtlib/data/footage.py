@@ -35,9 +35,9 @@ from ._kept import Kept
 from ._random import below, seeded, uniform, unit
 from ._threads import one_thread
 from .backgrounds import names as background_names
+from .pictograms import SPLITS
 from .video import Camera, Paths, fold, pixel_middles, video_flow
 
-SPLITS = ("train", "test", "all")
 CLIP = {"train": slice(0, 24), "test": slice(28, 48), "all": slice(0, 48)}
 """Four frames lie between "train" and "test"."""
 FASTEST = 1e4
@@ -334,11 +334,7 @@ def _pool(split: str, names: Any) -> list[str]:
     there = split_names(split)
     if names is None:
         return there
-    names = as_list(names, "names")
-    known = split_names("all")
-    for name in names:
-        if name not in known:
-            raise ValueError(f"names has {name!r}, but the photographs are {', '.join(known)}")
+    names = assets.check_photos(names)
     if not names:
         raise ValueError("names is empty: needs at least one photograph")
     return names

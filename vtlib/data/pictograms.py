@@ -3,6 +3,7 @@
 import difflib
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,12 +108,12 @@ def check_level(level: str) -> str:
 
 
 @functools.cache
-def _ids(level: str) -> tuple[int, ...]:
+def _ids(level: str) -> np.ndarray:
     if level == "pictogram":
-        return tuple(range(len(table())))
+        return np.arange(len(table()), dtype=np.int64)
     order = {"category": categories, "subcategory": subcategories}[level]()
     place = {name: i for i, name in enumerate(order)}
-    return tuple(place[row[level]] for row in table())
+    return np.array([place[row[level]] for row in table()], np.int64)
 
 
 def level_ids(level: str) -> Tensor:
@@ -133,8 +134,8 @@ def classes_at(level: str, pictogram: Tensor, empty: Tensor) -> Tensor:
 
 
 @functools.cache
-def _twins() -> tuple[int, ...]:
-    return tuple(row["twin"] for row in table())
+def _twins() -> np.ndarray:
+    return np.array([row["twin"] for row in table()], np.int64)
 
 
 def twins() -> Tensor:

@@ -151,10 +151,11 @@ def paint(image: Tensor, objects: Placed, fill: Tensor | None = None) -> tuple[T
     (many, _, height, width), device = image.shape, image.device
     owner = torch.zeros(many, 1, height, width, dtype=torch.long, device=device)
     area = torch.zeros(len(objects.slot), dtype=torch.long, device=device)
+    reach = objects.reach
     for k in range(int(objects.slot.max()) + 1 if len(objects.slot) else 0):
         here = (objects.slot == k).nonzero()[:, 0]
         # each object is drawn in a window that is just large enough for this slot's largest
-        room = math.ceil(float(objects.reach[here].max())) + 2
+        room = math.ceil(float(reach[here].max())) + 2
         box = (min(room, height), min(room, width))
         together = max(1, PIECE // (box[0] * box[1])) if device.type == "cpu" else len(here)
         for piece in here.split(together):
