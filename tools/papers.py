@@ -51,13 +51,17 @@ def files():
     return found
 
 
+def slugs(cell):
+    """The papers that a cell is tagged with."""
+    return [tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")]
+
+
 def taught():
     """{slug: number of the notebook that has its section}."""
     found = {}
     for path in paths():
         for cell in read(path).cells:
-            slugs = [tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")]
-            found |= dict.fromkeys(slugs, number(path))
+            found |= dict.fromkeys(slugs(cell), number(path))
     return found
 
 

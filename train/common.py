@@ -200,10 +200,11 @@ def ship(
     row = dict(command=command, seed=seed, score=score(), **known)
     header = dict(config=config, **(shared or {}), **row)
     weights, table = folder / f"{stem}.safetensors", folder / f"{stem}_seeds.json"
-    if keep and seed == 0:
+    shipped = keep and seed == 0
+    if shipped:
         metadata = {key: json.dumps(value) for key, value in header.items()}
         save_file(state, weights, metadata)
-    if seed != 0 or not keep or table.exists():
+    if not shipped or table.exists():
         note(table, weights, row)
     print(f"{stem}, seed {seed}: {json.dumps(row['score'])}", flush=True)
     return header

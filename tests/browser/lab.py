@@ -231,7 +231,7 @@ def panels(page, expected=1):
         images.nth(expected - 1).or_(broken.first).first.wait_for(state="attached")
     said = "JupyterLab could not draw a widget (its javascript failed)"
     assert broken.count() == 0, said
-    return [images.nth(i).locator(BOX) for i in range(images.count())]
+    return [image.locator(BOX) for image in each(images)]
 
 
 def label(control):

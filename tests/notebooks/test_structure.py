@@ -76,8 +76,7 @@ def sections(nb):
     found, slug = {}, None
     for cell in nb.cells:
         if cell.cell_type == "markdown" and cell.source.lstrip().startswith("## "):
-            slugs = [tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")]
-            slug = slugs[0] if slugs else None
+            slug = next(iter(papers.slugs(cell)), None)
             if slug:
                 found[slug] = []
         if slug:

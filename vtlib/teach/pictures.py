@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -268,7 +269,7 @@ def box(
 
 def _pale(color: str) -> list[float]:
     """A colour "#rrggbb" on which black text reads."""
-    return [0.45 + 0.55 * int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    return [0.45 + 0.55 * part for part in to_rgb(color)]
 
 
 # for -3, -2, -1, then for the keys 0 to 6

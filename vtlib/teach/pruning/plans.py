@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from vtlib.nn.checks import check_int
@@ -16,13 +17,9 @@ PATCH = 16  # pixels of a painted patch at least, so that a frame of one or two 
 SLOT_ORDER = (0, 4, 2, 3, 5, 1, 7)  # neighbours in the list look different; black is left out
 
 
-def _rgb(color: str) -> list[float]:
-    return [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-
-
 def _palette(order: Sequence[int]) -> Tensor:
     """(len(order), 3)"""
-    colours = [_rgb(PALETTE[k % len(PALETTE)]) for k in order]
+    colours = [to_rgb(PALETTE[k % len(PALETTE)]) for k in order]
     return torch.tensor(colours, dtype=torch.float32, device="cpu")
 
 
