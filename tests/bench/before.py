@@ -17,14 +17,23 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
+
+from vtlib.teach import flops, latency
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "463e4cd"
 """The commit that the targets of the speed table are ratios to."""
+
+
+def today(name: str) -> ModuleType:
+    """One of today's modules, as `Before.module` gives one of then."""
+    return importlib.import_module(f"vtlib.{name}")
 
 
 class Before:
@@ -90,3 +99,33 @@ def peak_bytes(run) -> int:
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
     return max(held, default=0)
+
+
+def ratios(
+    sizes: Sequence[int],
+    makers: Callable[[int], Mapping[str, Callable[[], Any]]],
+    repeat: int = 5,
+    warmup: int = 1,
+    label: str = "",
+) -> tuple[list[str], list[list[str]]]:
+    """FLOPs and time of each entry of makers(size), relative to its own value at the first size.
+
+    Args:
+        sizes: the columns.
+        makers: {name: what is measured} at one size.
+        repeat: how often each is timed.
+        warmup: how often each runs before.
+        label: what stands before a size in the header.
+
+    Returns (header, rows). Operations that count nothing show "-".
+    """
+    first, rows = {}, {}
+    for size in sizes:
+        for name, run in makers(size).items():
+            cost = flops(run), latency(run, repeat=repeat, warmup=warmup)
+            base = first.setdefault(name, cost)
+            row = rows.setdefault(name, [name])
+            for now, then in zip(cost, base, strict=True):
+                row.append(f"{now / then:.1f}" if then else "-")
+    header = [f"{what} {label}{size}" for size in sizes for what in ("FLOPs", "time")]
+    return header, list(rows.values())

@@ -4,11 +4,11 @@ first batch of a process costs beside `import torch`."""
 import statistics
 import subprocess
 import sys
-import time
 
 import torch
 
 from vtlib import data
+from vtlib.teach import latency
 
 from .before import FIRST, before, ratio
 
@@ -44,17 +44,6 @@ def against_before(repeats=3):
         yield name, same, f"{ratio(new[name], old[name], repeats):.2f}"
 
 
-def seconds(fn, repeats):
-    """Median by the clock: what waits for a core costs, too."""
-    fn()
-    spent = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        fn()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
-
-
 def by_threads(counts=(1, 2, 4), repeats=9):
     """Time of a batch over its time on one thread, both versions in turns."""
     worlds = [package.EmojiWorld(96) for package in packages()]
@@ -62,7 +51,9 @@ def by_threads(counts=(1, 2, 4), repeats=9):
     try:
         for count in counts:
             torch.set_num_threads(count)
-            spent = [seconds(lambda w=world: w.scenes(64, 0), repeats) for world in worlds]
+            spent = [
+                latency(world.scenes, 64, 0, repeat=repeats, warmup=1) for world in worlds
+            ]
             alone = alone or spent
             shares = [f"{s / one:.2f}" for s, one in zip(spent, alone, strict=True)]
             yield count, f"{spent[0] * 1e3:.0f} ms", *shares

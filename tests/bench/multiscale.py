@@ -14,10 +14,10 @@ from vtlib.multiscale.crossformer import CrossFormerBlock
 from vtlib.multiscale.crossvit import AllAttentionFusion, CrossViT, exchange_cls
 from vtlib.multiscale.tokenformer import Pattention, TokenFormerBlock
 from vtlib.nn import Block
-from vtlib.teach import flops, latency
+from vtlib.teach import latency
 from vtlib.vit import deit_small
 
-from .before import FIRST, before, peak_bytes, ratio
+from .before import FIRST, before, peak_bytes, ratio, ratios
 
 D, HEADS = 96, 3
 PEERS = {
@@ -156,15 +156,8 @@ def makers(n):
 @torch.no_grad()
 def growth(sizes=(256, 1024, 4096)):
     """FLOPs and time of each block, relative to its own value at the first size."""
-    first, rows = {}, {}
-    for n in sizes:
-        for name, run in makers(n).items():
-            cost = flops(run), latency(run, repeat=3, warmup=1)
-            base = first.setdefault(name, cost)
-            row = rows.setdefault(name, [name])
-            row += [f"{now / then:.1f}" for now, then in zip(cost, base, strict=True)]
-    header = [f"{what} N={n}" for n in sizes for what in ("FLOPs", "time")]
-    return [f"cost relative to N = {sizes[0]}", *header], rows.values()
+    header, rows = ratios(sizes, makers, repeat=3, label="N=")
+    return [f"cost relative to N = {sizes[0]}", *header], rows
 
 
 # ------------------------------------------------------------------------------------ whole nets

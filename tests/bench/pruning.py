@@ -2,7 +2,7 @@
 product, DivPrune against loops, cost as N grows."""
 
 import functools
-import importlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from vtlib.tokens import VisionOutputs
 from vtlib.vlm import TinyVLM, exam
 
 from . import releases
-from .before import before, peak_bytes, ratio
+from .before import before, peak_bytes, ratio, ratios, today
 
 HEADS = 16
 PRODUCT, READS, FREE = "N x N product", "reads N x N maps", "no N x N product"
@@ -130,22 +130,15 @@ def against_loops(batch=16, num_tokens=576, dim=1024, keep=64):
 # ----------------------------------------------------------------------------------------- growth
 def growth(dim=256, heads=4, keep=64):
     """FLOPs and time for one image, each relative to its own value at N = 256."""
-    sides, first = (16, 32, 64), {}
-    rows = {}
-    for side in sides:
-        for name, run in _growing(side, dim, heads, keep).items():
-            cost = flops(run), latency(run, repeat=5)
-            base = first.setdefault(name, cost)
-            relative = [f"{now / then:.1f}" for now, then in zip(cost, base, strict=True)]
-            rows.setdefault(name, [name]).extend(relative)
-    header = [f"{what} N={side * side}" for side in sides for what in ("FLOPs", "time")]
-    return ["cost relative to N = 256", *header], rows.values()
+    growing = functools.partial(_growing, dim=dim, heads=heads, keep=keep)
+    header, rows = ratios((256, 1024, 4096), growing, warmup=2, label="N=")
+    return ["cost relative to N = 256", *header], rows
 
 
-def _growing(side, dim, heads, keep):
-    """name: what is measured, for one image of side x side tokens."""
-    vision = make(1, side, dim, maps=False)
-    q, k = (torch.randn(1, heads, side * side + 1, dim // heads) for _ in range(2))
+def _growing(num_tokens, dim, heads, keep):
+    """name: what is measured, for one square image."""
+    vision = make(1, math.isqrt(num_tokens), dim, maps=False)
+    q, k = (torch.randn(1, heads, num_tokens + 1, dim // heads) for _ in range(2))
 
     def one_row():
         return fastervlm.select(fastervlm.score(fastervlm.cls_row(q, k)), keep)
@@ -232,7 +225,7 @@ def against_releases(shapes=SHAPES, repeats=5):
     the release's; turns A B B A."""
     for shape in shapes:
         torch.manual_seed(0)
-        now = list(jobs(lambda name: importlib.import_module(f"vtlib.{name}"), shape))
+        now = list(jobs(today, shape))
         torch.manual_seed(0)
         then = list(jobs(before().module, shape))
         for (name, ours, release), (_, earlier, _) in zip(now, then, strict=True):

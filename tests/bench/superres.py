@@ -2,6 +2,7 @@
 against all tokens, the local attender against cross-attention, each as its axis grows."""
 
 import math
+import statistics
 import time
 from functools import partial
 
@@ -24,26 +25,9 @@ from vtlib.superres.ttvsr import (
 from vtlib.superres.uplift import OFFSETS, LocalAttender, UPLiFT, pool, shifted
 from vtlib.teach import flops, latency
 
-from .before import before, peak_bytes, ratio
+from .before import before, peak_bytes, ratio, ratios
 
 C, STRIDE = 16, 4                              # channels of the demo nets, pixels of a token's side
-
-
-def ratios(sizes, makers, repeat=5):
-    """FLOPs and time of each entry of makers(size), relative to its own value at the first size.
-
-    (header, rows). Operations that count nothing show "-".
-    """
-    first, rows = {}, {}
-    for size in sizes:
-        for name, run in makers(size).items():
-            cost = flops(run), latency(run, repeat=repeat, warmup=1)
-            base = first.setdefault(name, cost)
-            row = rows.setdefault(name, [name])
-            for now, then in zip(cost, base, strict=True):
-                row.append(f"{now / then:.1f}" if then else "-")
-    header = [f"{what} {size}" for size in sizes for what in ("FLOPs", "time")]
-    return header, list(rows.values())
 
 
 def difference(a, b):
@@ -149,9 +133,9 @@ def exponent(frames=(4, 8, 16, 32), side=64, repeats=3, **sizes):
                 start = time.process_time()
                 net(*clips[t])
                 least[t] = min(least[t], time.process_time() - start)
-        x = torch.tensor([math.log(t) for t in frames])
-        y = torch.tensor([math.log(max(seconds, 1e-9)) for seconds in least.values()])
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+        x = [math.log(t) for t in frames]
+        y = [math.log(max(seconds, 1e-9)) for seconds in least.values()]
+        slope = statistics.linear_regression(x, y).slope
         each = " ".join(f"{1000 * seconds / t:.0f}" for t, seconds in least.items())
         yield name, each, f"{slope:.2f}"
 

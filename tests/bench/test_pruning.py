@@ -1,11 +1,10 @@
 """What the pruning bench compares computes the same thing, and its list of methods runs."""
 
-import importlib
-
 import pytest
 import torch
 
 from . import pruning
+from .before import today
 from .pruning import METHODS, against_loops, jobs, make
 
 SMALL = (2, 72, 32)
@@ -14,10 +13,6 @@ SMALL = (2, 72, 32)
 def test_references_agree():
     rows = list(against_loops(batch=2, num_tokens=20, dim=8, keep=6))
     assert len(rows) == 2 and all(same == "same choice" for _, same, _ in rows)
-
-
-def today(name):
-    return importlib.import_module(f"vtlib.{name}")
 
 
 def test_releases_agree(monkeypatch):

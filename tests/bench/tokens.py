@@ -1,11 +1,9 @@
 """Moving tokens: today's `take`, `Plan.apply` and `top_tokens` against the commit that the targets
 are ratios to, in one process."""
 
-import importlib
-
 import torch
 
-from .before import FIRST, before, ratio
+from .before import FIRST, before, ratio, today
 
 SHAPES = ((1, 576, 1024, 64), (16, 576, 1024, 64), (1, 2880, 4096, 320))
 """(B, N, D, keep): LLaVA-1.5, a batch of it, LLaVA-NeXT."""
@@ -40,10 +38,6 @@ def jobs(module, x, score, index, entries):
         "top_tokens": lambda: top_tokens(score, keep),
         "top_tokens, Plan, apply": lambda: plan(top_tokens(score, keep), num_tokens).apply(x),
     }
-
-
-def today(name):
-    return importlib.import_module(f"vtlib.{name}")
 
 
 def against_before(shapes=SHAPES, repeats=5):

@@ -1,13 +1,12 @@
 """What a picture costs: one thread, the drawings that it shows, little memory."""
 
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
 
+from tests.fresh import fresh
 from vtlib import data
 from vtlib.data import assets, backgrounds, footage, render
 from vtlib.data._kept import Kept
@@ -18,11 +17,9 @@ psutil = pytest.importorskip("psutil")
 EASY = list(data.EASY)
 
 
-def fresh(code):
-    """What `code` prints, in a process of its own."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return [float(word) for word in run.stdout.split()]
+def numbers(code):
+    """The numbers that `code` prints in a process of its own."""
+    return [float(word) for word in fresh(code).split()]
 
 
 THREADS = """
@@ -47,7 +44,7 @@ print(torch.get_num_threads())
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch without OpenMP")
 def test_no_second_thread_is_woken():
     """OpenMP starts its threads at the first operator that uses them: none of ours does."""
-    before, after, woken, setting = fresh(THREADS)
+    before, after, woken, setting = numbers(THREADS)
     assert after == before < woken and setting == 4
 
 
@@ -80,7 +77,7 @@ print((used() - start) / 2**20)
 
 def test_memory_of_the_first_batch():
     """34 MiB at the time of writing; all drawings and all photographs took 140."""
-    assert fresh(MEMORY)[0] < 60
+    assert numbers(MEMORY)[0] < 60
 
 
 def test_only_what_is_shown_is_made():

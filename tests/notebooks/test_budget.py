@@ -14,8 +14,6 @@ from tools.notebook import ROOT, number, paths, read
 NOTEBOOKS = paths()
 WHOLE, CELL = 60, 12
 """What a notebook and a cell may cost."""
-OVER = {}
-"""Notebooks from before these limits, with limits of their own: a list that only shrinks."""
 IN_ALL, CORES, MINUTES = 28, 2, 45
 """So many notebooks the course will have; `.ci/run` then stays under 45 minutes on two cores."""
 THE_REST = 780
@@ -31,12 +29,9 @@ def cost(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_keeps_its_budget(path):
     whole, dearest = cost(path)
-    limits = OVER.get(number(path), (WHOLE, CELL))
-    assert 0 < whole <= limits[0]
+    assert 0 < whole <= WHOLE
     index = read(path).metadata["vtlib"]["slowest_cell"][0]
-    assert 0 < dearest <= limits[1], f"cell c{index:03d}: split it, or let it do less"
-    if number(path) in OVER:
-        assert whole > WHOLE or dearest > CELL, "it keeps the limits now: take it off the list"
+    assert 0 < dearest <= CELL, f"cell c{index:03d}: split it, or let it do less"
 
 
 def test_all_notebooks_there_will_be_keep_ci_under_its_limit():

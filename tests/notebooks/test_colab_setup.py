@@ -5,10 +5,10 @@ There is a fake google.colab, and a %pip that writes down or installs a local wh
 
 import json
 import subprocess
-import sys
 
 import pytest
 
+from tests.fresh import fresh
 from tests.project.installed import build_wheel, empty_venv, run_cells
 from tools.notebook import ROOT, paths, project, setup_source
 
@@ -41,10 +41,7 @@ get_ipython().register_magic_function(pip, "line", "pip")
 
 def record(colab):
     code = RECORD.format(colab=colab, source=setup_source())
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(fresh(code, timeout=120).strip().splitlines()[-1])
 
 
 def test_on_colab_it_adds_vtlib_and_leaves_torch_and_numpy_alone():

@@ -2,23 +2,20 @@
 
 import importlib
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 
 import vtlib
+from tests.fresh import fresh
 from tools import papers
 
 FAMILIES = sorted({"vit", "vlm", *(file.split("/")[1] for file in papers.files().values())})
 EXTRAS = {"teach"}                                              # needs what [course] installs
 
 
-def fresh(code):
-    """What `code` prints in a process of its own."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.split()
+def printed(code):
+    """The words that `code` prints in a process of its own."""
+    return fresh(code).split()
 
 
 def test_every_package_is_an_attribute_in_a_fresh_process():
@@ -26,7 +23,7 @@ def test_every_package_is_an_attribute_in_a_fresh_process():
     assert {"superres", "checkpoints", *FAMILIES} <= found
     names = sorted(found - EXTRAS)
     code = f"import vtlib; [getattr(vtlib, n) for n in {names}]; print(*dir(vtlib))"
-    assert found <= set(fresh(code))
+    assert found <= set(printed(code))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +32,7 @@ def test_modules_of_a_family(family):
     found = {m.name for m in pkgutil.iter_modules(package.__path__)}
     code = (f"import vtlib.{family} as f; [getattr(f, n) for n in {sorted(found)}]; "
             f"from vtlib.{family} import *; print(*dir(f)); print(*globals())")
-    got = fresh(code)
+    got = printed(code)
     assert all(got.count(name) >= 2 for name in found)
 
 
@@ -47,13 +44,13 @@ def test_names_of_teach_are_what_they_say_whichever_module_came_first(first):
     """No function is called like a module beside it, which an import would put in its place."""
     code = (f"import vtlib.teach.{first}; from vtlib import teach; "
             f"print(all(callable(getattr(teach, n)) for n in {TEACH}), *dir(teach))")
-    got = fresh(code)
+    got = printed(code)
     assert got[0] == "True" and set(TEACH) <= set(got)
 
 
 def test_teach_draws_nothing_before_it_is_asked_to():
     code = "import sys; from vtlib import teach; print('matplotlib' in sys.modules); teach.figure"
-    assert fresh(f"{code}; print('matplotlib' in sys.modules)") == ["False", "True"]
+    assert printed(f"{code}; print('matplotlib' in sys.modules)") == ["False", "True"]
 
 
 def test_unknown_names_are_told_the_known_ones():
@@ -66,13 +63,13 @@ def test_unknown_names_are_told_the_known_ones():
 
 def loaded(module):
     code = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('vtlib.')))"
-    return set(fresh(code))
+    return set(printed(code))
 
 
 def test_import_vtlib_loads_nothing():
     assert loaded("vtlib") == {"vtlib._lazy"}
     heavy = ("torch", "numpy", "einops")
-    assert not fresh(f"import sys, vtlib; print(*(m for m in {heavy} if m in sys.modules))")
+    assert not printed(f"import sys, vtlib; print(*(m for m in {heavy} if m in sys.modules))")
 
 
 def test_one_pruning_method_is_light():

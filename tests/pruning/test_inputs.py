@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pruning.examples import BATCH, DIM, GRID, KEEP, N, seeded, vision_of
 from tests.settings import default_dtype
 from vtlib.pruning import (
     aim,
@@ -20,29 +21,9 @@ from vtlib.pruning import (
     visiondrop,
     zooprune,
 )
-from vtlib.tokens import VisionOutputs
 from vtlib.tokens.greedy import greedy_maxmin
 
-BATCH, GRID, DIM, HEADS, KEEP = 2, (6, 6), 8, 2, 9
-N = GRID[0] * GRID[1]
 CROPS = torch.arange(N).view(4, 9)
-
-
-def seeded(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
-
-
-def vision_of(tokens, flat=False):
-    """An encoder's outputs around patches (B, N, D); flat: [CLS] looks everywhere alike."""
-    selected = torch.cat([tokens.new_ones(len(tokens), 1, tokens.shape[2]), tokens], dim=1)
-    weights = seeded(len(tokens), HEADS, 1 + N, 1 + N).softmax(dim=-1).to(tokens.dtype)
-    if flat:
-        weights = torch.full_like(weights, 1 / (1 + N))
-    attention = {8: weights, 9: weights.flip(1)}
-    row = weights[:, :, 0, 1:]
-    return VisionOutputs(selected, GRID, torch.nn.Identity(), cls_row=row, keys=selected[..., :4],
-                         attention=attention)
 
 
 def recover(vision, keep):

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pruning.examples import BATCH, DIM, KEEP, N, seeded, vision_of
 from tests.settings import default_dtype, deterministic, meta_device
 from vtlib.pruning import baselines
 from vtlib.pruning.method import Method
 from vtlib.pruning.registry import METHODS
-from vtlib.tokens import Plan, VisionOutputs, keep_all
+from vtlib.tokens import Plan, keep_all
 from vtlib.vlm.decoder import Decoder
 
-BATCH, GRID, DIM, HEADS, KEEP, TEXT = 2, (6, 6), 8, 2, 9, 4
-N = GRID[0] * GRID[1]
-LAYERS = 16
+TEXT, LAYERS = 4, 16
 ORACLE = Method(
     "oracle", "Oracle", prune=lambda vision, keep: baselines.oracle(marks(vision), vision, keep)
 )
@@ -26,30 +25,9 @@ before = pytest.mark.parametrize("name", BEFORE)
 inside = pytest.mark.parametrize("name", INSIDE)
 
 
-def seeded(*shape, seed=0):
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
-
-
 def marks(vision):
     """The oracle's mask: half of the patches."""
     return (torch.arange(N, device="cpu") % 2 == 0).expand(len(vision.features), -1)
-
-
-def vision_of(tokens, flat=False):
-    """An encoder's outputs around patches (B, N, D); flat: [CLS] looks everywhere alike."""
-    selected = torch.cat([tokens.new_ones(len(tokens), 1, tokens.shape[2]), tokens], dim=1)
-    weights = seeded(len(tokens), HEADS, 1 + N, 1 + N).softmax(dim=-1).to(tokens.dtype)
-    if flat:
-        weights = torch.full_like(weights, 1 / (1 + N))
-    return VisionOutputs(
-        selected,
-        GRID,
-        torch.nn.Identity(),
-        cls_row=weights[:, :, 0, 1:],
-        keys=selected[..., :4],
-        attention={8: weights, 9: weights.flip(1)},
-    )
 
 
 def options_of(name, vision):

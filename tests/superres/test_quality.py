@@ -1,12 +1,11 @@
 """PSNR and SSIM on luma: against formulas, scikit-image, and MATLAB's definition of Y."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
 from skimage import metrics
 
+from tests.fresh import fresh
 from vtlib import data
 from vtlib.superres import bicubic, luma, psnr, ssim
 
@@ -124,5 +123,4 @@ except ImportError as error:
 else:
     raise SystemExit("ssim ran")
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    fresh(code)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.fresh import fresh
 from vtlib import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,8 +54,7 @@ def test_every_script_has_a_run():
 
 def test_every_script_finds_what_it_imports():
     code = f"import sys; sys.path.insert(0, 'train'); import {', '.join(RUNS)}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    fresh(code, cwd=ROOT)
 
 
 @pytest.mark.nightly
