@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 HEADER = ("config", "command", "seed", "score")
@@ -64,6 +62,8 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
 
     name: see `path`. ValueError when there is no such checkpoint, or the header is another one.
     """
+    from safetensors import safe_open  # here, as data asks this file for `root` alone
+
     with safe_open(path(name), framework="pt") as file:
         metadata = file.metadata() or {}
     missing = [key for key in HEADER if key not in metadata]
@@ -104,6 +104,8 @@ def load(
     The result is the same whatever torch's defaults of device, dtype and grad mode are, and no
     global random number is drawn. ValueError when there is no such checkpoint.
     """
+    from safetensors.torch import load_file
+
     config = info(name)["config"]
     with _plain_torch():
         model = build(**config).float()

@@ -1,6 +1,7 @@
 """EmojiWorld: today's generators against the first commit's, at any number of threads, and what the
 first batch of a process costs beside `import torch`."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -74,23 +75,31 @@ world = data.EmojiWorld(96)
 loaded, used = time.process_time(), psutil.Process().memory_info().rss
 world.scenes(64, 0)
 end, full = time.process_time(), psutil.Process().memory_info().rss
-print((loaded - ready) / (ready - start), (end - loaded) / (ready - start), (full - used) / 2**20)
+torch_took = ready - start
+print((loaded - ready) / torch_took, (end - loaded) / torch_took, (end - ready) / torch_took)
+print((full - used) / 2**20)
 """
 
 
 def first_batch(repeats=3):
-    """A process of its own: imports and a world, the first batch, memory; medians."""
+    """A process of its own: imports and a world, the first batch, both, memory; medians.
+
+    Python may keep the bytecode of what it imports, as it does by default: the first process
+    compiles vtlib, the others find it as compiled as torch is.
+    """
     old = before().package
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     folders = {"vtlib": ".", old: str(__import__(old).__path__[0]) + "/.."}
     for package, folder in folders.items():
         code = FIRST_BATCH.format(package=package, folder=folder)
         runs = []
         for _ in range(repeats):
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, capture_output=True, check=True, env=environment)
             runs.append([float(word) for word in done.stdout.split()])
-        loading, batch, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+        *shares, memory = (statistics.median(column) for column in zip(*runs, strict=True))
         name = "today" if package == "vtlib" else FIRST
-        yield name, f"{loading:.2f}", f"{batch:.2f}", f"{memory:.0f} MiB"
+        yield name, *(f"{share:.3f}" for share in shares), f"{memory:.0f} MiB"
 
 
 def tables():
@@ -98,5 +107,5 @@ def tables():
     yield f"EmojiWorld on one thread, today against {FIRST}", header, against_before()
     header = ("threads", "today", "over one thread, today", f"over one thread, {FIRST}")
     yield "EmojiWorld, 64 scenes of 96 px by the clock, at numbers of threads", header, by_threads()
-    header = ("version", "vtlib.data and a world", "first batch", "memory of the first batch")
+    header = ("version", "vtlib.data and a world", "first batch", "both", "memory of the batch")
     yield "64 scenes in a fresh process, over `import torch`", header, first_batch()

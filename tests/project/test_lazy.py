@@ -48,6 +48,15 @@ def test_names_of_teach_are_what_they_say_whichever_module_came_first(first):
     assert got[0] == "True" and set(TEACH) <= set(got)
 
 
+def test_no_name_of_a_package_is_that_of_a_module_beside_it():
+    """Importing the module would put it in the place of the name."""
+    packages = [m.name for m in pkgutil.walk_packages(vtlib.__path__, "vtlib.") if m.ispkg]
+    assert "vtlib.nn" in packages
+    for name in packages:
+        names = list(getattr(importlib.import_module(name), "__all__", ()))
+        assert len(set(names)) == len(names), name
+
+
 def test_teach_draws_nothing_before_it_is_asked_to():
     code = "import sys; from vtlib import teach; print('matplotlib' in sys.modules); teach.figure"
     assert printed(f"{code}; print('matplotlib' in sys.modules)") == ["False", "True"]
@@ -74,8 +83,20 @@ def test_import_vtlib_loads_nothing():
 
 def test_one_pruning_method_is_light():
     """No decoder, encoder, TinyVLM or EmojiWorld comes with a file of eighty lines."""
-    families = {name.split(".")[1] for name in loaded("vtlib.pruning.divprune")}
-    assert families == {"_lazy", "nn", "tokens", "pruning"}
+    modules = loaded("vtlib.pruning.divprune")
+    assert {name.split(".")[1] for name in modules} == {"_lazy", "nn", "tokens", "pruning"}
+    assert {name for name in modules if name.startswith("vtlib.nn.")} == {"vtlib.nn.checks"}
+
+
+def test_a_first_scene_loads_no_network_and_no_other_generator():
+    code = ("import sys, vtlib.data; vtlib.data.EmojiWorld(16).scenes(1, 0); "
+            "print(*(m for m in sys.modules if m.startswith(('vtlib.', 'einops', 'safetensors'))))")
+    own, others = set(), set()
+    for name in printed(code):
+        (own if name.startswith("vtlib.data") else others).add(name)
+    assert others == {"vtlib._lazy", "vtlib.checkpoints", "vtlib.nn", "vtlib.nn.checks"}
+    asked_for = ("camouflage", "mosaic", "questions", "retrieval", "text", "video")
+    assert "vtlib.data.scenes" in own and not {f"vtlib.data.{name}" for name in asked_for} & own
 
 
 def test_one_super_resolution_net_is_light():
@@ -91,6 +112,8 @@ def test_a_vit_and_a_decoder_are_light():
 
 
 @pytest.mark.parametrize("name, home", [
+    ("nn.warp", "nn.warping"),
+    ("nn.attend", "nn.attention"),
     ("vit.ViT", "vit.vit"),
     ("vit.vit_emoji", "vit.pretrained"),
     ("vlm.TinyVLM", "vlm.tinyvlm"),

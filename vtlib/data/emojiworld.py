@@ -1,7 +1,7 @@
 """EmojiWorld: pictures of pictograms on photographs, generated on the fly with exact truth."""
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from ._arguments import (
 from ._random import below, seeded, uniform, unit
 from ._threads import one_thread
 from .assets import ARTISTS
-from .camouflage import make_camouflage
-from .mosaic import Mosaic, make_mosaic
-from .retrieval import Retrieval, make_retrieval
 from .scenes import Scenes, layout
-from .text import TextPictures, add_signs, make_text
-from .video import Video, make_video
+
+if TYPE_CHECKING:       # here and below: a generator's own file is loaded when it is asked for
+    from .mosaic import Mosaic
+    from .retrieval import Retrieval
+    from .text import TextPictures
+    from .video import Video
 
 TRIES = {"any": 1, "some": 2, "none": 48}
 SCALES = (0.02, 1.0)
@@ -245,7 +246,7 @@ class EmojiWorld:
         pan: float = 0.01,
         zoom: float = 0.01,
         device: Any = None,
-    ) -> Video:
+    ) -> "Video":
         """Pictograms that move over a photograph under a moving camera, with the true motion.
 
         Args:
@@ -260,6 +261,8 @@ class EmojiWorld:
             zoom: the camera's growth a frame, at most, either way, at most exp(0.35) in all.
             device: where the result is; None: the CPU.
         """
+        from .video import make_video
+
         batch, frames = check_int(batch, "batch", 1), check_int(frames, "frames", 1)
         scale, objects = bounds(scale, "scale", *SCALES), count_bounds(objects, "objects", 1, MOST)
         given = (("speed", speed), ("spin", spin), ("pan", pan), ("zoom", zoom))
@@ -275,7 +278,7 @@ class EmojiWorld:
         rotation: float = 20,
         background: Any = "photo",
         device: Any = None,
-    ) -> Retrieval:
+    ) -> "Retrieval":
         """Different pictograms, each by both artists at each scale: cross-camera retrieval.
 
         Args:
@@ -286,6 +289,8 @@ class EmojiWorld:
             background: as in `classify`.
             device: where the result is; None: the CPU.
         """
+        from .retrieval import make_retrieval
+
         identities = check_int(identities, "identities", 1)
         scales = as_list(scales, "scales", "a list of numbers")
         scales = [number(scale, "scales", *SCALES) for scale in scales]
@@ -319,6 +324,8 @@ class EmojiWorld:
             background: "photo" or "noise".
             device: where the result is; None: the CPU.
         """
+        from .camouflage import make_camouflage
+
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
         objects = count_bounds(objects, "objects", 1, MOST)
         rotation, blend = number(rotation, "rotation", 0), number(blend, "blend", 0, 1)
@@ -335,7 +342,7 @@ class EmojiWorld:
         cell: int = 96,
         fill: float = 0.7,
         device: Any = None,
-    ) -> Mosaic:
+    ) -> "Mosaic":
         """One ultra-high-resolution picture with objects from 0.2 * cell to 3 * cell pixels.
 
         Args:
@@ -346,6 +353,8 @@ class EmojiWorld:
             fill: the fraction of cells that hold an object.
             device: where the result is; None: the CPU.
         """
+        from .mosaic import make_mosaic
+
         height, width = check_int(height, "height", 1), check_int(width, "width", 1)
         cell, fill = check_int(cell, "cell", 16), number(fill, "fill", 0.001, 1)
         return make_mosaic(self, height, width, seed, cell, fill, device)
@@ -359,7 +368,7 @@ class EmojiWorld:
         height: Any = (10, 28),
         background: Any = "photo",
         device: Any = None,
-    ) -> TextPictures:
+    ) -> "TextPictures":
         """Pictures with one word on a plate each, for tests of legibility.
 
         Args:
@@ -372,6 +381,8 @@ class EmojiWorld:
 
         ValueError when a word does not fit at its height.
         """
+        from .text import make_text
+
         batch, height = check_int(batch, "batch", 1), bounds(height, "height", 4, 1000)
         return make_text(self, batch, seed, words, height, background, device)
 
@@ -433,6 +444,8 @@ class EmojiWorld:
             table=self.table,
         )
         if signs:
+            from .text import add_signs
+
             add_signs(scenes, signs, generator)
         return scenes
 

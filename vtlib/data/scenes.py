@@ -3,14 +3,16 @@
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import pictograms
 from ._random import unit
-from .questions import Question, captions, questions
+
+if TYPE_CHECKING:
+    from .questions import Question
 
 PANOPTIC = 1000
 """`panoptic` labels are 1000 * semantic + instance."""
@@ -99,9 +101,11 @@ class Scenes:
 
     def captions(self) -> list[str]:
         """One sentence a picture: what is where, from left to right."""
+        from .questions import captions
+
         return captions(self)
 
-    def questions(self, n: int, seed: int, kinds: Any = None) -> list[list[Question]]:
+    def questions(self, n: int, seed: int, kinds: Any = None) -> "list[list[Question]]":
         """Questions with answers: see `vtlib.data.questions.questions`.
 
         Args:
@@ -109,6 +113,8 @@ class Scenes:
             seed: decides.
             kinds: of `vtlib.data.KINDS`; None: all.
         """
+        from .questions import questions
+
         return questions(self, n, seed, kinds)
 
 

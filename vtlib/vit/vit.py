@@ -20,17 +20,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import (
-    Block,
-    PatchEmbed,
-    check_heads,
-    check_int,
-    check_ints,
-    check_number,
-    resize_pos_embed,
-    rope_2d,
-    sincos_2d,
-)
+from ..nn.blocks import Block
+from ..nn.checks import check_heads, check_int, check_ints, check_number
+from ..nn.patches import PatchEmbed
+from ..nn.positions import resize_pos_embed, rope_2d, sincos_2d
 
 POSITIONS = ("learned", "sincos", "rope", "none")
 
