@@ -100,7 +100,8 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """`greedy_maxmin` of checked arguments, all images together; gains are float32 at least."""
     batch, num_tokens, _ = tokens.shape
-    distance = cosines(tokens).neg_().add_(1)                       # b n n
+    distance = cosines(tokens)
+    torch.sub(1, distance, out=distance)                            # b n n
     itself = distance.diagonal(dim1=1, dim2=2)
     weight = None if weight is None else weight.to(distance.dtype)
 
@@ -120,9 +121,11 @@ def _choose(
     rows = distance.view(batch * num_tokens, num_tokens)            # token i of image b: b n + i
     offset = torch.arange(batch, device=rows.device) * num_tokens
     nearest = torch.full_like(distance[:, 0], torch.inf)            # b n: to the nearest chosen
+    to_last = torch.empty_like(nearest)                             # b n: to the last chosen
     index, gains = [chosen], [gain]
     for _ in range(keep - 1):
-        nearest = torch.minimum(nearest, rows.index_select(0, offset + chosen))
+        torch.index_select(rows, 0, offset + chosen, out=to_last)
+        torch.minimum(nearest, to_last, out=nearest)
         score = nearest
         if weight is not None:
             score = (weight * nearest).masked_fill_(nearest == -torch.inf, -torch.inf)
