@@ -21,14 +21,13 @@ a few tokens in every layer of the ViT and weights attention by their size. All 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import check_finite, check_tokens
 from ..tokens import Plan, keep_all, resolve_keep
 from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
-from ..tokens.select import describe
+from ..tokens.select import add_rows, describe
 from ..tokens.vision import VisionOutputs
 from .method import Method
 
@@ -155,7 +154,8 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
         slot = target.gather(1, slot)
         place = place.gather(1, survivors)
         if alive - merged > keep:                                   # read by a further round
-            sums = _add_up(sums, target, alive - merged)
+            numbers = torch.arange(batch * alive, device=device).view(batch, alive)
+            sums = add_rows(sums.flatten(0, 1), numbers, target, alive - merged)
     ones = torch.ones_like(slot, dtype=sums.dtype)
     size = ones.new_zeros(batch, keep).scatter_add(1, slot, ones)
     origin = torch.arange(num_tokens, device=device).expand(batch, -1)
@@ -177,17 +177,6 @@ def _halve(x: Tensor, merged: int) -> tuple[Tensor, Tensor]:
     survivors = torch.where(stays, number, alive).sort(dim=1).values[:, : alive - merged]
     afterwards = stays.long().cumsum(dim=1) - 1
     return afterwards.gather(1, number.scatter(1, source, into)), survivors
-
-
-def _add_up(x: Tensor, target: Tensor, count: int) -> Tensor:
-    """Rows (B, n, P) added where target (B, n) says, into (B, count, P): each is read once."""
-    batch, alive, _ = x.shape
-    image = torch.arange(batch, device=x.device)[:, None]
-    target, order = target.sort(dim=1, stable=True)
-    slots = torch.arange(batch * count, device=x.device)
-    starts = torch.searchsorted((target + count * image).flatten(), slots)
-    rows = (order + alive * image).flatten()
-    return F.embedding_bag(rows, x.flatten(0, 1), starts, mode="sum").unflatten(0, (batch, count))
 
 
 # ------------------------------------------------------------------------------------- the oracle

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import at_hand, check_finite, check_float, check_int, check_ints, readable
 from .checks import check_scores
 from .precision import full_precision, widen
 from .select import (
+    add_rows,
     as_rows,
     best,
     check_places,
@@ -139,16 +139,10 @@ class Plan:
             table = tokens.flatten(0, 1), self.num_tokens
         rows, step = table
 
-        slot, order = slot.sort(dim=1, stable=True)
-        numbers = row_numbers(origin.gather(1, order), self.num_tokens, step, rows)
+        numbers = row_numbers(origin, self.num_tokens, step, rows).view_as(origin)
         real = (slot >= 0) & (slot < slots)
-        numbers = torch.where(real.flatten(), numbers, rows.shape[0])    # a row that does not exist
-        first_slot = slots * torch.arange(batch, device=slot.device)[:, None]
-        starts = torch.searchsorted(
-            (slot + first_slot).flatten(), torch.arange(batch * slots, device=slot.device)
-        )
-        share = weight.gather(1, order).flatten().to(x.dtype)
-        out = F.embedding_bag(numbers, rows, starts, mode="sum", per_sample_weights=share)
+        numbers = torch.where(real, numbers, rows.shape[0])         # a row that does not exist
+        out = add_rows(rows, numbers, slot, slots, weight)
         return out.reshape(batch, slots, *x.shape[2:])
 
     def source(self) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import at_hand, check_int, readable
@@ -187,6 +188,31 @@ def row_numbers(index: Tensor, num_tokens: int, step: int, rows: Tensor) -> Tens
     first = step * torch.arange(index.shape[0], device=index.device)[:, None]
     real = (index >= 0) & (index < num_tokens)
     return torch.where(real, index + first, rows.shape[0]).flatten()
+
+
+def add_rows(
+    rows: Tensor, numbers: Tensor, slot: Tensor, count: int, weight: Tensor | None = None
+) -> Tensor:
+    """out_s = sum over e with slot[e] = s of weight[e] rows[numbers[e]]: (B, count, P).
+
+    Rows are read once, slot by slot, and added in the order of the entries.
+
+    Args:
+        rows: (R, P), of all images, as `as_rows` gives them.
+        numbers: (B, E) long, the row of each entry, as `row_numbers` gives them.
+        slot: (B, E) long, where it is added, 0 ... count - 1.
+        count: slots of an image.
+        weight: (B, E), how much of it; None: 1.
+    """
+    batch = slot.shape[0]
+    slot, order = slot.sort(dim=1, stable=True)
+    image = torch.arange(batch, device=slot.device)[:, None]
+    slots = torch.arange(batch * count, device=slot.device)
+    starts = torch.searchsorted((slot + count * image).flatten(), slots)
+    share = None if weight is None else weight.gather(1, order).flatten().to(rows.dtype)
+    numbers = numbers.gather(1, order).flatten()
+    out = F.embedding_bag(numbers, rows, starts, mode="sum", per_sample_weights=share)
+    return out.unflatten(0, (batch, count))
 
 
 # ------------------------------------------------------------------------------------------ checks
