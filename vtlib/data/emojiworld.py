@@ -221,7 +221,13 @@ class EmojiWorld:
         which, side = which.gather(1, order), side.gather(1, order)
         angle = uniform((batch, many), (-rotation, rotation), generator)
         centre = layout(valid, side, angle, self.size, tries, generator)
-        return self._render(valid, which, side, angle, centre, background, generator, device, signs)
+        drawn = (valid, which, side, angle, centre)
+        scenes = self._render(*drawn, background, generator, device)
+        if signs:
+            from .text import add_signs
+
+            add_signs(scenes, signs, generator)
+        return scenes
 
     def _repeated(self, which: Tensor, repeat: float, generator) -> Tensor:
         """Pictograms (B, K) of which some become copies of earlier ones, in place."""
@@ -396,7 +402,6 @@ class EmojiWorld:
         background,
         generator,
         device,
-        signs: float = 0.0,
         artist=None,
         artists=None,
         fill=None,
@@ -424,7 +429,7 @@ class EmojiWorld:
         area = torch.zeros_like(which)
         area[pick] = whole
         order = torch.arange(valid.shape[1], device=device)
-        scenes = Scenes(
+        return Scenes(
             images=image.div_(255).clamp_(0, 1),
             valid=valid,
             pictogram=which.masked_fill(empty, -1),
@@ -443,11 +448,6 @@ class EmojiWorld:
             photos=list(self.photos),
             table=self.table,
         )
-        if signs:
-            from .text import add_signs
-
-            add_signs(scenes, signs, generator)
-        return scenes
 
     def _artist(self, which: Tensor, generator: torch.Generator) -> Tensor:
         """Who draws each of the pictograms (B, K), as indices into `artists`."""
