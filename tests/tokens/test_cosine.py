@@ -30,6 +30,14 @@ def test_zero_tokens_stay_zero():
     assert unit(x).isfinite().all()
 
 
+@pytest.mark.parametrize("num_tokens", [2, 96, 98, 130, 134, 258, 386])
+def test_exact_copies_have_the_same_cosines(num_tokens):
+    """To the bit, so that ties are ties: no token may end up in a band of a few rows."""
+    x = seeded(1, num_tokens // 2, 64)
+    got = cosines(torch.cat([x, x], dim=1))[0]
+    assert torch.equal(*got.chunk(2)) and torch.equal(*got.chunk(2, dim=1))
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 9, 127, 129, 300, 577])
 def test_symmetric_to_the_bit(num_tokens):
     """Bands that fit, bands that do not, and one band."""

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand
+from ..nn.checks import at_hand, check_finite, readable
 from .precision import widen
 
-BAND, BANDS = 128, 4
-"""The symmetric cosine matrix is computed in BANDS bands of rows, each of at least BAND: 5/8 of all
-products where there are four."""
+BAND, BANDS = 48, 4
+"""The symmetric cosine matrix is computed in at most BANDS bands of rows, of about BAND at least:
+5/8 of all products where there are four. They are of one height, give or take a row or three: a
+last band of a few rows would go through another routine of the BLAS, and in float32 exact copies of
+a token would no longer have the same cosines."""
 
 
 def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
@@ -47,7 +49,8 @@ def cosines(tokens: Tensor) -> Tensor:
         half = (x @ x.transpose(1, 2)).triu()
         return half + half.triu(1).transpose(1, 2)
     cosine = widen(tokens[:, :, :0]).new_empty(batch, num_tokens, num_tokens)
-    height = max(BAND, -(-num_tokens // BANDS))
+    bands = min(BANDS, max(1, num_tokens // BAND))
+    height = -(-num_tokens // bands)
     for image, out in zip(tokens, cosine, strict=True):             # unit vectors of one at a time
         x = unit(image)
         for start in range(0, num_tokens, height):
@@ -58,3 +61,16 @@ def cosines(tokens: Tensor) -> Tensor:
             if not torch.equal(corner, corner.T):                   # some sizes of some BLAS
                 corner.copy_(corner.triu() + corner.triu(1).T)
     return cosine
+
+
+def check_cosines(cosine: Tensor, tokens: Tensor, name: str) -> None:
+    """`check_finite(tokens, name)` without another pass over the tokens: one that is not finite has
+    NaN as its cosine to itself.
+
+    Args:
+        cosine: (B, N, N), `cosines` of all tokens or of those of some images.
+        tokens: (B', N, D), all of them.
+        name: what the message calls them.
+    """
+    if readable(cosine) and cosine.diagonal(dim1=1, dim2=2).isnan().any():
+        check_finite(tokens, name)
