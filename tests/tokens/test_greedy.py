@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vtlib.tokens import greedy
 from vtlib.tokens.cosine import unit
 from vtlib.tokens.greedy import greedy_maxmin
 
@@ -128,13 +129,29 @@ def test_invariants(n, dim, seed, data):
             assert torch.equal(shuffle[moved[b]], index[b])
 
 
-def test_batch_is_each_image_alone():
+def test_batch_is_each_image_alone(monkeypatch):
+    """All five together, and in groups of two."""
     tokens = torch.randn(5, 30, 8, dtype=torch.float64)
     weight = torch.rand(5, 30, dtype=torch.float64)
-    together = greedy_maxmin(tokens, 10, weight, "weight")[0]
-    for b in range(5):
-        alone = greedy_maxmin(tokens[b : b + 1], 10, weight[b : b + 1], "weight")[0]
-        assert torch.equal(alone[0], together[b])
+    for cached in (5, 2):
+        monkeypatch.setattr(greedy, "CACHED", cached * 30**2)
+        for first in ("weight", torch.arange(5)):
+            together = greedy_maxmin(tokens, 10, weight, first)[0]
+            for b in range(5):
+                own = first if isinstance(first, str) else first[b : b + 1]
+                alone = greedy_maxmin(tokens[b : b + 1], 10, weight[b : b + 1], own)[0]
+                assert torch.equal(alone[0], together[b])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_tokens_that_are_not_finite(monkeypatch, value):
+    """Wherever they are, also where nothing is read but the largest weight."""
+    monkeypatch.setattr(greedy, "CACHED", 2 * 6**2)
+    tokens, weight = torch.randn(5, 6, 3), torch.rand(5, 6)
+    tokens[3, 4, 1] = value
+    for first in (None, "weight"):
+        with pytest.raises(ValueError, match=r"tokens .* 1 non-finite .* \[3, 4, 1\]"):
+            greedy_maxmin(tokens, 1, weight, first)
 
 
 def test_meta_half_autocast_compile():

@@ -33,9 +33,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int, check_tokens, readable
+from ..nn.checks import at_hand, check_finite, check_float, check_int, check_tokens
 from ..tokens import Plan, VisionOutputs, check_scores, keep_all, resolve_keep, take
-from ..tokens.cosine import cosines, unit, within_range
+from ..tokens.cosine import check_cosines, cosines, unit, within_range
 from ..tokens.precision import full_precision, widen
 from ..tokens.select import check_range, describe
 from .method import Method
@@ -212,10 +212,8 @@ def _similarity(key: Tensor, num_prefix: int, num_suffix: int, eot: Tensor | Non
     t = key.shape[1]
     with full_precision(key.device):                                # autocast would make ties
         similarity = cosines(key)                                   # b i j
-    itself = similarity.diagonal(dim1=1, dim2=2)
-    if readable(key) and itself.isnan().any():                      # only of keys that are not
-        check_finite(key, "key")
-    itself.fill_(-math.inf)
+    check_cosines(similarity, key, "key")
+    similarity.diagonal(dim1=1, dim2=2).fill_(-math.inf)
     for ends in (slice(num_prefix), slice(t - num_suffix, t)):
         similarity[:, ends] = -math.inf
         similarity[:, :, ends] = -math.inf

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_tokens
+from ..nn.checks import check_tokens
 from .checks import check_scores
-from .cosine import cosines
+from .cosine import check_cosines, cosines
 from .precision import full_precision
 from .select import check_range, resolve_keep
 
@@ -47,25 +47,14 @@ def greedy_maxmin(
     floating or not finite, an unknown `first`.
     """
     check_tokens(tokens)
-    check_finite(tokens, "tokens")
     keep = resolve_keep(keep, tokens.shape[1])
     if weight is not None:
         check_scores(weight, "weight", tuple(tokens.shape[:2]))
     _check_first(first, tokens, weight)
     with torch.no_grad(), full_precision(tokens.device):
-        images = _images_at_once(tokens)
-        if images >= len(tokens):
-            index, gains = _choose(tokens, keep, weight, first)
-        else:
-            groups = range(0, len(tokens), images)
-            slices = [slice(start, start + images) for start in groups]
-            parts = []
-            for rows in slices:
-                own_weight = None if weight is None else weight[rows]
-                own_first = first[rows] if isinstance(first, Tensor) else first
-                parts.append(_choose(tokens[rows], keep, own_weight, own_first))
-            index = torch.cat([part_index for part_index, _ in parts])
-            gains = torch.cat([part_gains for _, part_gains in parts])
+        parts = [_choose(tokens, group, keep, weight, first) for group in _groups(tokens)]
+    index = torch.cat([part_index for part_index, _ in parts])
+    gains = torch.cat([part_gains for _, part_gains in parts])
     return index, gains.to(tokens.dtype)
 
 
@@ -88,22 +77,32 @@ def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | No
         raise ValueError("first='weight' but weight=None: it needs weights (B, N)")
 
 
-def _images_at_once(tokens: Tensor) -> int:
+def _groups(tokens: Tensor) -> list[slice]:
     """Images whose distances are held together: all, but on a CPU those that fit its cache."""
     if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        return len(tokens)
-    return max(1, CACHED // tokens.shape[1] ** 2)
+        return [slice(None)]
+    images = max(1, CACHED // tokens.shape[1] ** 2)
+    return [slice(start, start + images) for start in range(0, len(tokens), images)]
 
 
 def _choose(
-    tokens: Tensor, keep: int, weight: Tensor | None, first: str | Tensor | None
+    tokens: Tensor, group: slice, keep: int, weight: Tensor | None, first: str | Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`greedy_maxmin` of checked arguments, all images together; gains are float32 at least."""
-    batch, num_tokens, _ = tokens.shape
-    distance = cosines(tokens)
+    """`greedy_maxmin` of a group of images together; gains are float32 at least.
+
+    Args:
+        tokens: as in `greedy_maxmin`, of all images.
+        group: which of them.
+        keep: as in `greedy_maxmin`, an int.
+        weight: as in `greedy_maxmin`, checked.
+        first: as in `greedy_maxmin`, checked.
+    """
+    distance = cosines(tokens[group])
+    check_cosines(distance, tokens, "tokens")
     torch.sub(1, distance, out=distance)                            # b n n
+    batch, num_tokens, _ = distance.shape
     itself = distance.diagonal(dim1=1, dim2=2)
-    weight = None if weight is None else weight.to(distance.dtype)
+    weight = None if weight is None else weight[group].to(distance.dtype)
 
     itself.fill_(torch.inf)                                         # nobody is its own neighbour
     if isinstance(first, str) and weight is not None:               # "weight"
@@ -112,7 +111,7 @@ def _choose(
         alone = distance.amin(dim=2)                                # b n
         gain = alone if weight is None else weight * alone
         if isinstance(first, Tensor):
-            chosen = first.long()
+            chosen = first[group].long()
             gain = gain.gather(1, chosen[:, None])[:, 0]
         else:
             gain, chosen = gain.max(dim=1)
