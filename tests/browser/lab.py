@@ -28,8 +28,8 @@ MOVES = 4  # how often each control is moved
 REDRAW_GOAL, REDRAW_LIMIT = 150, 400
 
 SETTINGS = {
-    # all cells are in the page, seen or not
-    "notebook-extension/tracker": {"windowingMode": "none"},
+    # all cells are in the page, and only those in sight are laid out: what readers have
+    "notebook-extension/tracker": {"windowingMode": "contentVisibility"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
@@ -290,10 +290,10 @@ def moves(page, panel):
     return found
 
 
-def drive(page, panel):
+def drive(page, panel, patience=5000):
     """Move every control; milliseconds from each move to the new picture.
 
-    AssertionError when a control changes nothing.
+    AssertionError when a control changes nothing within `patience` milliseconds.
     """
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
@@ -310,7 +310,7 @@ def drive(page, panel):
             source = image.get_attribute("src")
             action()
             try:
-                page.wait_for_function(REDRAWN, arg=[image, before], timeout=5000)
+                page.wait_for_function(REDRAWN, arg=[image, before], timeout=patience)
             except PlaywrightTimeout:
                 assert trouble.count() == 0, f"{name}: {trouble.first.inner_text()}"
                 continue  # this step may leave the picture as it is, if another one doesn't

@@ -68,7 +68,7 @@ def test_the_driver_moves_everything_and_sees_what_is_wrong(lab, page, record_pr
     assert len(times) >= 15
     assert redraws_in_time(statistics.median(times))
     with pytest.raises(AssertionError, match="keep: moved .* the picture stayed the same"):
-        drive(page, stuck)
+        drive(page, stuck, patience=500)
     with pytest.raises(AssertionError, match="two is not drawn"):
         drive(page, broken)
     shut_down(page)

@@ -133,7 +133,7 @@ def ttvsr(**options):
         spynet = SPyNet(1, (4,))
         sizes = dict(feat_blocks=1, head_channels=8, keyframe_stride=1)
         return TTVSR(8, 1, spynet=spynet, **sizes, **options)
-    return Model(build, clips((4, 16, 24), (3, 12, 24)), (4, 3, 64, 96))
+    return Model(build, clips((3, 16, 24), (2, 12, 24)), (3, 3, 64, 96))
 
 
 def catanet(upscale, **options):

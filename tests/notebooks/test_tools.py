@@ -1,5 +1,6 @@
 """tools/notebook.py on a small notebook made for it."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -54,7 +55,10 @@ TEACH = """class teach:
 
 
 @pytest.fixture
-def nb(tmp_path):
+def nb(tmp_path, monkeypatch):
+    """A small notebook; the gauge, seconds of a process of its own, reads 2 and 3 in turn."""
+    readings = itertools.cycle([2.0, 3.0])
+    monkeypatch.setattr(tool, "gauge", lambda: next(readings))
     source, dest = tmp_path / "99_small.py", tmp_path / "99_small.ipynb"
     source.write_text(SOURCE)
     tool.convert(source, dest)
@@ -100,7 +104,7 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     first = json.loads(nb.read_text())
     spent = first["metadata"].pop("vtlib")
     index, dearest = spent["slowest_cell"]
-    assert 0 < spent["gauge"] < 60
+    assert spent["gauge"] == 2.5
     assert 0 < spent["processor_seconds"] and 0 < spent["seconds"]
     assert index in (1, 2, 3, 6) and 0 <= dearest < spent["processor_seconds"]
     cells = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
@@ -113,6 +117,10 @@ def test_run_stores_outputs_and_is_repeatable(nb):
     second = json.loads(nb.read_text())
     second["metadata"].pop("vtlib")
     assert first == second
+
+
+def test_the_gauge_reads_the_seconds_of_a_core():
+    assert 0.2 < tool.gauge() < 60
 
 
 def test_widget_view_gives_way_to_html():

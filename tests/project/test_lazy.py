@@ -26,23 +26,34 @@ def test_every_package_is_an_attribute_in_a_fresh_process():
     assert found <= set(printed(code))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_modules_of_a_family(family):
-    package = getattr(vtlib, family)
-    found = {m.name for m in pkgutil.iter_modules(package.__path__)}
-    code = (f"import vtlib.{family} as f; [getattr(f, n) for n in {sorted(found)}]; "
-            f"from vtlib.{family} import *; print(*dir(f)); print(*globals())")
-    got = printed(code)
-    assert all(got.count(name) >= 2 for name in found)
+STAR = """
+from vtlib import {family}
+for name in {modules}:
+    getattr({family}, name)
+shown = set(dir({family}))
+star = {{}}
+exec("from vtlib.{family} import *", star)
+print(*({modules} - shown), *({modules} - star.keys()))
+"""
+
+
+def test_modules_of_the_families():
+    """Each is an attribute, in `dir` and in a star import; one process for all families."""
+    modules = {
+        family: {m.name for m in pkgutil.iter_modules(getattr(vtlib, family).__path__)}
+        for family in FAMILIES
+    }
+    assert all(modules.values())
+    code = "".join(STAR.format(family=family, modules=modules[family]) for family in FAMILIES)
+    assert printed(code) == []
 
 
 TEACH = ("Wrong", "exercise", "figure", "show", "table", "grid", "setup", "panel", "flops")
 
 
-@pytest.mark.parametrize("first", ["answers", "figures", "widgets", "pruning.panels"])
-def test_names_of_teach_are_what_they_say_whichever_module_came_first(first):
-    """No function is called like a module beside it, which an import would put in its place."""
-    code = (f"import vtlib.teach.{first}; from vtlib import teach; "
+def test_names_of_teach_are_what_they_say_when_its_modules_came_first():
+    first = "".join(f"import vtlib.teach.{name}; " for name in ("widgets", "pruning.panels"))
+    code = (f"{first}from vtlib import teach; "
             f"print(all(callable(getattr(teach, n)) for n in {TEACH}), *dir(teach))")
     got = printed(code)
     assert got[0] == "True" and set(TEACH) <= set(got)
