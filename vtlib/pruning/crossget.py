@@ -243,8 +243,9 @@ def _most_similar_later(similarity: Tensor, rank: Tensor) -> Tensor:
     height = max(1, BAND // similarity.shape[2])
     parts = []
     for rows, own in zip(similarity.split(height, dim=1), rank.split(height, dim=1), strict=True):
-        limit = (rank[:, None] - (own + 0.5)[:, :, None]) * math.inf
-        parts.append(torch.minimum(rows, limit).amax(dim=2))
+        limit = (rank[:, None] - (own + 0.5)[:, :, None]).mul_(math.inf)
+        torch.minimum(rows, limit, out=limit)
+        parts.append(limit.amax(dim=2))
     return torch.cat(parts, dim=1)
 
 
