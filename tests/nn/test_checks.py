@@ -19,7 +19,7 @@ def test_integers_of_any_maker_are_integers(value):
 
 @pytest.mark.parametrize("value", [
     True, np.bool_(True), torch.tensor(True), 64.0, np.float32(64), torch.tensor(64.0), "64", None,
-    [64], torch.tensor([6, 4]),
+    [64], torch.tensor([6, 4]), torch.tensor(64, device="meta"),
 ])
 def test_what_is_no_integer_is_named(value):
     with pytest.raises(ValueError, match="keep=.*needs an integer from 1 to 576"):
@@ -46,6 +46,35 @@ def test_a_free_size_stays_free():
     assert program.module()(torch.rand(9, 2)).shape == (10,)
 
 
+@pytest.mark.parametrize("values", [5, "12", b"12", {1: 2}, {1, 2}, None, torch.tensor(5)])
+def test_what_is_no_sequence_of_integers_is_named(values):
+    with pytest.raises(ValueError, match="levels=.*: needs a sequence of integers"):
+        vnn.check_ints(values, "levels")
+
+
+@pytest.mark.parametrize("device", ["gpu", 1.5, "cuda:99", -1, True, [1]])
+def test_what_is_no_device_is_named(device):
+    with pytest.raises(ValueError, match="^device="):
+        vnn.check_device(device)
+
+
+def test_devices():
+    with torch.device("meta"):
+        assert vnn.check_device(None) == vnn.check_device("cpu") == torch.device("cpu")
+    assert vnn.check_device("meta") == torch.device("meta")
+
+
+def test_another_dtype_than_the_weights_is_named():
+    weight, x = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"x is torch.float64 but .* weights are torch.float32"):
+        vnn.check_dtype(x, weight, "x")
+    vnn.check_dtype(x, weight.double(), "x")
+    with torch.autocast("cpu", torch.bfloat16):
+        vnn.check_dtype(weight.bfloat16(), weight, "x")
+        with pytest.raises(ValueError, match="x is torch.float64"):              # is never cast
+            vnn.check_dtype(x, weight, "x")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floating_tensors_pass(dtype):
     vnn.check_float(torch.zeros(2, dtype=dtype), "x")
@@ -54,7 +83,8 @@ def test_floating_tensors_pass(dtype):
 
 
 @pytest.mark.parametrize("value", [
-    0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5).double(),
+    0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5),
+    torch.tensor(0.5).double(),
 ])
 def test_numbers_of_any_maker_are_numbers(value):
     got = vnn.check_number(value, "sigma", 0, 1)
@@ -64,7 +94,7 @@ def test_numbers_of_any_maker_are_numbers(value):
 
 @pytest.mark.parametrize("value", [
     True, np.bool_(True), torch.tensor(True), "0.5", None, [0.5], 1j, torch.tensor([0.5, 0.5]),
-    float("nan"), float("inf"), -0.1, 1.1,
+    float("nan"), float("inf"), -0.1, 1.1, 10**400, torch.tensor(0.5, device="meta"),
 ])
 def test_what_is_no_number_is_named(value):
     words = r"sigma=.*needs a finite number of at least 0 and at most 1"

@@ -107,3 +107,9 @@ def test_other_shapes_and_what_is_no_checkpoint():
         unwrap({"epoch": 3})
     with pytest.raises(ValueError, match="file is a list but needs to be a state dict"):
         unwrap([1], "file")
+    with pytest.raises(ValueError, match="state is a list but needs to be a state dict"):
+        load_weights(net(), [1])
+    with pytest.raises(ValueError, match="state has '0.bias', which is no tensor"):
+        load_weights(net(), {"0.bias": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="model is a dict"):
+        load_weights({}, net().state_dict())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import check_heads, check_int, check_tokens
+from .checks import check_float, check_heads, check_int, check_tokens, describe
 from .positions import apply_rope
 
 
@@ -29,8 +29,9 @@ def attend(
         return_attn: also return the weights (B, heads, queries, keys), which the fused kernel
             never writes down.
 
-    Returns (B, heads, queries, P_v).
+    Returns (B, heads, queries, P_v). ValueError for shapes that do not fit each other.
     """
+    _check(q, k, v, bias)
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
     if not return_attn:
@@ -42,6 +43,24 @@ def attend(
         logits = logits + bias
     attn = logits.softmax(dim=-1)
     return attn.to(v.dtype) @ v, attn
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
+    needs = "broadcastable to (B, heads, queries, keys)"
+    for tensor, name in ((q, "q"), (k, "k"), (v, "v")):
+        check_float(tensor, name)
+    shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
+    if min(map(len, shapes)) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"q, k, v have shapes {shapes}: need (B, heads, queries, P), (B, heads, keys, P) and "
+            f"(B, heads, keys, P_v)"
+        )
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not 2 <= bias.dim() <= q.dim():
+        raise ValueError(f"bias is {describe(bias)} but needs to be a tensor or None, {needs}")
+    if bias.shape[-2] not in (1, q.shape[-2]) or bias.shape[-1] not in (1, k.shape[-2]):
+        raise ValueError(f"bias has shape {tuple(bias.shape)} but needs to be {needs}")
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -96,9 +115,12 @@ class Attention(nn.Module):
             rope: (cos, sin) tables of `rope_1d` / `rope_2d`, applied to queries and keys.
             return_attn: also return the weights.
         """
+        check_tokens(x, self.qkv.in_features, "x")
         qkv = rearrange(self.qkv(x), "b n (three h p) -> three b h n p", three=3, h=self.num_heads)
         q, k, v = qkv
         if rope is not None:
+            if not isinstance(rope, (tuple, list)) or len(rope) != 2:
+                raise ValueError(f"rope is {describe(rope)} but needs to be a pair (cos, sin)")
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         out = attend(q, k, v, bias, return_attn)
         out, attn = out if return_attn else (out, None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .checks import check_int, check_number
+from .checks import check_channels, check_float, check_int, check_number, check_tokens
 
 
 class DropPath(nn.Module):
@@ -23,6 +23,7 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path rate={rate} must lie in [0, 1)")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_float(x, "x")
         if self.rate == 0.0 or not self.training:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate   # b 1 1
@@ -41,6 +42,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_channels(x, self.fc1.in_features)
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -66,11 +68,11 @@ class Block(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        embed_dim = check_int(embed_dim, "embed_dim", 1)
+        embed_dim, eps = check_int(embed_dim, "embed_dim", 1), check_number(eps, "eps", 0)
         self.norm1 = nn.LayerNorm(embed_dim, eps=eps)
         self.attn = Attention(embed_dim, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(embed_dim, eps=eps)
-        self.mlp = Mlp(embed_dim, int(embed_dim * check_number(mlp_ratio, "mlp_ratio", 0)))
+        self.mlp = Mlp(embed_dim, int(embed_dim * check_number(mlp_ratio, "mlp_ratio", 0, 1e4)))
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -88,6 +90,7 @@ class Block(nn.Module):
             rope: see `Attention.forward`.
             return_attn: also return the weights.
         """
+        check_tokens(x, self.norm1.normalized_shape[0], "x")
         y = self.attn(self.norm1(x), bias, rope, return_attn)
         y, attn = y if return_attn else (y, None)
         x = x + self.drop_path(y)

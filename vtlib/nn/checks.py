@@ -8,7 +8,7 @@ and under torch.compile.
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -56,13 +56,21 @@ def check_ints(
         length: how many there must be; None: any number.
     """
     many = f"{length} integers" if length is not None else "integers"
-    try:
-        entries = None if isinstance(values, str) else list(values)
+    try:                                              # a string has letters, bytes have numbers
+        entries = None if isinstance(values, (str, bytes, Mapping, Set)) else list(values)
     except TypeError:                                                # a number, or a 0-dim tensor
         entries = None
     if entries is None or (length is not None and len(entries) != length):
         raise ValueError(f"{name}={values!r}: needs a sequence of {many}")
     return tuple(check_int(entry, f"{name}[{i}]", least) for i, entry in enumerate(entries))
+
+
+def check_odd(value: Any, name: str) -> int:
+    """`value` as an int. ValueError unless it is odd and positive: a kernel with a middle."""
+    number = check_int(value, name, 1)
+    if number % 2 == 0:
+        raise ValueError(f"{name}={number}: needs an odd number")
+    return number
 
 
 def _as_int(value: Any) -> int | None:
@@ -74,7 +82,7 @@ def _as_int(value: Any) -> int | None:
         return None
     try:
         return operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):                   # RuntimeError: on meta there is no value
         return None
 
 
@@ -91,17 +99,37 @@ def check_number(
 
     Raises ValueError for what is no number ("0.5" too), for NaN, and for values out of bounds.
     """
-    plain = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
-    if isinstance(plain, numbers.Real) and not isinstance(plain, bool):
-        number = float(plain)
-        if math.isfinite(number) and least <= number <= most:
-            return number
+    number = _as_number(value)
+    if number is not None and math.isfinite(number) and least <= number <= most:
+        return number
     needs = "a finite number"
     if least > -math.inf:
         needs += f" of at least {least}"
     if most < math.inf:
         needs += f" and at most {most}" if least > -math.inf else f" of at most {most}"
     raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs {needs}")
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        plain = value.item() if getattr(value, "ndim", None) == 0 else value
+        real = isinstance(plain, numbers.Real) and not isinstance(plain, bool)
+        return float(plain) if real else None
+    except (RuntimeError, OverflowError):              # on the meta device; beyond all floats
+        return None
+
+
+def check_device(device: Any, name: str = "device") -> torch.device:
+    """A device that torch can put tensors on; None is the CPU, whatever the default device is.
+
+    ValueError for what names no device, and for one that this machine does not have.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=found)
+        return found
+    except (RuntimeError, TypeError, AssertionError) as error:   # the last: torch has no CUDA
+        raise ValueError(f"{name}={device!r}: {_first(error)}") from None
 
 
 def check_float(x: Any, name: str) -> None:
@@ -125,12 +153,46 @@ def check_float(x: Any, name: str) -> None:
         raise ValueError(f"{name} is {x.dtype} but needs a floating dtype: {hint}")
 
 
+def _first(error: Exception) -> str:
+    """What an error of torch says first: the rest lists all there is."""
+    return str(error).splitlines()[0].partition(". ")[0]
+
+
+def check_dtype(x: Tensor, weight: Tensor, name: str) -> None:
+    """Raise unless `x` has the dtype of the weights that it meets first.
+
+    Under autocast other dtypes are fine, float64 excepted, which it leaves as it is.
+
+    Args:
+        x: what was given.
+        weight: of the layer that reads it.
+        name: what the message calls it.
+    """
+    if x.dtype == weight.dtype:
+        return
+    cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    if cast and torch.float64 not in (x.dtype, weight.dtype):
+        return
+    raise ValueError(
+        f"{name} is {x.dtype} but the model's weights are {weight.dtype}: "
+        f"{name}.to({weight.dtype}) or model.to({x.dtype}) makes them agree"
+    )
+
+
+def check_index(x: Any, name: str) -> None:
+    """Raise unless `x` is a tensor of int64."""
+    if not isinstance(x, Tensor) or x.dtype != torch.int64:
+        raise ValueError(f"{name} is {describe(x)} but needs to be a torch.int64 tensor")
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raise if `x` holds a NaN or an infinity; the message says how many and where the first is.
 
     It reads the values, so it looks in eager mode only: on the meta device, under torch.compile,
     torch.export and tracing, and while a CUDA graph is captured it passes.
     """
+    if not isinstance(x, Tensor):
+        check_float(x, name)
     if not readable(x) or x.numel() == 0:
         return
     low, high = x.detach().aminmax()             # one pass; isfinite alone takes 15 times as long
@@ -161,22 +223,22 @@ def at_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and readable(x)
 
 
-def check_images(images: Tensor, in_chans: int = 3, name: str = "images") -> None:
-    """Raise unless `images` is a floating batch (B, in_chans, H, W) with B, H, W >= 1.
+def check_images(images: Tensor, in_chans: int | None = 3, name: str = "images") -> None:
+    """Raise unless `images` is a floating batch (B, in_chans, H, W), not empty.
 
     Args:
         images: what was given.
-        in_chans: channels that are needed.
+        in_chans: channels that are needed; None: any number.
         name: what the message calls it.
     """
     check_float(images, name)
     shape = tuple(images.shape)
     if len(shape) != 4:
         raise ValueError(
-            f"{name} has shape {shape} but needs 4 axes (B, {in_chans}, H, W); "
-            f"a single image needs images[None]"
+            f"{name} has shape {shape} but needs 4 axes "
+            f"(B, {'C' if in_chans is None else in_chans}, H, W); a single image needs images[None]"
         )
-    if shape[1] != in_chans:
+    if in_chans is not None and shape[1] != in_chans:
         last = "; the channels come last here, permute them to axis 1"
         hint = last if shape[3] == in_chans else ""
         raise ValueError(
@@ -208,17 +270,45 @@ def check_tokens(x: Tensor, dim: int | None = None, name: str = "tokens") -> Non
         raise ValueError(f"{name} is empty: shape {shape}")
 
 
+def check_channels(x: Tensor, dim: int, name: str = "x") -> None:
+    """Raise unless `x` is floating (..., D).
+
+    Args:
+        x: what was given.
+        dim: the D that is needed.
+        name: what the message calls it.
+    """
+    check_float(x, name)
+    if x.dim() < 1 or x.shape[-1] != dim:
+        raise ValueError(f"{name} has shape {tuple(x.shape)} but needs (..., {dim})")
+
+
+def check_map(x: Tensor, name: str = "x") -> None:
+    """Raise unless `x` is a tensor (B, H, W, C), channels last."""
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        raise ValueError(f"{name} is {describe(x)} but needs to be a tensor (B, H, W, C)")
+
+
+def describe(x: Any) -> str:
+    """What was given, for a message: dtype and shape of a tensor, or the kind of thing it is."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {tuple(x.shape)}"
+    return f"a {type(x).__module__}.{type(x).__qualname__}".replace("builtins.", "")
+
+
 def check_multiple(
     size: Sequence[int], multiple: int | tuple[int, int], name: str = "image size"
 ) -> None:
-    """Raise unless both sides of `size` are multiples of `multiple`.
+    """Raise unless both sides of `size` are multiples of `multiple`, an integer of at least 1.
 
     Args:
         size: (H, W).
         multiple: an int or a pair.
         name: what the message calls it.
     """
-    pair = multiple if isinstance(multiple, tuple) else (multiple, multiple)
+    several = isinstance(multiple, tuple)
+    pair = check_ints(multiple if several else (multiple, multiple), "multiple", 1, length=2)
+    size = check_ints(size, name, 1, length=2)
     if any(s % m for s, m in zip(size, pair, strict=True)):
         good = tuple(-(-s // m) * m for s, m in zip(size, pair, strict=True))
         raise ValueError(

@@ -3,7 +3,14 @@
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import check_float, check_images, check_int, check_multiple
+from .checks import (
+    check_dtype,
+    check_float,
+    check_images,
+    check_int,
+    check_ints,
+    check_multiple,
+)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -12,8 +19,8 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     images: (B, C, H, W) with H and W multiples of patch_size -> (B, N, P*P*C),
     N = (H/P)(W/P) row-major, channels last inside. Raises ValueError for other shapes.
     """
-    check_float(images, "images")
-    check_images(images, images.shape[1] if images.dim() == 4 else 3)
+    patch_size = check_int(patch_size, "patch_size", 1)
+    check_images(images, None)
     check_multiple(images.shape[-2:], patch_size)
     return rearrange(
         images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size
@@ -28,10 +35,12 @@ def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor
         patch_size: P.
         grid: (h, w).
     """
-    h, w = grid
+    check_float(tokens, "tokens")
+    patch_size = check_int(patch_size, "patch_size", 1)
+    h, w = check_ints(grid, "grid", 1, length=2)
     if tokens.dim() != 3 or tokens.shape[1] != h * w or tokens.shape[2] % patch_size**2:
         raise ValueError(
-            f"tokens {tuple(tokens.shape)} do not fill grid={tuple(grid)} "
+            f"tokens {tuple(tokens.shape)} do not fill grid={(h, w)} "
             f"with patches of {patch_size} x {patch_size} pixels"
         )
     sizes = dict(h=h, w=w, p=patch_size, q=patch_size)
@@ -64,5 +73,6 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_chans)
+        check_dtype(images, self.proj.weight, "images")
         self.grid(*images.shape[-2:])
         return rearrange(self.proj(images), "b d h w -> b (h w) d")

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .checks import check_float, check_int, check_ints, check_number, describe
+
 Grid = tuple[int, int]
 Device = torch.device | str | None
 
@@ -25,11 +27,19 @@ def _sincos(rows: Tensor, cols: Tensor, freq: Tensor) -> Tensor:
 
 
 def _quarter(channels: int, name: str) -> int:
+    channels = check_int(channels, name, 4)
     if channels % 4:
         raise ValueError(
             f"{name}={channels} must be a multiple of 4: sine and cosine for row and column"
         )
     return channels // 4
+
+
+def _positive(value: float, name: str) -> float:
+    number = check_number(value, name)
+    if number <= 0:
+        raise ValueError(f"{name}={number}: needs a positive number")
+    return number
 
 
 def sincos_2d(
@@ -47,9 +57,10 @@ def sincos_2d(
         temperature: of the slowest wave.
         device: where the table is made.
     """
-    quarter = _quarter(embed_dim, "embed_dim")
+    quarter, (h, w) = _quarter(embed_dim, "embed_dim"), check_ints(grid, "grid", 1, length=2)
+    temperature = _positive(temperature, "temperature")
     freq = temperature ** (-_steps(quarter, device) / quarter)
-    return _sincos(_steps(grid[0], device), _steps(grid[1], device), freq)
+    return _sincos(_steps(h, device), _steps(w, device), freq)
 
 
 def places_2d(
@@ -67,8 +78,9 @@ def places_2d(
         base: the slowest wave's angle across the picture.
         device: where the table is made.
     """
+    sides, base = check_ints(grid, "grid", 1, length=2), check_number(base, "base")
     freq = base * 2.0 ** _steps(_quarter(channels, "channels"), device)
-    rows, cols = ((_steps(side, device) + 0.5) / side for side in grid)
+    rows, cols = ((_steps(side, device) + 0.5) / side for side in sides)
     return _sincos(rows, cols, freq)
 
 
@@ -77,6 +89,9 @@ def mirrored(index: Tensor, length: int) -> Tensor:
 
         ... 1 0 | 0 1 2 | 2 1 0 | 0 1 ...                     for length 3
     """
+    if not isinstance(index, Tensor) or index.is_floating_point():
+        raise ValueError(f"index is {describe(index)} but needs to be a tensor of integers")
+    length = check_int(length, "length", 1)
     index = index % (2 * length)
     return torch.minimum(index, 2 * length - 1 - index)
 
@@ -92,17 +107,21 @@ def resize_pos_embed(
         new_grid: (h, w) that is wanted.
         num_prefix: the first rows ([CLS]), which stay as they are.
     """
-    if tuple(old_grid) == tuple(new_grid):
+    check_float(pos_embed, "pos_embed")
+    old = check_ints(old_grid, "old_grid", 1, length=2)
+    new = check_ints(new_grid, "new_grid", 1, length=2)
+    num_prefix = check_int(num_prefix, "num_prefix", 0)
+    if old == new:
         return pos_embed
-    rows = num_prefix + old_grid[0] * old_grid[1]
-    if pos_embed.shape[1] != rows:
+    rows = num_prefix + old[0] * old[1]
+    if pos_embed.dim() != 3 or pos_embed.shape[1] != rows:
         raise ValueError(
-            f"pos_embed has {pos_embed.shape[1]} rows but old_grid={tuple(old_grid)} "
-            f"with {num_prefix} prefix tokens needs {rows}"
+            f"pos_embed has shape {tuple(pos_embed.shape)} but old_grid={old} "
+            f"with {num_prefix} prefix tokens needs (1, {rows}, D)"
         )
     prefix, table = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    table = rearrange(table, "b (h w) d -> b d h w", h=old_grid[0]).float()
-    table = F.interpolate(table, size=tuple(new_grid), mode="bicubic", align_corners=False)
+    table = rearrange(table, "b (h w) d -> b d h w", h=old[0]).float()
+    table = F.interpolate(table, size=new, mode="bicubic", align_corners=False)
     table = rearrange(table.to(pos_embed.dtype), "b d h w -> b (h w) d")
     return torch.cat([prefix, table], dim=1)
 
@@ -120,8 +139,7 @@ def rope_1d(
         base: of the slowest turn.
         device: where the tables are made.
     """
-    if dim % 2:
-        raise ValueError(f"dim={dim} must be even: rotary embeddings turn pairs of channels")
+    num_tokens = check_int(num_tokens, "num_tokens", 0)
     return rope_at(torch.arange(num_tokens, device=device), dim, base)
 
 
@@ -133,6 +151,11 @@ def rope_at(positions: Tensor, dim: int, base: float = 10000.0) -> tuple[Tensor,
         dim: even.
         base: of the slowest turn.
     """
+    if not isinstance(positions, Tensor):
+        raise ValueError(f"positions is {describe(positions)} but needs to be a tensor")
+    dim, base = check_int(dim, "dim", 0), _positive(base, "base")
+    if dim % 2:
+        raise ValueError(f"dim={dim} must be even: rotary embeddings turn pairs of channels")
     pairs = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32)
     angle = positions[..., None].float() * base ** (-pairs / dim)                   # ... dim/2
     angle = torch.cat([angle, angle], dim=-1)
@@ -154,11 +177,13 @@ def rope_2d(
         num_prefix: tokens before the grid's.
         device: where the tables are made.
     """
+    head_dim, base = check_int(head_dim, "head_dim", 4), _positive(base, "base")
     if head_dim % 4:
         raise ValueError(
             f"head_dim={head_dim} must be a multiple of 4: pairs of channels for row and column"
         )
-    height, width = grid
+    height, width = check_ints(grid, "grid", 1, length=2)
+    num_prefix = check_int(num_prefix, "num_prefix", 0)
     pairs = torch.arange(0, head_dim, 4, device=device, dtype=torch.float32)
     freq = base ** (-pairs / head_dim)
     rows = (_steps(height, device)[:, None] * freq)[:, None].expand(height, width, -1)
@@ -178,12 +203,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (N, dim), dim <= P.
         sin: (N, dim).
     """
-    dim = cos.shape[-1]
-    if dim > x.shape[-1] or cos.shape[-2] != x.shape[-2]:
+    for tensor, name in ((x, "x"), (cos, "cos"), (sin, "sin")):
+        check_float(tensor, name)
+    fits = cos.shape == sin.shape and min(x.dim(), cos.dim()) >= 2
+    if not fits or cos.shape[-1] > x.shape[-1] or cos.shape[-2] != x.shape[-2]:
         raise ValueError(
-            f"rotary tables {tuple(cos.shape)} do not fit x {tuple(x.shape)}: "
-            f"(N, dim) with dim <= {x.shape[-1]} is needed"
+            f"rotary tables {tuple(cos.shape)}, {tuple(sin.shape)} do not fit x {tuple(x.shape)}: "
+            f"both (N, dim) with dim <= P are needed for x (..., N, P)"
         )
+    dim = cos.shape[-1]
     turn, rest = x[..., :dim], x[..., dim:]
     a, b = turn.chunk(2, dim=-1)
     turn = turn * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)

@@ -36,6 +36,15 @@ def unwrap(state: Mapping[str, Any], name: str = "state") -> dict[str, Tensor]:
     return tensors
 
 
+def _tensors(state: Any, name: str) -> Mapping[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{name} is a {type(state).__name__} but needs to be a state dict")
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{name} has {others[0]!r}, which is no tensor: `unwrap` takes it out")
+    return state
+
+
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, name: str = "state"
 ) -> None:
@@ -48,7 +57,9 @@ def load_weights(
             fits there is nothing to load, and that is a ValueError too. So are other shapes.
         name: what the message calls the state.
     """
-    own = model.state_dict()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__} but needs to be a torch module")
+    state, own = _tensors(state, name), model.state_dict()
     fitting = own.keys() & state.keys()
     if not fitting:
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_int, readable
+from ..nn.checks import at_hand, check_int, describe, readable
 from .checks import is_fraction
 
 
@@ -267,10 +267,3 @@ def repeated(index: Tensor) -> tuple[int, int] | None:
         return None
     row, place = twice.nonzero()[0].tolist()
     return row, int(ordered[row, place])
-
-
-def describe(x: Any) -> str:
-    """What was given, for a message: dtype and shape of a tensor, or the kind of thing it is."""
-    if isinstance(x, Tensor):
-        return f"{x.dtype} {tuple(x.shape)}"
-    return f"a {type(x).__module__}.{type(x).__qualname__}".replace("builtins.", "")
