@@ -149,6 +149,8 @@ def test_usage():
 @pytest.mark.parametrize("call, message", [
     (lambda: FiniteScalar((8, 1)), r"levels\[1\]=1: needs an integer of at least 2"),
     (lambda: FiniteScalar((8.0,)), r"levels\[0\]=8.0"),
+    (lambda: FiniteScalar(5), "levels=5: needs a sequence of integers"),
+    (lambda: FiniteScalar("85"), "levels='85': needs a sequence of integers"),
     (lambda: FiniteScalar(()), "need 1 channel at least"),
     (lambda: FiniteScalar((8,) * 21), "< 2\\^63 codes"),
     (lambda: FiniteScalar((8, 5))(torch.zeros(2, 3)), r"x has shape \(2, 3\) but needs \(..., 2\)"),
@@ -160,6 +162,12 @@ def test_usage():
     (lambda: FiniteScalar((8, 5)).decode(torch.tensor([-1])), "indices go from -1"),
     (lambda: FiniteScalar((8, 5)).decode(torch.tensor([1.0])), "indices is torch.float32"),
     (lambda: FiniteScalar((8, 5)).decode([1]), "indices is a list"),
+    (lambda: FiniteScalar((8, 5)).bound([1.0, 2.0]), "x is a list"),
+    (lambda: FiniteScalar((8, 5)).codes(torch.tensor([1])), r"digits has shape \(1,\)"),
+    (lambda: straight_through(torch.zeros(2), torch.zeros(3)), r"codes has shape \(2,\)"),
+    (lambda: straight_through([1.0], torch.zeros(1)), "codes is a list"),
+    (lambda: used(torch.zeros(0).long(), 4), "indices is empty"),
+    (lambda: used(torch.arange(4), "4"), "codebook_size='4'"),
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):

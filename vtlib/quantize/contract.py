@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..nn.checks import check_float, check_index, check_int
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -45,11 +47,19 @@ def straight_through(codes: Tensor, x: Tensor) -> Tensor:
 
     The usual x + (codes - x).detach() is off by a rounding error, and then no longer a code.
     """
+    check_float(codes, "codes")
+    check_float(x, "x")
+    if codes.shape != x.shape:
+        raise ValueError(f"codes has shape {tuple(codes.shape)} and x {tuple(x.shape)}")
     return codes.detach() + (x - x.detach()).to(codes.dtype)
 
 
 def used(indices: Tensor, codebook_size: int) -> Tensor:
     """Share of the codes 0 ... codebook_size - 1 that occur in `indices` (at least one), 0-dim."""
+    check_index(indices, "indices")
+    codebook_size = check_int(codebook_size, "codebook_size", 1)
+    if not indices.numel():
+        raise ValueError(f"indices is empty: shape {tuple(indices.shape)}")
     ordered = indices.flatten().sort().values
     distinct = 1 + (ordered[1:] != ordered[:-1]).sum()
     return distinct.to(torch.float32) / codebook_size

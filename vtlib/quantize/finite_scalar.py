@@ -21,9 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int
+from ..nn.checks import at_hand, check_finite, check_float, check_index, check_ints
 from ..tokens.precision import widen
-from ..tokens.select import describe
 from .contract import Quantized, straight_through, used
 
 SQUEEZE = 1e-3
@@ -47,10 +46,10 @@ class FiniteScalar(nn.Module):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        counts = [check_int(count, f"levels[{i}]", 2) for i, count in enumerate(levels)]
+        counts = check_ints(levels, "levels", 2)
         self.codebook_size = math.prod(counts)
         if not counts or self.codebook_size >= 2**63:
-            raise ValueError(f"levels={tuple(counts)} need 1 channel at least, < 2^63 codes in all")
+            raise ValueError(f"levels={counts} need 1 channel at least, < 2^63 codes in all")
         steps = [math.prod(counts[:i]) for i in range(len(counts))]
         half = [count // 2 for count in counts]
         self.register_buffer("levels", torch.tensor(counts), persistent=False)
@@ -59,16 +58,6 @@ class FiniteScalar(nn.Module):
 
     def bound(self, x: Tensor) -> Tensor:
         """x (..., C) -> y (..., C) in float32 at least: squashed into L units a channel."""
-        x = widen(x)
-        half = (self.levels - 1).to(x.dtype) * (1 + SQUEEZE) / 2
-        offset = (1 - self.levels % 2).to(x.dtype) / 2
-        return torch.tanh(x + torch.atanh(offset / half)) * half - offset
-
-    def codes(self, digits: Tensor) -> Tensor:
-        """Digits (..., C) long, 0 ... L - 1 -> codes, from -1 up to 1 (below 1 for even L)."""
-        return (digits - self.levels // 2).to(self.scale.dtype) / self.scale
-
-    def forward(self, x: Tensor) -> Quantized:
         check_float(x, "x")
         if x.dim() < 1 or x.shape[-1] != self.levels.shape[0] or 0 in x.shape:
             raise ValueError(
@@ -76,6 +65,20 @@ class FiniteScalar(nn.Module):
                 f"one channel for each of the levels, channels last"
             )
         check_finite(x, "x")
+        x = widen(x)
+        half = (self.levels - 1).to(x.dtype) * (1 + SQUEEZE) / 2
+        offset = (1 - self.levels % 2).to(x.dtype) / 2
+        return torch.tanh(x + torch.atanh(offset / half)) * half - offset
+
+    def codes(self, digits: Tensor) -> Tensor:
+        """Digits (..., C) long, 0 ... L - 1 -> codes, from -1 up to 1 (below 1 for even L)."""
+        check_index(digits, "digits")
+        if digits.dim() < 1 or digits.shape[-1] != self.levels.shape[0]:
+            needs = f"needs (..., {self.levels.shape[0]})"
+            raise ValueError(f"digits has shape {tuple(digits.shape)}: {needs}")
+        return (digits - self.levels // 2).to(self.scale.dtype) / self.scale
+
+    def forward(self, x: Tensor) -> Quantized:
         y = self.bound(x)
         digits = y.detach().round().long() + self.levels // 2
         digits = torch.minimum(digits.clamp(min=0), self.levels - 1)
@@ -85,8 +88,7 @@ class FiniteScalar(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (...) long -> codes (..., C), bit for bit those that forward returned."""
-        if not isinstance(indices, Tensor) or indices.dtype != torch.long:
-            raise ValueError(f"indices is {describe(indices)} but needs to be a torch.int64 tensor")
+        check_index(indices, "indices")
         if indices.numel() and at_hand(indices):
             low, high = (int(bound) for bound in indices.aminmax())
             if low < 0 or high >= self.codebook_size:
