@@ -178,6 +178,42 @@ def test_a_failing_constructor_leaves_the_defaults_as_they_were():
         assert torch.get_default_dtype() == torch.float64
 
 
+def linear(folder, **header):
+    """A file of the smallest net."""
+    file, config = folder / "net.safetensors", dict(in_features=2, out_features=3)
+    header = dict(config=config, command="mine", seed=3, score=1) | header
+    metadata = {key: json.dumps(value) for key, value in header.items()}
+    save_file(nn.Linear(**config).state_dict(), file, metadata=metadata)
+    return file
+
+
+@pytest.mark.parametrize("build, message", [
+    (nn.Conv2d, "does not take the config of name='.*net.safetensors', .*in_features"),
+    (5, "build=5 does not take the config"),
+    (lambda **config: nn.Linear(4, 4), "another net than .*net.safetensors.* weight"),
+    (lambda **config: nn.Linear(2, 3, bias=False), "another net .*bias"),
+    (lambda **config: config, "made a dict: needs a torch module"),
+])
+def test_a_build_that_makes_another_net_is_named(build, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^build=.*{message}" if build != 5 else message):
+        checkpoints.load(linear(tmp_path), build)
+
+
+def test_files_and_devices_that_are_none(tmp_path):
+    file = tmp_path / "text.safetensors"
+    file.write_text("hello")
+    with pytest.raises(ValueError, match="text.safetensors'.* no safetensors file"):
+        checkpoints.load(file, nn.Linear)
+    with pytest.raises(ValueError, match="^device='gpu'"):
+        checkpoints.load(linear(tmp_path), nn.Linear, "gpu")
+    with pytest.raises(ValueError, match="does not take the config .*, 7:"):
+        checkpoints.load(linear(tmp_path, config=7), nn.Linear)
+    weights = nn.Linear(2, 3).state_dict()
+    save_file(weights, file, metadata=dict.fromkeys(checkpoints.HEADER, "no json"))
+    with pytest.raises(ValueError, match="its header has 'no json', which is no JSON"):
+        checkpoints.info(file)
+
+
 def test_the_folder_is_known_in_one_place():
     assert data.root is checkpoints.root and data.checkpoint is checkpoints.path
 

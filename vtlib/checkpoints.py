@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .nn.checks import check_device
+
 HEADER = ("config", "command", "seed", "score")
 _SEEDS = "_seeds.json"
 
@@ -62,14 +64,21 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
 
     name: see `path`. ValueError when there is no such checkpoint, or the header is another one.
     """
-    from safetensors import safe_open  # here, as data asks this file for `root` alone
+    from safetensors import SafetensorError, safe_open  # here: data asks this file for `root` alone
 
-    with safe_open(path(name), framework="pt") as file:
-        metadata = file.metadata() or {}
+    shown = f"name={os.fspath(name)!r}"
+    try:
+        with safe_open(path(name), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{shown}: is no safetensors file ({error})") from None
     missing = [key for key in HEADER if key not in metadata]
     if missing:
-        raise ValueError(f"name={os.fspath(name)!r}: its header has no {', '.join(missing)}")
-    return {key: json.loads(value) for key, value in metadata.items()}
+        raise ValueError(f"{shown}: its header has no {', '.join(missing)}")
+    try:
+        return {key: json.loads(value) for key, value in metadata.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{shown}: its header has {error.doc!r}, which is no JSON") from None
 
 
 def seeds(name: str) -> dict[int, dict[str, Any]]:
@@ -102,16 +111,41 @@ def load(
         device: where the model goes; None: the CPU.
 
     The result is the same whatever torch's defaults of device, dtype and grad mode are, and no
-    global random number is drawn. ValueError when there is no such checkpoint.
+    global random number is drawn. ValueError when there is no such checkpoint, and for a `build`
+    that does not take its config or makes another net.
     """
     from safetensors.torch import load_file
 
-    config = info(name)["config"]
+    device, config = check_device(device), info(name)["config"]
     with _plain_torch():
-        model = build(**config).float()
+        model = _built(build, config, name).float()
         weights = load_file(path(name))
-        model.load_state_dict({key: _single(value) for key, value in weights.items()})
-        return model.eval().to(device or "cpu")
+        try:
+            model.load_state_dict({key: _single(value) for key, value in weights.items()})
+        except RuntimeError as error:
+            differs = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"build={build!r} makes another net than name={os.fspath(name)!r} is of: {differs}"
+            ) from error
+        return model.eval().to(device)
+
+
+def _built(build: Callable[..., nn.Module], config: Any, name: str | os.PathLike) -> nn.Module:
+    """`build(**config)`. ValueError where it does not take the config, or makes no module.
+
+    Args:
+        build: the class or function.
+        config: of the header.
+        name: of the checkpoint.
+    """
+    try:
+        model = build(**config)
+    except TypeError as error:
+        shown = f"build={build!r} does not take the config of name={os.fspath(name)!r}"
+        raise ValueError(f"{shown}, {config}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"build={build!r} made a {type(model).__name__}: needs a torch module")
+    return model
 
 
 def _single(value: torch.Tensor) -> torch.Tensor:
