@@ -239,7 +239,7 @@ WRONG = [
     (dict(size=0), "size=0"),
     (dict(size=(3, 4, 5)), "size="),
     (dict(size=12.5), "size=12.5"),
-    (dict(split="val"), "split='val'.*train, test or all"),
+    (dict(split="val"), "split='val'.*train, test, all"),
     (dict(artist="apple"), "artist='apple'"),
     (dict(pictograms=["red aple"]), "close: .*red apple"),
     (dict(pictograms=[]), "pictograms="),

@@ -7,7 +7,7 @@ import torch
 
 from tests.settings import default_dtype, deterministic, meta_device
 from vtlib import data
-from vtlib.data import _arguments, assets, backgrounds, footage, render
+from vtlib.data import _arguments, assets, backgrounds, footage, pictograms, render
 
 from .checksums import flat, row
 
@@ -42,7 +42,7 @@ def sums():
     """What `everything` makes, all caches empty before."""
     for kept in (render.ATLASES, backgrounds.VIEWS, footage.SOURCES):
         kept.clear()
-    for kept in (assets.photo, assets._unpacked, data.text._font):
+    for kept in (assets._photo, assets._unpacked, data.text._font):
         kept.cache_clear()
     leaves = [leaf for value in everything() for leaf in flat(value)]
     return [
@@ -67,7 +67,7 @@ def test_settings_change_nothing(setting, usual):
 
 
 def test_what_was_made_in_inference_mode_can_be_trained_on_later():
-    assets.photo.cache_clear()
+    assets._photo.cache_clear()
     with torch.inference_mode():
         data.photographs(16, ["cat"])
         world = data.EmojiWorld(16)
@@ -189,6 +189,18 @@ OTHER = [
     (lambda: footage.panned(1, 2, 16, 0, velocity=(float("nan"), 0)), "velocity=nan"),
     (lambda: footage.panned(1, 2, 16, 0).flows(1.5), "scale=1.5"),
     (lambda: footage.clip_frames(multiple=1.5), "multiple=1.5"),
+    (lambda: WORLD.classify(1, 0, rotation=1e300), "rotation=1e"),
+    (lambda: WORLD.scenes(1, 0, rotation=10**400), "rotation=1000"),
+    (lambda: WORLD.scenes(1, 0, repeat=True), "repeat=True"),
+    (lambda: footage.panned(1, 2, 16, 0, speed=np.array([[1.0, 2.0]])), "speed="),
+    (lambda: WORLD.retrieval(1, 0, scales=np.array(0.5)), "scales="),
+    (lambda: assets.photo("zz"), "name='zz': needs one of "),
+    (lambda: assets.photo(["cat"]), r"name=\['cat'\]"),
+    (lambda: data.photographs(names=[["cat"]]), r"names has \['cat'\]"),
+    (lambda: assets.drawing("noto", 1911), "index=1911"),
+    (lambda: assets.drawing("noto", "a"), "index='a'"),
+    (lambda: assets.cover(torch.zeros(8, 8), 4, 4), r"image has shape \(8, 8\)"),
+    (lambda: backgrounds.names("val"), "split='val'"),
 ]
 
 
@@ -198,7 +210,29 @@ def test_what_else_is_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("call", BATCHED)
+@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99", 1.5])
+def test_devices_that_hold_no_values(call, device):
+    fn, arguments = BATCHED[call]
+    with pytest.raises(ValueError, match="^device="):
+        fn(**arguments, device=device)
+
+
 def test_numbers_of_numpy_and_torch():
-    for half in (np.float32(0.5), torch.tensor(0.5)):
-        assert _arguments.number(half, "x") == 0.5
+    for half in (np.float32(0.5), np.array(0.5), torch.tensor(0.5)):
+        assert _arguments.bounds(half, "x", 0, 1) == (0.5, 0.5)
         assert _arguments.bounds((0.25, half), "x", 0, 1) == (0.25, 0.5)
+
+
+def test_what_is_kept_cannot_be_changed_by_who_asked():
+    for table in (pictograms.table(), assets.photo_table()):
+        with pytest.raises(TypeError):
+            table[0] = {}
+        with pytest.raises(TypeError):
+            table[0]["name"] = "mine"
+    want = assets.photo("cat").clone()
+    assets.photo("cat").zero_()
+    assert torch.equal(assets.photo("cat"), want)
+    world, before = data.EmojiWorld(16, pictograms=3), data.EmojiWorld(16, pictograms=3).table
+    world.scenes(1, 0).table.zero_()
+    assert torch.equal(world.table, before)

@@ -1,44 +1,12 @@
 """What the generators are asked for: each check returns the argument in plain types or raises a
 ValueError that names it."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..nn.checks import check_int
-
-
-def as_number(value: Any) -> float | None:
-    """A number of Python, NumPy or torch as a float; None for anything else."""
-    if isinstance(value, (str, bytes)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        return None
-
-
-def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """`value` as a float.
-
-    Args:
-        value: a number of Python, NumPy or torch, finite.
-        name: what the message calls it.
-        low: the smallest value allowed.
-        high: the largest value allowed.
-    """
-    found = as_number(value)
-    if found is not None and low <= found <= high and math.isfinite(found):
-        return found
-    if math.isinf(low):
-        needs = "a finite number"
-    elif math.isinf(high):
-        needs = f"a finite number of at least {low}"
-    else:
-        needs = f"a number from {low} to {high}"
-    raise ValueError(f"{name}={value!r}: needs {needs}")
+from ..nn.checks import check_device, check_int, check_number
 
 
 def bounds(value: Any, name: str, low: float, high: float) -> tuple[float, float]:
@@ -50,11 +18,14 @@ def bounds(value: Any, name: str, low: float, high: float) -> tuple[float, float
         low: the least either may be.
         high: the most either may be.
     """
-    pair = [as_number(v) for v in _as_pair(value)]
-    if len(pair) != 2 or None in pair or not low <= pair[0] <= pair[1] <= high:
-        needs = f"a number or (smallest, largest) between {low} and {high}"
-        raise ValueError(f"{name}={value!r}: needs {needs}")
-    return pair[0], pair[1]
+    try:
+        least, most = (check_number(v, name, low, high) for v in _as_pair(value))
+        if least <= most:
+            return least, most
+    except ValueError:
+        pass
+    needs = f"a number or (smallest, largest) between {low} and {high}"
+    raise ValueError(f"{name}={value!r}: needs {needs}")
 
 
 def count_bounds(value: Any, name: str, low: int, high: int) -> tuple[int, int]:
@@ -108,20 +79,23 @@ def as_list(value: Any, name: str, what: str = "a list of names") -> list:
         name: what the message calls it.
         what: what the message asks for.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes)) or not is_several(value):
         raise ValueError(f"{name}={value!r}: needs {what}")
     return list(value)
 
 
-def as_device(device: Any) -> torch.device:
-    """None is the CPU, whatever the default device is; "cuda" is the current GPU.
+def is_several(value: Any) -> bool:
+    """Whether it has entries: a list, say; an array or a tensor without axes has none."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
 
-    So equal devices compare as equal.
-    """
-    try:
-        device = torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+
+def as_device(device: Any) -> torch.device:
+    """Where values can be put: None is the CPU, whatever the default device is; "cuda" is the
+    current GPU, so equal devices compare as equal. ValueError for the meta device too: data is
+    its values."""
+    device = check_device(device)
+    if device.type == "meta":
+        raise ValueError("device='meta' holds no values: data needs a device that does")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
@@ -131,6 +105,4 @@ def _as_pair(value: Any) -> list:
     """One value twice, two values as they are."""
     if isinstance(value, (str, bytes)):
         return []
-    if getattr(value, "ndim", None) == 0 or not isinstance(value, Iterable):
-        return [value, value]
-    return list(value)
+    return list(value) if is_several(value) else [value, value]

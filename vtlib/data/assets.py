@@ -10,6 +10,8 @@ import lzma
 import pathlib
 import struct
 import zipfile
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,9 +50,14 @@ def place_in_file(file: str, name: str) -> int:
         return content.tell()
 
 
-def read_rows(file: str) -> list[dict]:
-    """A .json asset: a list of flat dicts."""
-    return json.loads((root() / file).read_text(encoding="utf-8"))
+Rows = tuple[Mapping[str, Any], ...]
+
+
+@functools.cache
+def read_rows(file: str) -> Rows:
+    """A .json asset: flat rows, read-only, as everyone who asks gets the same."""
+    rows = json.loads((root() / file).read_text(encoding="utf-8"))
+    return tuple(MappingProxyType(row) for row in rows)
 
 
 def from_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> Tensor:
@@ -80,8 +87,7 @@ def from_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> Tensor:
     return rgb.div_(255).clamp_(0, 1)
 
 
-@functools.cache
-def photo_table() -> list[dict]:
+def photo_table() -> Rows:
     """What is known of each photograph: name, title, author, licence, split, height, width.
 
     The split "none" says that it is not used as a background.
@@ -89,19 +95,28 @@ def photo_table() -> list[dict]:
     return read_rows("photos.json")
 
 
-@functools.lru_cache(maxsize=2)
+def photo_names() -> list[str]:
+    """The names of all photographs."""
+    return [row["name"] for row in photo_table()]
+
+
 def photo(name: str) -> Tensor:
-    """One photograph, (3, H, W) float32 in [0, 1]; to be read only, the last two are kept."""
+    """One photograph, (3, H, W) float32 in [0, 1]. ValueError for a name that there is not."""
+    return _photo(one_of(name, "name", photo_names())).clone()
+
+
+@functools.lru_cache(maxsize=2)
+def _photo(name: str) -> Tensor:
+    """The last two are kept."""
     planes = read_arrays("photos.npz", name + "_")
     return from_planes(*(planes[f"{name}_{p}"][None] for p in ("y", "cb", "cr")))[0]
 
 
 def check_photos(names: Any) -> list[str]:
     """Names of photographs as a list. ValueError for one that there is not."""
-    known = [row["name"] for row in photo_table()]
-    names = as_list(names, "names")
+    known, names = photo_names(), as_list(names, "names")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"names has {name!r}, but the photographs are {', '.join(known)}")
     return names
 
@@ -118,10 +133,10 @@ def photographs(size: Any = None, names: Any = None, device: Any = None) -> dict
 
     Returns name -> (3, H, W) float32 in [0, 1]. ValueError for an unknown name.
     """
-    names = [row["name"] for row in photo_table()] if names is None else check_photos(names)
+    names = photo_names() if names is None else check_photos(names)
     device = as_device(device)
     if size is None:
-        return {name: photo(name).clone().to(device) for name in names}
+        return {name: photo(name).to(device) for name in names}
     height, width = image_size(size)
     return {name: cover(photo(name), height, width).to(device) for name in names}
 
@@ -135,6 +150,8 @@ def cover(image: Tensor, height: int, width: int) -> Tensor:
         width: of the result, in pixels.
     """
     check_float(image, "image")
+    if image.dim() != 3 or 0 in image.shape:
+        raise ValueError(f"image has shape {tuple(image.shape)}: needs (C, h, w), not empty")
     height, width = check_int(height, "height", 1), check_int(width, "width", 1)
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
@@ -208,6 +225,7 @@ def drawing(artist: str, index: int) -> np.ndarray:
 
     index: its place in `pictograms.table()`.
     """
+    index = check_int(index, "index", 0, len(read_rows("emoji.json")) - 1)
     block, place = divmod(index, PACKED)
     return _unpacked(artist, block)[place]
 

@@ -12,6 +12,7 @@ from ..nn.checks import check_finite, check_float
 from ._kept import Kept
 from ._random import below, uniform, unit
 from .assets import cover, photo, photo_table
+from .pictograms import check_split
 
 ZOOMS = (1.1, 1.4, 1.8)  # photographs are kept this much larger than the picture, so crops differ
 LARGEST = 1024
@@ -22,7 +23,7 @@ VIEWS = Kept(64 * 2**20)
 
 def names(split: str) -> list[str]:
     """Backgrounds of "train", "test" or "all": photographs without a face or an animal."""
-    wanted = ("train", "test") if split == "all" else (split,)
+    wanted = ("train", "test") if check_split(split) == "all" else (split,)
     return [row["name"] for row in photo_table() if row["split"] in wanted]
 
 

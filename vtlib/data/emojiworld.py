@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_int, check_number
 from . import backgrounds, pictograms, render
 from ._arguments import (
     as_device,
@@ -14,7 +14,6 @@ from ._arguments import (
     bounds,
     count_bounds,
     image_size,
-    number,
     one_of,
 )
 from ._random import below, seeded, uniform, unit
@@ -32,6 +31,8 @@ TRIES = {"any": 1, "some": 2, "none": 48}
 SCALES = (0.02, 1.0)
 MOST = 64
 """Objects in one picture."""
+TURN = 360
+"""Degrees either way."""
 PLURAL = {"category": "categories", "subcategory": "subcategories"}
 DRAWS = 32
 """So many pictograms are drawn for each object of the clutter, to find one of another class."""
@@ -145,7 +146,8 @@ class EmojiWorld:
     ) -> Scenes:
         """The same as scenes: the labelled object is the last slot."""
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
-        clutter, rotation = check_int(clutter, "clutter", 0), number(rotation, "rotation", 0)
+        clutter = check_int(clutter, "clutter", 0)
+        rotation = check_number(rotation, "rotation", 0, TURN)
         generator = seeded(seed)
         which = self.draw((batch, 1), level, generator)
         side = uniform((batch, 1), scale, generator) * min(self.size)
@@ -207,8 +209,8 @@ class EmojiWorld:
         """
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
         few, many = count_bounds(objects, "objects", 1, MOST)
-        rotation = number(rotation, "rotation", 0)
-        repeat, signs = number(repeat, "repeat", 0, 1), number(signs, "signs", 0, 1)
+        rotation = check_number(rotation, "rotation", 0, TURN)
+        repeat, signs = check_number(repeat, "repeat", 0, 1), check_number(signs, "signs", 0, 1)
         tries = TRIES[one_of(occlusion, "occlusion", TRIES)]
         generator = seeded(seed)
         count = below(many + 1, (batch, 1), generator, start=few)
@@ -272,7 +274,7 @@ class EmojiWorld:
         batch, frames = check_int(batch, "batch", 1), check_int(frames, "frames", 1)
         scale, objects = bounds(scale, "scale", *SCALES), count_bounds(objects, "objects", 1, MOST)
         given = (("speed", speed), ("spin", spin), ("pan", pan), ("zoom", zoom))
-        moves = {name: number(value, name, 0, 360) for name, value in given}
+        moves = {name: check_number(value, name, 0, TURN) for name, value in given}
         return make_video(self, batch, frames, seed, objects, scale, **moves, device=device)
 
     @one_thread()
@@ -299,10 +301,10 @@ class EmojiWorld:
 
         identities = check_int(identities, "identities", 1)
         scales = as_list(scales, "scales", "a list of numbers")
-        scales = [number(scale, "scales", *SCALES) for scale in scales]
+        scales = [check_number(scale, "scales", *SCALES) for scale in scales]
         if not scales:
             raise ValueError("scales is empty: needs at least one number")
-        rotation = number(rotation, "rotation", 0)
+        rotation = check_number(rotation, "rotation", 0, TURN)
         return make_retrieval(self, identities, seed, scales, rotation, background, device)
 
     @one_thread()
@@ -334,7 +336,8 @@ class EmojiWorld:
 
         batch, scale = check_int(batch, "batch", 1), bounds(scale, "scale", *SCALES)
         objects = count_bounds(objects, "objects", 1, MOST)
-        rotation, blend = number(rotation, "rotation", 0), number(blend, "blend", 0, 1)
+        rotation = check_number(rotation, "rotation", 0, TURN)
+        blend = check_number(blend, "blend", 0, 1)
         return make_camouflage(
             self, batch, seed, objects, scale, rotation, blend, background, device
         )
@@ -362,7 +365,7 @@ class EmojiWorld:
         from .mosaic import make_mosaic
 
         height, width = check_int(height, "height", 1), check_int(width, "width", 1)
-        cell, fill = check_int(cell, "cell", 16), number(fill, "fill", 0.001, 1)
+        cell, fill = check_int(cell, "cell", 16), check_number(fill, "fill", 0.001, 1)
         return make_mosaic(self, height, width, seed, cell, fill, device)
 
     @one_thread()
@@ -446,7 +449,7 @@ class EmojiWorld:
             classes=list(self.classes),
             artists=artists,
             photos=list(self.photos),
-            table=self.table,
+            table=self.table.clone(),
         )
 
     def _artist(self, which: Tensor, generator: torch.Generator) -> Tensor:

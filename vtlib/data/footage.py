@@ -20,22 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_int, check_number
 from . import assets
 from ._arguments import (
     as_device,
     as_list,
-    as_number,
     bounds,
     image_size,
-    number,
+    is_several,
     one_of,
 )
 from ._kept import Kept
 from ._random import below, seeded, uniform, unit
 from ._threads import one_thread
 from .backgrounds import names as background_names
-from .pictograms import SPLITS
+from .pictograms import check_split
 from .video import Camera, Paths, fold, pixel_middles, video_flow
 
 CLIP = {"train": slice(0, 24), "test": slice(28, 48), "all": slice(0, 48)}
@@ -71,11 +70,6 @@ class Footage:
         small = [F.avg_pool2d(flow.flatten(0, 1), scale).div(scale) for flow in both]
         shape = self.backward.shape[:2]
         return small[0].unflatten(0, shape), small[1].unflatten(0, shape)
-
-
-def check_split(split: Any) -> str:
-    """`split`, if it is one of `SPLITS`."""
-    return one_of(split, "split", SPLITS)
 
 
 def split_names(split: str) -> list[str]:
@@ -270,7 +264,7 @@ def panned(
     size, device = image_size(size), as_device(device)
     pool = _pool(split, names)
     speed = bounds(speed, "speed", 0, FASTEST)
-    zoom, turn = number(zoom, "zoom", 0, 10), number(turn, "turn", 0, 360)
+    zoom, turn = check_number(zoom, "zoom", 0, 10), check_number(turn, "turn", 0, 360)
     shrink, velocity = _shrink(shrink), _velocity(velocity)
     motion = draw_motion(seeded(seed), batch, len(pool), speed, zoom, turn, shrink, velocity)
     chosen = [pool[k] for k in motion.which]
@@ -343,7 +337,7 @@ def _pool(split: str, names: Any) -> list[str]:
 def _shrink(shrink: Any) -> float | tuple[float, float]:
     """One number or (least, most)."""
     low, high = bounds(shrink, "shrink", 0.05, 100)
-    return low if as_number(shrink) is not None else (low, high)
+    return (low, high) if is_several(shrink) else low
 
 
 def _velocity(velocity: Any) -> list[float] | None:
@@ -353,10 +347,9 @@ def _velocity(velocity: Any) -> list[float] | None:
     pair = as_list(velocity, "velocity", "(x, y) in pixels a frame")
     if len(pair) != 2:
         raise ValueError(f"velocity={velocity!r}: needs (x, y) in pixels a frame")
-    return [number(value, "velocity", -FASTEST, FASTEST) for value in pair]
+    return [check_number(value, "velocity", -FASTEST, FASTEST) for value in pair]
 
 
-@one_thread()
 def pictograms(world, batch: int, frames: int, seed: int, **options: Any) -> Footage:
     """Videos of an EmojiWorld as `Footage`: flow both ways.
 

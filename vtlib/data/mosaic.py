@@ -9,7 +9,6 @@ from torch import Tensor
 from . import backgrounds, pictograms, render
 from ._arguments import as_device
 from ._random import below, seeded, uniform, unit
-from .scenes import extent
 
 LARGE = 4
 """A large cell's side in cells."""
@@ -69,7 +68,7 @@ def scatter(world, cells: int, side_of_cell: int, chance: float, generator, devi
     artist = below(len(world.artists), shape, generator)
     side = uniform(shape, (0.2, 0.75), generator) * side_of_cell
     angle = uniform(shape, (-30, 30), generator)
-    half = extent(side, angle)[:, None]
+    half = render.turned(side, angle)[:, None] / 2
     inside = half + unit((*shape, 2), generator) * (side_of_cell - 2 * half)
     fields = (which, artist, side, angle, inside)
     return Layer(cell.to(device), side_of_cell, *(field.to(device) for field in fields))

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..nn.checks import check_int
 from ._arguments import one_of
-from .assets import read_rows
+from .assets import Rows, read_rows
 
 EASY = (
     "red apple",
@@ -32,9 +33,8 @@ LEVELS = ("pictogram", "category", "subcategory")
 SPLITS = ("train", "test", "all")
 
 
-@functools.cache
-def table() -> list[dict]:
-    """One dict a pictogram.
+def table() -> Rows:
+    """One row a pictogram, read-only.
 
     name, short, code (points), char, category, subcategory, twin (the first that looks the same),
     split.
@@ -92,13 +92,17 @@ def name_of(index: int) -> str:
     return table()[check_int(index, "index", 0, len(table()) - 1)]["name"]
 
 
+def check_split(split: Any) -> str:
+    """`split`, if it is one of `SPLITS`."""
+    return one_of(split, "split", SPLITS)
+
+
 def in_split(split: str) -> list[int]:
     """Indices of the pictograms of "train", "test" or "all".
 
     About a fifth is in "test", by a hash of the code points; twins stay together.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: needs train, test or all")
+    check_split(split)
     return [i for i, row in enumerate(table()) if split in ("all", row["split"])]
 
 

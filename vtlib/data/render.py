@@ -85,11 +85,11 @@ class Placed:
         fields = (getattr(self, name).index_select(0, index) for name in names)
         return Placed(self.artists, *fields)
 
-    @property
-    def reach(self) -> Tensor:
-        """(N,) float32: width (= height) of the turned square."""
-        theta = self.angle * (math.pi / 180)
-        return self.side * (theta.cos().abs() + theta.sin().abs())
+
+def turned(side: Tensor, angle: Tensor) -> Tensor:
+    """Width (= height) of a turned square: side (|cos| + |sin|); angle in degrees."""
+    theta = angle * (math.pi / 180)
+    return side * (theta.cos().abs() + theta.sin().abs())
 
 
 def sprites(
@@ -151,7 +151,7 @@ def paint(image: Tensor, objects: Placed, fill: Tensor | None = None) -> tuple[T
     (many, _, height, width), device = image.shape, image.device
     owner = torch.zeros(many, 1, height, width, dtype=torch.long, device=device)
     area = torch.zeros(len(objects.slot), dtype=torch.long, device=device)
-    reach = objects.reach
+    reach = turned(objects.side, objects.angle)
     for k in range(int(objects.slot.max()) + 1 if len(objects.slot) else 0):
         here = (objects.slot == k).nonzero()[:, 0]
         # each object is drawn in a window that is just large enough for this slot's largest

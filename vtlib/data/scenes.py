@@ -1,7 +1,6 @@
 """Scenes: several pictograms on a background, with everything about them known exactly."""
 
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from . import pictograms
 from ._random import unit
+from .render import turned
 
 if TYPE_CHECKING:
     from .questions import Question
@@ -118,12 +118,6 @@ class Scenes:
         return questions(self, n, seed, kinds)
 
 
-def extent(side: Tensor, angle: Tensor) -> Tensor:
-    """Half the width (= half the height) of a turned square: side / 2 (|cos| + |sin|)."""
-    theta = angle * (math.pi / 180)
-    return side / 2 * (theta.cos().abs() + theta.sin().abs())
-
-
 def layout(
     valid: Tensor,
     side: Tensor,
@@ -148,7 +142,7 @@ def layout(
     """
     batch, slots = valid.shape
     height, width = size
-    half = extent(side, angle).clamp(max=min(size) / 2)
+    half = (turned(side, angle) / 2).clamp(max=min(size) / 2)
     room = torch.tensor([width, height], dtype=torch.float32, device="cpu") - 2 * half[..., None]
     places = unit((tries, batch, slots, 2), generator) * room + half[..., None]
     radius = side * 0.45
