@@ -113,7 +113,8 @@ class Features(torch.nn.Module):
 
     def forward(self, images):
         check_images(images)
-        return self.upsampler(images, self.backbone(images)).flatten(2).mT
+        features = self.backbone(images.to(self.backbone.weight.dtype))
+        return self.upsampler(images, features).flatten(2).mT
 
 
 class WithMirrored(torch.nn.Module):

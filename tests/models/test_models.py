@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from ..settings import SETTINGS
-from .registry import MODELS
+from .registry import MODELS, VLM
 
 # Why a model's attention is not fused in training. In eval mode all of them are.
 WRITTEN_DOWN = {
@@ -147,6 +147,16 @@ def test_pictures_of_integers_are_refused(model):
     for wrong in ((255 * x).byte(), (255 * x).long(), x.numpy(), x.tolist()):
         with pytest.raises(ValueError, match="needs to be a floating|needs a floating"):
             model.module(wrong)
+
+
+def test_another_dtype_than_the_weights_is_named(model):
+    x = model.inputs(2)
+    if not x.is_floating_point() or model.name in VLM:
+        return
+    with pytest.raises(ValueError, match="is torch.float64 but the model's weights are .*float32"):
+        model.module(x.double())
+    with pytest.raises(ValueError, match="is torch.float32 but the model's weights are .*bfloat16"):
+        model.module.bfloat16()(x)
 
 
 def attention_kernels(run):

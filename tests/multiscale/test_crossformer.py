@@ -244,6 +244,13 @@ def test_stages_for_dense_tasks():
     (lambda: cf.CrossScaleMerge(8)(torch.rand(1, 15, 8), (3, 5)), "(3, 5)"),
     (lambda: cf.crossformer_tiny()(torch.rand(1, 3, 48, 48)), "multiple of 32"),
     (lambda: cf.group_lda(torch.rand(1, 8, 9, 1), 2, 2), "multiple of 4"),
+    (lambda: cf.group_lda(torch.rand(1, 8, 8, 1), 2, 0), "interval=0"),
+    (lambda: cf.group_sda(torch.rand(8, 8, 1), 2), "(8, 8, 1)"),
+    (lambda: cf.ungroup(torch.rand(1, 3, 4, 2), 2, 4, 4, 1), "(1, 3, 4, 2)"),
+    (lambda: cf.split_channels(8.0, 2), "embed_dim=8.0"),
+    (lambda: cf.CrossFormerBlock(32, 2)(torch.rand(1, 15, 32), (4, 4)), "15 tokens"),
+    (lambda: cf.CrossFormer(merge_size=2), "merge_size=2: needs a sequence"),
+    (lambda: cf.CrossFormer(mlp_ratio=(4.0, 4.0)), "mlp_ratio=(4.0, 4.0)"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:

@@ -158,6 +158,8 @@ def test_fusion_cost_is_linear_and_all_attention_is_quadratic():
     (dict(img_size=224), "img_size=224: needs a sequence of 2 integers"),
     (dict(multi_conv=True, patch_size=(8, 16), img_size=(240, 224)), "patch_size=8"),
     (dict(num_heads=(5, 3)), "num_heads=5"),
+    (dict(mlp_ratio=4), "mlp_ratio=4: needs a pair"),
+    (dict(mlp_ratio=(4, "4")), "mlp_ratio[1]='4'"),
 ])
 def test_bad_arguments(kwargs, words):
     with pytest.raises(ValueError) as error, torch.device("meta"):

@@ -656,3 +656,21 @@ def test_bad_input():
         small()(torch.rand(1, 4, 8, 8))
     with pytest.raises(ValueError, match=r"size=\(9, 9\)"):
         patch_reverse(patch_divide(torch.rand(1, 2, 20, 20), 8), (9, 9))
+    with pytest.raises(ValueError, match="size=9"):
+        patch_reverse(patch_divide(torch.rand(1, 2, 20, 20), 8), 9)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: catanet.assign(torch.rand(1, 5, 4), torch.rand(3, 5)), r"centres has shape \(3, 5\)"),
+    (lambda: catanet.first_centres(torch.rand(5, 4), 2), "3 axes"),
+    (lambda: catanet.center_iter(torch.rand(1, 5, 4), [1.0]), "centres is a list"),
+    (lambda: catanet.sorted_row(0, 4), "n=0"),
+    (lambda: catanet.patch_rows(8, 2), "patch=2"),
+    (lambda: patch_divide(torch.rand(2, 8, 8), 4), "x has shape"),
+    (lambda: catanet.ConvFFN(8, "16"), "mlp_dim='16'"),
+    (lambda: catanet.IRCA(8, 6, 4), "num_heads=4"),
+    (lambda: catanet.DepthwiseConv(8, 4), "kernel_size=4: needs an odd"),
+])
+def test_parts_alone_name_what_does_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from vtlib import data
-from vtlib.superres import bicubic, blur_down, psnr
+from vtlib.superres import bicubic, blur_down, degrade, psnr
 from vtlib.superres.degrade import bicubic_taps, keys_cubic
 
 # MATLAB's imresize(reshape(0:n*n-1, n, n)', 1/scale, "bicubic"), from the test data of
@@ -228,3 +228,18 @@ def test_bad_input():
         bicubic(torch.zeros(3, 8, 8, dtype=torch.uint8), 0.25)
     with pytest.raises(ValueError, match="at least one pixel"):
         bicubic(torch.zeros(3, 0, 8), 0.25)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: degrade.bicubic_taps(8, 0), "scale=0"),
+    (lambda: degrade.bicubic_taps(8, float("nan")), "scale=nan"),
+    (lambda: degrade.bicubic_taps("8", 2), "length='8'"),
+    (lambda: degrade.blur_taps(8, 0, 1.6), "scale=0"),
+    (lambda: degrade.blur_taps(8, 4, -1.0), "sigma=-1.0"),
+    (lambda: degrade.blur_taps(8, 4, 1e300), "sigma=1e"),
+    (lambda: degrade.blur_taps(8, 4, 1.6, "left"), "where='left'"),
+    (lambda: degrade.keys_cubic([0.5]), "x is a list"),
+])
+def test_taps_of_nothing(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -136,8 +136,8 @@ def test_bad_input():
         (dict(levels=0), "levels=0"),
         (dict(levels=2.0), r"levels=2.0 \(float\): needs an integer"),
         (dict(channels=()), "channels="),
-        (dict(channels=8), "channels=8: needs the widths"),
-        (dict(channels=(8, 0)), "channels=0"),
+        (dict(channels=8), "channels=8: needs a sequence"),
+        (dict(channels=(8, 0)), r"channels\[1\]=0"),
         (dict(kernel_size=4), "kernel_size=4: needs an odd"),
         (dict(kernel_size="3"), "kernel_size='3'"),
     ):

@@ -431,6 +431,17 @@ WHOLE = (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2
     (lambda: small(head_channels=0), "head_channels=0"),
     (lambda: small().key_frames(5, "sideways"), "direction='sideways'"),
     (lambda: small().key_frames(2.5), "frames=2.5"),
+    (lambda: small(spynet="yes"), "spynet='yes': needs a module"),
+    (lambda: small(spynet=1), "spynet=1: needs a module"),
+    (lambda: cross_scale_tokens(torch.rand(1, 2, 12, 12), 3), "stride=3"),
+    (lambda: cross_scale_tokens(torch.rand(1, 2, 12, 12), 6), "stride=6 must be a multiple of 4"),
+    (lambda: tokenize(torch.rand(2, 8, 8)), "x has shape .2, 8, 8."),
+    (lambda: untokenize(torch.rand(1, 6, 2, 2)), r"6 channels .* stride\^2=16"),
+    (lambda: token_flow(torch.rand(1, 3, 8, 8)), "flow has 3 channels"),
+    (lambda: identity_grid("1", 2, 2), "batch='1'"),
+    (lambda: gather_tokens(torch.rand(1, 4, 2, 3, 3), torch.rand(1, 2, 3, 3)),
+     r"location has shape \(1, 2, 3, 3\) but needs \(1, 2, 2, 3, 3\)"),
+    (lambda: gather_tokens(torch.rand(1, 4, 2, 3, 3), torch.rand(1, 2, 3, 3), 0), "key is a int"),
     (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
 ])
 def test_bad_input(call, message):

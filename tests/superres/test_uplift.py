@@ -342,6 +342,12 @@ def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     (lambda: UPLiFT(6, 14.0), "patch_size=14.0"),
     (lambda: small(decoder_convs=0), "decoder_convs=0"),
     (lambda: small(noise_channels=-1), "noise_channels=-1"),
+    (lambda: uplift.resize_image(torch.rand(1, 3, 8, 8), 4.0), "size=4.0"),
+    (lambda: uplift.resize_image(torch.rand(3, 8, 8), 4), "4 axes"),
+    (lambda: uplift.shifted([1.0], OFFSETS[5]), "value is a list"),
+    (lambda: uplift.ConvBlock(3, 4, 0), "convs=0"),
+    (lambda: uplift.Encoder(4), "widths=4"),
+    (lambda: uplift.Decoder(4, (4,), (4, 4)), "two groups"),
     (lambda: uplift.pyramid(torch.rand(1, 3, 36, 32), 3), "36 x 32 cannot be halved depth=3 times"),
 ])
 def test_bad_input(call, message):

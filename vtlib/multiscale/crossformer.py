@@ -28,18 +28,21 @@ from ..nn import (
     DropPath,
     Mlp,
     attend,
+    check_dtype,
     check_heads,
     check_images,
     check_int,
     check_ints,
     check_multiple,
     check_number,
+    check_tokens,
     pad_to_multiple,
     relative_index,
     relative_offsets,
     window_merge,
     window_partition,
 )
+from ..nn.checks import check_map
 
 PAPER = "crossformer"
 
@@ -51,6 +54,8 @@ def split_channels(embed_dim, num_kernels):
 
     They sum to D.
     """
+    embed_dim = check_int(embed_dim, "embed_dim", 1)
+    num_kernels = check_int(num_kernels, "num_kernels", 1)
     if embed_dim % 2 ** (num_kernels - 1):
         raise ValueError(
             f"embed_dim={embed_dim} cannot be halved {num_kernels - 1} times for "
@@ -96,9 +101,18 @@ class CrossScaleEmbed(nn.Module):
 
     def forward(self, images):
         check_images(images, self.in_chans)
+        check_dtype(images, self.norm.weight, "images")
         check_multiple(images.shape[-2:], self.stride)
         x = torch.cat([proj(images) for proj in self.projs], dim=1)              # b d h w
         return self.norm(rearrange(x, "b d h w -> b (h w) d"))
+
+
+def _check_grid(x, grid, dim):
+    """Raise unless x (B, H*W, dim) are the tokens of a grid (H, W)."""
+    check_tokens(x, dim, "x")
+    height, width = check_ints(grid, "grid", 1, length=2)
+    if x.shape[1] != height * width:
+        raise ValueError(f"x has {x.shape[1]} tokens but grid={(height, width)}")
 
 
 class CrossScaleMerge(nn.Module):
@@ -109,7 +123,7 @@ class CrossScaleMerge(nn.Module):
 
     def __init__(self, dim, merge_size=(2, 4)):
         super().__init__()
-        merge_size = check_ints(merge_size, "merge_size", 2)
+        dim, merge_size = check_int(dim, "dim", 1), check_ints(merge_size, "merge_size", 2)
         dims = split_channels(2 * dim, len(merge_size))
         self.norm = nn.LayerNorm(dim)
         self.reductions = nn.ModuleList(
@@ -118,6 +132,7 @@ class CrossScaleMerge(nn.Module):
         )
 
     def forward(self, x, grid):
+        _check_grid(x, grid, self.norm.normalized_shape[0])
         check_multiple(grid, 2, "token map before merging")
         x = rearrange(self.norm(x), "b (h w) c -> b c h w", h=grid[0])
         x = torch.cat([conv(x) for conv in self.reductions], dim=1)
@@ -143,6 +158,9 @@ def group_lda(x, group_size, interval):
         group_size: G.
         interval: I.
     """
+    check_map(x)
+    group_size = check_int(group_size, "group_size", 1)
+    interval = check_int(interval, "interval", 1)
     check_multiple(x.shape[1:3], group_size * interval, "token map")
     sizes = dict(g=group_size, f=group_size, i=interval, j=interval)
     return rearrange(x, "b (r g i) (s f j) c -> b (r s i j) (g f) c", **sizes)
@@ -162,7 +180,13 @@ def ungroup(groups, group_size, height, width, interval=None):
     """
     if interval is None:
         return window_merge(groups, group_size, height, width)
-    region = group_size * interval
+    group_size = check_int(group_size, "group_size", 1)
+    region = group_size * check_int(interval, "interval", 1)
+    check_map(groups, "groups")
+    check_multiple((height, width), region, "token map")
+    need = height * width // group_size**2, group_size**2
+    if groups.shape[1:3] != need:
+        raise ValueError(f"groups {tuple(groups.shape)}: need (B, {need[0]}, {need[1]}, C)")
     sizes = dict(r=height // region, s=width // region)
     sizes |= dict(g=group_size, f=group_size, i=interval, j=interval)
     return rearrange(groups, "b (r s i j) (g f) c -> b (r g i) (s f j) c", **sizes)
@@ -177,6 +201,7 @@ class DynamicPositionBias(nn.Module):
 
     def __init__(self, dim, num_heads):
         super().__init__()
+        dim, num_heads = check_int(dim, "dim", 1), check_int(num_heads, "num_heads", 1)
 
         def step(out):
             return nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, out))
@@ -219,6 +244,7 @@ class GroupAttention(nn.Module):
             group_size: G.
             mask: (groups, 1, 1, G*G), added to the logits of keys; None: nothing is.
         """
+        check_map(x)
         batch, groups = x.shape[:2]
         qkv = self.qkv(x)
         split = "b g n (three h p) -> three (b g) h n p"
@@ -292,7 +318,7 @@ class CrossFormerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = GroupAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * check_number(mlp_ratio, "mlp_ratio", 0)))
+        self.mlp = Mlp(dim, int(dim * check_number(mlp_ratio, "mlp_ratio", 0, 1e4)))
         self.drop_path = DropPath(drop_path)
         if cooling:
             self.ex_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
@@ -323,6 +349,7 @@ class CrossFormerBlock(nn.Module):
 
     def forward(self, x, grid):
         """x: (B, H*W, C), grid: (H, W) -> (B, H*W, C)."""
+        _check_grid(x, grid, self.norm1.normalized_shape[0])
         x = x + self.drop_path(self.attend_in_groups(self.norm1(x), grid))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         if hasattr(self, "ex_conv"):                  # no residual: this cools the amplitude
@@ -423,6 +450,9 @@ class CrossFormer(nn.Module):
         num_classes = check_int(num_classes, "num_classes", 0)
         drop_path = check_number(drop_path, "drop_path", 0)
         stages = len(depths)
+        for name, value in (("group_size", group_size), ("merge_size", merge_size)):
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(f"{name}={value!r}: needs a sequence")
         counts = len(num_heads), len(group_size), len(interval), len(merge_size) + 1
         if set(counts) != {stages}:
             raise ValueError(
@@ -432,6 +462,8 @@ class CrossFormer(nn.Module):
             )
         sizes = _group_sizes(group_size, depths)
         ratios = mlp_ratio if isinstance(mlp_ratio, (list, tuple)) else [mlp_ratio] * stages
+        if len(ratios) != stages:
+            raise ValueError(f"mlp_ratio={mlp_ratio}: needs one number, or one for each stage")
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
         merges = [*merge_size, None]
         self.patch_embed = CrossScaleEmbed(patch_size, in_chans, embed_dim)

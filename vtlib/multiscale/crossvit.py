@@ -35,11 +35,13 @@ from ..nn import (
     Block,
     CrossAttention,
     DropPath,
+    check_dtype,
     check_images,
     check_int,
     check_ints,
     check_multiple,
     check_number,
+    check_tokens,
 )
 
 PAPER = "crossvit"
@@ -68,6 +70,11 @@ class ConvStem(nn.Sequential):
     """
 
     def __init__(self, patch_size, in_chans, embed_dim):
+        patch_size = check_int(patch_size, "patch_size", 1)
+        in_chans = check_int(in_chans, "in_chans", 1)
+        embed_dim = check_int(embed_dim, "embed_dim", 4)
+        if embed_dim % 4:
+            raise ValueError(f"embed_dim={embed_dim}: the stem needs a multiple of 4")
         if patch_size not in (12, 16):
             raise ValueError(
                 f"patch_size={patch_size} has no convolutional stem; "
@@ -101,14 +108,19 @@ class BranchEmbed(nn.Module):
 
     def __init__(self, img_size, patch_size, in_chans, embed_dim, multi_conv):
         super().__init__()
+        img_size = check_int(img_size, "img_size", 1)
+        patch_size = check_int(patch_size, "patch_size", 1)
         check_multiple((img_size, img_size), patch_size, "img_size of the branch")
         self.img_size, self.num_patches = img_size, (img_size // patch_size) ** 2
         if multi_conv:
             self.proj = ConvStem(patch_size, in_chans, embed_dim)
         else:
+            in_chans = check_int(in_chans, "in_chans", 1)
+            embed_dim = check_int(embed_dim, "embed_dim", 1)
             self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, images):
+        check_images(images, None)
         size = (self.img_size, self.img_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
@@ -127,11 +139,13 @@ class CrossAttentionBlock(nn.Module):
 
     def __init__(self, dim, num_heads, qkv_bias=True, drop_path=0.0):
         super().__init__()
+        dim = check_int(dim, "dim", 1)
         self.norm1 = _norm(dim)
         self.attn = CrossAttention(dim, num_heads, qkv_bias)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, z, return_attn=False):
+        check_tokens(z, self.norm1.normalized_shape[0], "z")
         y = self.norm1(z)
         y = self.attn(y[:, :1], y, return_attn)              # one query, the first token: cost N
         y, attn = y if return_attn else (y, None)
@@ -176,6 +190,8 @@ class AllAttentionFusion(nn.Module):
 
     def __init__(self, dims, num_heads, qkv_bias=True):
         super().__init__()
+        dims = check_ints(dims, "dims", 1, length=2)
+        num_heads = check_ints(num_heads, "num_heads", 1, length=2)
         self.projs = nn.ModuleList(_project(d, dims[1]) for d in dims)
         self.norm1 = _norm(dims[1])
         self.attn = Attention(dims[1], num_heads[1], qkv_bias)
@@ -198,7 +214,7 @@ class SumFusion(nn.Module):
 
     def __init__(self, dims, patches=False):
         super().__init__()
-        self.patches = patches
+        self.patches, dims = patches, check_ints(dims, "dims", 1, length=2)
         self.projs = nn.ModuleList(_project(d, dims[1]) for d in dims)
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
@@ -280,7 +296,7 @@ class CrossViT(nn.Module):
         embed_dim: pair of widths.
         depth: one (N, M) for each multi-scale encoder, or the official triples (N, M, 0).
         num_heads: pair.
-        mlp_ratio: pair.
+        mlp_ratio: pair, or the official triple.
         qkv_bias: of all attentions.
         drop_path: rate of stochastic depth in the last layer, linear from 0.
         fusion: "cross" | "none" | "all" | "cls" | "pairwise".
@@ -313,6 +329,7 @@ class CrossViT(nn.Module):
         patch_size = check_ints(patch_size, "patch_size", 1, length=2)
         embed_dim = check_ints(embed_dim, "embed_dim", 1, length=2)
         num_heads = check_ints(num_heads, "num_heads", 1, length=2)
+        mlp_ratio = _check_ratios(mlp_ratio)
         num_classes = check_int(num_classes, "num_classes", 0)
         drop_path = check_number(drop_path, "drop_path", 0)
         depth = _check_depth(depth)
@@ -358,6 +375,7 @@ class CrossViT(nn.Module):
     def embed(self, images):
         """images -> two sequences (B, 1 + N_i, D_i): own patches, own [CLS], own positions."""
         check_images(images, self.in_chans)
+        check_dtype(images, self.pos_embed[0], "images")
         out = []
         for embed, cls, pos in zip(self.patch_embed, self.cls_token, self.pos_embed, strict=True):
             x = embed(images)
@@ -403,6 +421,13 @@ class CrossViT(nn.Module):
             return torch.stack(self.branch_logits(images)).mean(dim=0)
         xs, attns = self.tokens(images, return_attn=True)
         return torch.stack(self._heads(xs)).mean(dim=0), attns
+
+
+def _check_ratios(mlp_ratio):
+    """A number for each branch, and the official code's third, which nothing reads."""
+    if not isinstance(mlp_ratio, (tuple, list)) or len(mlp_ratio) not in (2, 3):
+        raise ValueError(f"mlp_ratio={mlp_ratio!r}: needs a pair of numbers, one for each branch")
+    return [check_number(ratio, f"mlp_ratio[{i}]", 0) for i, ratio in enumerate(mlp_ratio)]
 
 
 def _check_depth(depth):

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data._random import below, unit
-from ..nn import check_float, check_images, check_int, check_tokens
+from ..nn import (
+    check_device,
+    check_dtype,
+    check_images,
+    check_int,
+    check_multiple,
+    check_tokens,
+)
 from .crossformer import CrossFormerBlock
 
 
@@ -29,7 +36,7 @@ def stripes(batch, generator, device=None):
     Returns images (B, 1, 32, 32) of about [0, 1] with noise, shape (B,) and pattern (B,), both 0, 1
     or 2.
     """
-    batch = check_int(batch, "batch", 1)
+    batch, device = check_int(batch, "batch", 1), check_device(device)
     shape, pattern = below(3, (2, batch), generator)
     x = torch.arange(32, device="cpu", dtype=torch.float32)
     y = x[:, None]
@@ -45,7 +52,7 @@ def stripes(batch, generator, device=None):
     images = mine * (0.2 + 0.6 * waves[pattern])
     noise = torch.randn(batch, 32, 32, generator=generator, device="cpu", dtype=torch.float32)
     images = images + 0.05 * noise
-    return tuple(t.to(device or "cpu") for t in (images[:, None], shape, pattern))
+    return tuple(t.to(device) for t in (images[:, None], shape, pattern))
 
 
 def blur(images, side=4):
@@ -53,8 +60,8 @@ def blur(images, side=4):
 
     Stripes of that period are gone, shapes remain.
     """
-    check_float(images, "images")
-    check_images(images, images.shape[1] if images.dim() == 4 else 3)
+    check_images(images, None)
+    check_multiple(images.shape[-2:], check_int(side, "side", 1))
     return F.interpolate(F.avg_pool2d(images, side), scale_factor=side, mode="nearest")
 
 
@@ -74,7 +81,7 @@ def corners(batch, generator, side=9, colours=4, device=None):
     index of the token that is asked, and colour (B,): the answer.
     """
     batch, side = check_int(batch, "batch", 1), check_int(side, "side", 2)
-    colours = check_int(colours, "colours", 1)
+    colours, device = check_int(colours, "colours", 1), check_device(device)
     last = side * side - 1
     places = torch.tensor([0, side - 1, last - side + 1, last], device="cpu")
     first = places[below(4, (batch,), generator)]
@@ -83,7 +90,7 @@ def corners(batch, generator, side=9, colours=4, device=None):
     i = torch.arange(batch, device="cpu")
     tokens[i, first, colour[:, 0]] = 1
     tokens[i, last - first, colour[:, 1]] = 1
-    return tuple(t.to(device or "cpu") for t in (tokens, first, colour[:, 1]))
+    return tuple(t.to(device) for t in (tokens, first, colour[:, 1]))
 
 
 class Reader(nn.Module):
@@ -120,6 +127,7 @@ class Reader(nn.Module):
 
     def forward(self, tokens, first):
         check_tokens(tokens, self.embed.in_features)
+        check_dtype(tokens, self.embed.weight, "tokens")
         x = self.embed(tokens)                                                         # b n d
         for block in self.blocks:
             x = block(x, (self.side, self.side))

@@ -35,8 +35,11 @@ from ..nn import (
     PatchEmbed,
     apply_rope,
     attend,
+    check_dtype,
+    check_float,
     check_heads,
     check_int,
+    check_number,
     check_tokens,
     resize_pos_embed,
     rope_1d,
@@ -61,6 +64,7 @@ def modified_softmax(scores, tau, kind="l2_norm_gelu"):
             tau * b / max(||b||, 1e-5), b = GELU(a); "softmax": tau^2 * softmax(a), so that the
             weights sum to n.
     """
+    check_float(scores, "scores")
     if kind == "l2_norm_gelu":
         return F.gelu(tau * F.normalize(scores, dim=-1, eps=EPS))
     if kind == "gelu_l2_norm":
@@ -98,8 +102,9 @@ class Pattention(nn.Module):
             raise ValueError(f"kind={kind!r} must be one of {NORMS}")
         in_dim, out_dim = check_int(in_dim, "in_dim", 1), check_int(out_dim, "out_dim", 1)
         num_tokens = check_int(num_tokens, "num_tokens", 1)
-        self.kind, self.scale = kind, scale
-        self.value_std = out_dim**-0.5 if value_std is None else value_std
+        self.kind, self.scale = kind, check_number(scale, "scale")
+        value_std = out_dim**-0.5 if value_std is None else value_std
+        self.value_std = check_number(value_std, "value_std", 0)
         keys = torch.empty(num_tokens, in_dim).normal_(std=0.02)
         values = torch.empty(num_tokens, out_dim).normal_(std=self.value_std)
         self.key_param_tokens = nn.Parameter(keys)
@@ -135,6 +140,8 @@ class Pattention(nn.Module):
                 the norm, tau stays.
             index: (k,) long, use only these parameter tokens; tau becomes sqrt(k).
         """
+        check_float(x, "x")
+        check_dtype(x, self.key_param_tokens, "x")
         in_dim = self.key_param_tokens.shape[1]
         if x.shape[-1] != in_dim:
             raise ValueError(
@@ -159,7 +166,7 @@ class Pattention(nn.Module):
             generator: of the random numbers.
         """
         num_new = check_int(num_new, "num_new", 1)
-        if init not in STARTS:
+        if not isinstance(init, str) or init not in STARTS:
             raise ValueError(f"init={init!r} must be one of {STARTS}")
         device = "cpu" if generator is None else generator.device
 
@@ -230,7 +237,7 @@ class TokenFormerAttention(nn.Module):
         super().__init__()
         head_dim = check_heads(embed_dim, num_heads)
         self.num_heads, self.causal = int(num_heads), causal
-        self.rotary_dim = int(head_dim * rotary)
+        self.rotary_dim = int(head_dim * check_number(rotary, "rotary", 0, 1))
         self.query = Pattention(embed_dim, embed_dim, qkv_tokens, **pattention)
         self.key = Pattention(embed_dim, embed_dim, qkv_tokens, **pattention)
         self.value = Pattention(embed_dim, embed_dim, qkv_tokens, **pattention)
@@ -238,6 +245,7 @@ class TokenFormerAttention(nn.Module):
 
     def forward(self, x, return_attn=False):
         """x: (B, N, D) -> (B, N, D); with return_attn=True also the weights (B, heads, N, N)."""
+        check_tokens(x, name="x")
         num_tokens = x.shape[1]
         projected = (layer(x) for layer in (self.query, self.key, self.value))
         q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in projected)

@@ -40,7 +40,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import attend, check_heads, check_images, check_int, check_number, mirrored
+from ..nn import (
+    attend,
+    check_dtype,
+    check_float,
+    check_heads,
+    check_images,
+    check_int,
+    check_ints,
+    check_number,
+    check_odd,
+    check_tokens,
+    mirrored,
+)
 from ..tokens import take
 
 PAPER = "catanet"
@@ -49,7 +61,18 @@ PAPER = "catanet"
 # -------------------------------------------------------------------------- centres and groups
 def assign(tokens: Tensor, centres: Tensor) -> Tensor:
     """g_i = argmax_j cos(tokens_i, centres_j), the first if equal: (B, N, C), (M, C) -> (B, N)."""
+    _check_centres(tokens, centres)
     return nearest(F.normalize(tokens, dim=-1), F.normalize(centres, dim=-1))
+
+
+def _check_centres(tokens: Tensor, centres: Tensor) -> None:
+    check_tokens(tokens)
+    check_float(centres, "centres")
+    if centres.dim() != 2 or not len(centres) or centres.shape[1] != tokens.shape[2]:
+        raise ValueError(
+            f"centres has shape {tuple(centres.shape)} but needs (M, {tokens.shape[2]}), as many "
+            f"channels as tokens {tuple(tokens.shape)}"
+        )
 
 
 def nearest(unit: Tensor, centres: Tensor) -> Tensor:
@@ -66,6 +89,7 @@ def first_centres(tokens: Tensor, num_centres: int) -> Tensor:
     tokens (B, N, C) -> (M, C). The end is filled up with the last tokens reversed; when M divides
     N, as in the release, with M of them all the same.
     """
+    check_tokens(tokens)
     n, num_centres = tokens.shape[1], check_int(num_centres, "num_centres", 1)
     length = n + num_centres - n % num_centres
     tokens = tokens[:, mirrored(torch.arange(length, device=tokens.device), n)]
@@ -78,6 +102,7 @@ def center_iter(unit: Tensor, centres: Tensor) -> Tensor:
     unit: tokens (B, N, C), centres (M, C), both of unit length -> (M, C):
     c_j = normalise(sum of the tokens nearest to centre j); a centre without tokens stays.
     """
+    _check_centres(unit, centres)
     belong = nearest(unit, centres).flatten()
     ones = torch.ones_like(belong, dtype=centres.dtype)
     sums = torch.zeros_like(centres).index_add(0, belong, unit.flatten(0, 1).to(centres.dtype))
@@ -97,6 +122,7 @@ def sorted_row(n: int, group_size: int, device: torch.device | None = None) -> t
         group_size: the most a subgroup has.
         device: where the positions are; None: torch's default.
     """
+    n = check_int(n, "n", 1)
     size = min(n, check_int(group_size, "group_size", 1))
     count = -(-n // size)
     return mirrored(torch.arange((count + 1) * size, device=device), n), size
@@ -137,7 +163,7 @@ class IRCA(nn.Module):
 
     def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
+        dim, qk_dim, _, self.num_heads = _widths(dim, qk_dim, 1, num_heads)
         self.to_k = nn.Linear(dim, qk_dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
 
@@ -163,6 +189,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, qk_dim: int, num_heads: int):
         super().__init__()
+        dim, qk_dim, _, num_heads = _widths(dim, qk_dim, 1, num_heads)
         self.num_heads, self.value_dim = num_heads, dim // num_heads
         self.width = -(-max(dim, qk_dim) // num_heads // 8) * 8
         self.stretch = (self.width * num_heads / qk_dim) ** 0.5     # attend divides by sqrt(width)
@@ -232,6 +259,7 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 5):
         super().__init__()
+        dim, kernel_size = check_int(dim, "dim", 1), check_odd(kernel_size, "kernel_size")
         conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.depthwise_conv = nn.Sequential(conv, nn.GELU())
 
@@ -244,6 +272,7 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, mlp_dim: int):
         super().__init__()
+        dim, mlp_dim = check_int(dim, "dim", 1), check_int(mlp_dim, "mlp_dim", 1)
         self.fc1 = nn.Linear(dim, mlp_dim)
         self.dwconv = DepthwiseConv(mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, dim)
@@ -259,7 +288,7 @@ class PreNorm(nn.Module):
 
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
-        self.norm, self.fn = nn.LayerNorm(dim), fn
+        self.norm, self.fn = nn.LayerNorm(check_int(dim, "dim", 1)), fn
 
     def forward(self, x: Tensor, *args) -> Tensor:
         return self.fn(self.norm(x), *args)
@@ -344,6 +373,7 @@ class TAB(nn.Module):
         self, x: Tensor, return_groups: bool = False
     ) -> Tensor | tuple[Tensor, Grouping]:
         """x (B, C, h, w) -> (B, C, h, w); return_groups: also the `Grouping` of its tokens."""
+        check_images(x, self.means.shape[1], "x")
         grid = x.shape[-2:]
         x = rearrange(x, "b c h w -> b (h w) c")
         tokens = self.norm(x)
@@ -371,6 +401,9 @@ def patch_rows(side: int, patch: int, device: torch.device | None = None) -> Ten
         patch: of a patch, in pixels.
         device: where the positions are; None: torch's default.
     """
+    side, patch = check_int(side, "side", 1), check_int(patch, "patch", 1)
+    if patch < min(side, 3):
+        raise ValueError(f"patch={patch}: they overlap by 2, so a side of {side} needs 3")
     patch = min(patch, side)
     step = patch if side == patch else patch - 2
     begin = torch.arange(0, side + step - patch, step, device=device).clamp(max=side - patch)
@@ -382,6 +415,7 @@ def patch_divide(x: Tensor, patch_size: int) -> Tensor:
 
     p = min(patch_size, h), q = min(patch_size, w).
     """
+    check_images(x, None, "x")
     patch_size = check_int(patch_size, "patch_size", 3)                    # they overlap by 2
     rows, columns = (patch_rows(side, patch_size, x.device) for side in x.shape[-2:])
     return rearrange(x[:, :, rows][..., columns], "b c n p m q -> b n m c p q")
@@ -393,6 +427,11 @@ def patch_reverse(patches: Tensor, size: Sequence[int]) -> Tensor:
     They are summed back onto the map and divided by how many cover each pixel. ValueError when
     they do not come from a map of that size.
     """
+    check_float(patches, "patches")
+    size = check_ints(size, "size", 1, length=2)
+    if patches.dim() != 6:
+        needs = "needs (B, rows, columns, C, p, q)"
+        raise ValueError(f"patches has shape {tuple(patches.shape)}: {needs}")
     n, m, _, p, q = patches.shape[1:]
     out = rearrange(patches, "b n m c p q -> b c (n p) (m q)")
     counts = []
@@ -400,7 +439,7 @@ def patch_reverse(patches: Tensor, size: Sequence[int]) -> Tensor:
         at = patch_rows(side, patch, patches.device).flatten()
         if len(at) != out.shape[axis]:
             got = tuple(patches.shape)
-            raise ValueError(f"patches {got} do not come from a map of size={tuple(size)}")
+            raise ValueError(f"patches {got} do not come from a map of size={size}")
         shape = (*out.shape[:axis], side, *out.shape[axis + 1:])
         out = out.new_zeros(shape).index_add(axis, at, out)
         counts.append(out.new_zeros(side).index_add(0, at, out.new_ones(len(at))))
@@ -429,6 +468,7 @@ class LRSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attention, mlp = self.layer
+        check_images(x, attention.norm.normalized_shape[0], "x")
         size = x.shape[-2:]
         patches = patch_divide(x, self.patch_size)
         _, n, m, _, p, _ = patches.shape
@@ -509,6 +549,7 @@ class CATANet(nn.Module):
         return_groups: also a list of each stage's `Grouping`.
         """
         check_images(images, self.in_chans)
+        check_dtype(images, self.first_conv.weight, "images")
         first = x = self.first_conv(images)
         groups = []
         for (aggregate, local), conv in zip(self.blocks, self.mid_convs, strict=True):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import attend, check_int, places_2d
+from ..nn import attend, check_dtype, check_int, places_2d
 from .uplift import Encoder, Widths, check_pair, check_size
 
 PLACES = 16                                                         # channels of a pixel's position
@@ -60,6 +60,7 @@ class CrossAttentionUpsampler(nn.Module):
             return_attn: also the weights (B, 1, rows * columns, h * w).
         """
         check_pair(images, features, self.in_channels)
+        check_dtype(images, self.query.weight, "images")                # features are cast to it
         size = images.shape[-2:] if size is None else check_size(size)
         encoded = self.encoder(images)[-1]
         query = self.query(_located(encoded, size))

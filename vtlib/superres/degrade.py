@@ -27,6 +27,7 @@ from ..nn import check_float, check_int, check_number, mirrored
 from ..tokens.precision import full_precision
 
 BLURS = ("centred", "duf")
+WIDEST = 1e4                                         # sigma in pixels: it is written down in taps
 Taps = tuple[Tensor, Tensor]
 
 
@@ -35,6 +36,7 @@ def keys_cubic(x: Tensor) -> Tensor:
 
     1.5 |x|^3 - 2.5 |x|^2 + 1 up to 1, -0.5 |x|^3 + 2.5 |x|^2 - 4 |x| + 2 up to 2, then 0.
     """
+    check_float(x, "x")
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -53,6 +55,9 @@ def bicubic_taps(length: int, scale: float, device: torch.device | None = None) 
         scale: how many times as many come out.
         device: where the taps are made.
     """
+    length, scale = check_int(length, "length", 1), check_number(scale, "scale")
+    if scale <= 0 or round(length * scale) < 1:
+        raise ValueError(f"scale={scale}: needs one that leaves something of length={length}")
     shrink = min(scale, 1.0)
     reach = 2 / shrink
     out = torch.arange(round(length * scale), device=device, dtype=torch.float64)
@@ -104,6 +109,8 @@ def blur_taps(
         where: "centred" or "duf".
         device: where the taps are made.
     """
+    length, scale = check_int(length, "length", 1), check_int(scale, "scale", 1)
+    sigma, where = _check_blur(sigma, where)
     if where == "duf":
         reach = int(4 * sigma + 0.5)                    # scipy's gaussian_filter cuts at 4 sigma
         begin, size = -reach, 2 * reach + 1
@@ -138,12 +145,8 @@ def blur_down(
     Returns (*, H / scale, W / scale). ValueError for sides that are no multiple of scale (duf: or
     no longer than the mirrored border), a sigma that is not positive, or another `where`.
     """
-    if where not in BLURS:
-        raise ValueError(f"where={where!r}: needs one of {', '.join(BLURS)}")
     scale = check_int(scale, "scale", 1)
-    sigma = check_number(sigma, "sigma")
-    if sigma <= 0:
-        raise ValueError(f"sigma={sigma}: needs a positive number of pixels")
+    sigma, where = _check_blur(sigma, where)
     _check(images, scale)
     size = h, w = images.shape[-2:]
     reach = int(4 * sigma + 0.5)
@@ -153,6 +156,15 @@ def blur_down(
         )
     taps = [blur_taps(side, scale, sigma, where, images.device) for side in size]
     return _resample(images, *taps)
+
+
+def _check_blur(sigma: float, where: str) -> tuple[float, str]:
+    if where not in BLURS:
+        raise ValueError(f"where={where!r}: needs one of {', '.join(BLURS)}")
+    sigma = check_number(sigma, "sigma", most=WIDEST)
+    if sigma <= 0:
+        raise ValueError(f"sigma={sigma}: needs a positive number of pixels")
+    return sigma, where
 
 
 def _resample(images: Tensor, rows: Taps, columns: Taps) -> Tensor:

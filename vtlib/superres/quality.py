@@ -86,7 +86,7 @@ def _prepare(
     """Both cut, in single precision at least, with y as luma: (N, C, H, W) twice; the shape *."""
     check_float(got, "got")
     check_float(want, "want")
-    if got.shape != want.shape or got.dim() < 3:
+    if got.shape != want.shape or got.dim() < 3 or got.shape[-3] == 0:
         raise ValueError(
             f"got has shape {tuple(got.shape)} and want {tuple(want.shape)}: "
             f"both need the same (*, C, H, W)"

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import check_float, check_images, check_int, warp
+from ..nn import check_dtype, check_float, check_images, check_int, check_ints, check_odd, warp
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                            # ImageNet's
 STATISTICS = {"mean": MEAN, "std": STD}
@@ -43,6 +43,9 @@ class ConvReLU(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int, kernel_size: int, relu: bool):
         super().__init__()
+        in_chans = check_int(in_chans, "in_chans", 1)
+        out_chans = check_int(out_chans, "out_chans", 1)
+        kernel_size = check_odd(kernel_size, "kernel_size")
         self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, padding=kernel_size // 2)
         self.relu = relu
 
@@ -59,6 +62,7 @@ class SPyNetBasicModule(nn.Module):
     def __init__(self, channels: Sequence[int], kernel_size: int):
         super().__init__()
         layers, width = [], 8
+        channels = check_ints(channels, "channels", 1)
         for channel in channels:
             layers.append(ConvReLU(width, channel, kernel_size, relu=True))
             width = channel
@@ -69,8 +73,14 @@ class SPyNetBasicModule(nn.Module):
         return self.basic_module(x)
 
 
-def check_pair(reference: Tensor, supporting: Tensor) -> None:
-    """ValueError unless both are images (B, 3, h, w) of one shape."""
+def check_pair(reference: Tensor, supporting: Tensor, weight: Tensor) -> None:
+    """ValueError unless both are images (B, 3, h, w) of one shape, and of the net's dtype.
+
+    Args:
+        reference: what was given.
+        supporting: what was given.
+        weight: of the net.
+    """
     check_images(reference, name="reference")
     check_float(supporting, "supporting")
     if supporting.shape != reference.shape:
@@ -78,6 +88,8 @@ def check_pair(reference: Tensor, supporting: Tensor) -> None:
             f"supporting has shape {tuple(supporting.shape)} but reference "
             f"{tuple(reference.shape)}: they need to be equal"
         )
+    check_dtype(reference, weight, "reference")
+    check_dtype(supporting, weight, "supporting")
 
 
 class SPyNet(nn.Module):
@@ -97,14 +109,10 @@ class SPyNet(nn.Module):
     ):
         super().__init__()
         levels = check_int(levels, "levels", 1)
-        if not isinstance(channels, (tuple, list)) or not channels:
-            raise ValueError(
-                f"channels={channels!r}: needs the widths of at least one hidden convolution"
-            )
-        channels = [check_int(width, "channels", 1) for width in channels]
-        kernel_size = check_int(kernel_size, "kernel_size", 1)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: needs an odd number")
+        channels = check_ints(channels, "channels", 1)
+        if not channels:
+            raise ValueError("channels=(): needs the widths of at least one hidden convolution")
+        kernel_size = check_odd(kernel_size, "kernel_size")
         modules = (SPyNetBasicModule(channels, kernel_size) for _ in range(levels))
         self.basic_module = nn.ModuleList(modules)
         for name in STATISTICS:
@@ -126,7 +134,7 @@ class SPyNet(nn.Module):
         That is what a multi-scale loss wants. reference, supporting (B, 3, h, w) in [0, 1], both
         sides multiples of `multiple`; ValueError otherwise.
         """
-        check_pair(reference, supporting)
+        check_pair(reference, supporting, next(self.parameters()))
         size = tuple(reference.shape[2:])
         if any(side % self.multiple for side in size):
             raise ValueError(
@@ -151,7 +159,7 @@ class SPyNet(nn.Module):
         any size: they are resized to multiples of `multiple` and the flow is resized back.
         ValueError for other shapes or an empty batch.
         """
-        check_pair(reference, supporting)
+        check_pair(reference, supporting, next(self.parameters()))
         h, w = reference.shape[2:]
         size = tuple(-(-side // self.multiple) * self.multiple for side in (h, w))
         if size == (h, w):

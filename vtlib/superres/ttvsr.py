@@ -35,7 +35,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import check_finite, check_float, check_int, unwrap, warp
+from ..nn import (
+    check_dtype,
+    check_finite,
+    check_float,
+    check_images,
+    check_int,
+    unwrap,
+    warp,
+)
+from ..nn.checks import describe
 from ..tokens import take
 from .spynet import SPyNet
 
@@ -60,6 +69,7 @@ def identity_grid(
     Returns (B, 2, h, w), channel 0 = x, in tokens.
     """
     height, width = check_int(height, "height", 1), check_int(width, "width", 1)
+    batch = check_int(batch, "batch", 1)
     y = torch.arange(height, device=device, dtype=dtype)[:, None].expand(height, width)
     x = torch.arange(width, device=device, dtype=dtype).expand(height, width)
     return torch.stack([x, y]).expand(batch, -1, -1, -1)
@@ -67,6 +77,7 @@ def identity_grid(
 
 def token_flow(flow: Tensor, stride: int = 4) -> Tensor:
     """Flow (B, 2, H, W) in pixels -> (B, 2, H/s, W/s) in tokens: each token's mean, over s."""
+    check_images(flow, 2, "flow")
     return F.adaptive_avg_pool2d(flow, token_grid(flow, stride, "flow")) / stride
 
 
@@ -79,6 +90,9 @@ def token_grid(x: Tensor, stride: int, name: str) -> tuple[int, int]:
         name: what the message calls x.
     """
     stride = check_int(stride, "stride", 1)
+    check_float(x, name)
+    if x.dim() < 2:
+        raise ValueError(f"{name} has shape {tuple(x.shape)} but needs (..., H, W)")
     h, w = x.shape[-2:]
     if h % stride or w % stride:
         raise ValueError(
@@ -86,6 +100,17 @@ def token_grid(x: Tensor, stride: int, name: str) -> tuple[int, int]:
             f"stride={stride}; crop or pad them"
         )
     return h // stride, w // stride
+
+
+def check_stride(stride: int) -> int:
+    """`stride` as an int. ValueError unless patches of 1.5 and 2 strides lie evenly around one."""
+    stride = check_int(stride, "stride", 4)
+    if stride % 4:
+        raise ValueError(
+            f"stride={stride} must be a multiple of 4, so that patches of 1.5 and 2 strides "
+            f"have whole margins on all sides"
+        )
+    return stride
 
 
 def carry(location: Tensor, flow: Tensor, mode: str = "nearest") -> Tensor:
@@ -113,8 +138,18 @@ def gather_tokens(tokens: Tensor, location: Tensor, key: Tensor | None = None) -
         key: None, or (B, h, w), an index into k: each token reads that one key frame only, at a
             cost that does not grow with k.
 
-    Returns (B, C, k, h, w), with `key` (B, C, h, w).
+    Returns (B, C, k, h, w), with `key` (B, C, h, w). ValueError for shapes that do not fit.
     """
+    check_float(tokens, "tokens")
+    check_float(location, "location")
+    if tokens.dim() != 5:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)} but needs (B, C, k, h, w)")
+    batch, _, k, height, width = tokens.shape
+    want = (batch, k, 2, height, width) if key is None else (batch, 2, height, width)
+    if location.shape != want:
+        raise ValueError(f"location has shape {tuple(location.shape)} but needs {want}")
+    if key is not None and (not isinstance(key, Tensor) or key.shape != (batch, height, width)):
+        raise ValueError(f"key is {describe(key)} but needs to be ({batch}, {height}, {width})")
     found, inside = _rows_at(tokens, location, key)
     return (found * inside[..., None]).movedim(-1, 1)
 
@@ -142,12 +177,18 @@ def tokenize(x: Tensor, stride: int = 4) -> Tensor:
 
     Inside a token: channel, row, column.
     """
+    check_images(x, None, "x")
     token_grid(x, stride, "x")
     return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=stride, q=stride)
 
 
 def untokenize(tokens: Tensor, stride: int = 4) -> Tensor:
     """The inverse of `tokenize`."""
+    check_images(tokens, None, "tokens")
+    if tokens.shape[1] % check_int(stride, "stride", 1) ** 2:
+        raise ValueError(
+            f"tokens has {tokens.shape[1]} channels but needs a multiple of stride^2={stride**2}"
+        )
     return rearrange(tokens, "b (c p q) h w -> b c (h p) (w q)", p=stride, q=stride)
 
 
@@ -155,8 +196,9 @@ def cross_scale_tokens(x: Tensor, stride: int = 4) -> list[Tensor]:
     """Three tokenisations of x (B, c, H, W), each (B, c*s*s, H/s, W/s), on one grid (sec. 3.3).
 
     Patches of s, 1.5 s and 2 s pixels around each token (zeros outside the frame), average-pooled
-    to s x s: 4, 6 and 8 for s = 4.
+    to s x s: 4, 6 and 8 for s = 4. ValueError for a stride that is no multiple of 4.
     """
+    stride = check_stride(stride)
     out = [tokenize(x, stride)]
     h, w = out[0].shape[-2:]
     for size in (stride * 3 // 2, stride * 2):
@@ -237,6 +279,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
+        channels = check_int(channels, "channels", 1)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         for conv in (self.conv1, self.conv2):
@@ -261,6 +304,8 @@ class ResidualBlocks(nn.Module):
 
     def __init__(self, in_chans: int, channels: int, num_blocks: int):
         super().__init__()
+        in_chans, channels = check_int(in_chans, "in_chans", 1), check_int(channels, "channels", 1)
+        num_blocks = check_int(num_blocks, "num_blocks", 0)
         first = nn.Conv2d(in_chans, channels, 3, padding=1)
         blocks = nn.Sequential(*[ResidualBlock(channels) for _ in range(num_blocks)])
         self.main = nn.Sequential(first, nn.LeakyReLU(0.1), blocks)
@@ -274,6 +319,8 @@ class PixelShuffleUp(nn.Module):
 
     def __init__(self, in_chans: int, out_chans: int):
         super().__init__()
+        in_chans = check_int(in_chans, "in_chans", 1)
+        out_chans = check_int(out_chans, "out_chans", 1)
         self.upsample_conv = nn.Conv2d(in_chans, 4 * out_chans, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -332,14 +379,11 @@ class TTVSR(nn.Module):
         spynet: nn.Module | bool | None = True,
     ):
         super().__init__()
-        self.stride = check_int(stride, "stride", 4)
-        if self.stride % 4:
-            raise ValueError(
-                f"stride={stride} must be a multiple of 4, so that patches of 1.5 and 2 strides "
-                f"have whole margins on all sides"
-            )
+        self.stride = check_stride(stride)
         if location not in MAPS:
             raise ValueError(f"location={location!r} must be one of {MAPS}")
+        if not isinstance(spynet, (nn.Module, bool)) and spynet is not None:
+            raise ValueError(f"spynet={spynet!r}: needs a module, a bool or None")
         self.keyframe_stride = check_int(keyframe_stride, "keyframe_stride", 1)
         num_blocks = check_int(num_blocks, "num_blocks", 0)
         feat_blocks = check_int(feat_blocks, "feat_blocks", 0)
@@ -490,6 +534,7 @@ class TTVSR(nn.Module):
             raise ValueError(
                 f"frames is empty: shape {shape}; at least one clip of one frame is needed"
             )
+        check_dtype(frames, self.conv_last.weight, "frames")
         token_grid(frames, self.stride, "frames")
         if flows is None:
             return

@@ -36,7 +36,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import ChannelNorm, check_images, check_int, check_number
+from ..nn import (
+    ChannelNorm,
+    check_dtype,
+    check_images,
+    check_int,
+    check_ints,
+    check_number,
+)
 
 PAPER = "uplift"
 NORMS = ("batch", "layer")
@@ -69,9 +76,11 @@ def residual_auto(x: Tensor, y: Tensor) -> Tensor:
 
 def resize_nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size): entry i comes from floor(i H / h)."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    size = check_size(size)
+    if tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size=tuple(size), mode="nearest")
+    check_images(x, None, "x")
+    return F.interpolate(x, size=size, mode="nearest")
 
 
 def resize_image(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -79,11 +88,13 @@ def resize_image(images: Tensor, size: Sequence[int]) -> Tensor:
 
     At least in single precision: CPUs have it in no less.
     """
-    if tuple(images.shape[-2:]) == tuple(size):
+    check_images(images, None)
+    size = check_size(size)
+    if tuple(images.shape[-2:]) == size:
         return images
     precise = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
     resized = F.interpolate(
-        precise, size=tuple(size), mode="bilinear", align_corners=False, antialias=True
+        precise, size=size, mode="bilinear", align_corners=False, antialias=True
     )
     return resized.to(images.dtype)
 
@@ -107,6 +118,7 @@ def shifted(value: Tensor, offsets: Offsets) -> Tensor:
 
     [:, :, k, y, x] = value[:, :, y + dy_k, x + dx_k].
     """
+    check_images(value, None, "value")
     return torch.stack(_neighbours(*_padded(value, offsets), offsets), dim=2)
 
 
@@ -127,6 +139,8 @@ def pool(attn: Tensor, value: Tensor, offsets: Offsets, low_mem: bool = False) -
 
     Returns (B, C, f h, f w).
     """
+    check_images(attn, None, "attn")
+    check_images(value, None, "value")
     (channels, h, w), (count, tall, wide) = value.shape[1:], attn.shape[1:]
     if tall % h or wide % w or tall // h != wide // w:
         raise ValueError(
@@ -217,6 +231,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} must be 'batch' or 'layer'")
+        in_channels = check_int(in_channels, "in_channels", 1)
+        channels, convs = check_int(channels, "channels", 1), check_int(convs, "convs", 1)
         normalise = nn.BatchNorm2d if norm == "batch" else ChannelNorm
         layers, width = [], in_channels
         for _ in range(convs):
@@ -241,6 +257,7 @@ class Group(nn.Module):
 
     def __init__(self, in_channels: int, widths: Widths, convs: int = 1, norm: str = "batch"):
         super().__init__()
+        in_channels = check_int(in_channels, "in_channels", 1)
         several = isinstance(widths, (tuple, list))
         widths = [check_int(width, "width", 1) for width in (widths if several else [widths])]
         if not widths:
@@ -258,6 +275,8 @@ class Encoder(nn.Module):
 
     def __init__(self, widths: Sequence[Widths], norm: str = "batch"):
         super().__init__()
+        if not isinstance(widths, (tuple, list)) or not widths:
+            raise ValueError(f"widths={widths!r}: needs the widths of each group")
         channels, self.out_channels = 3, []
         for i, group in enumerate(widths):
             self.add_module(f"block_{i}", Group(channels, group, norm=norm))
@@ -278,6 +297,7 @@ class Up(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
+        channels = check_int(channels, "channels", 1)
         self.up = nn.ConvTranspose2d(channels, channels, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -325,7 +345,14 @@ class Decoder(nn.Module):
         out_channels: int | None = None,
     ):
         super().__init__()
-        self.noise = noise_channels, noise_scale
+        encoded = check_ints(encoded, "encoded", 1)
+        if not isinstance(widths, (tuple, list)) or len(widths) != 2 or len(encoded) < 2:
+            raise ValueError(
+                f"widths={widths!r}, encoded={encoded}: needs the widths of two groups and the "
+                f"channels of two maps at least"
+            )
+        noise_channels = check_int(noise_channels, "noise_channels", 0)
+        self.noise = noise_channels, check_number(noise_scale, "noise_scale", 0)
         self.block_0 = Group(in_channels + encoded[-1] + noise_channels, widths[0], convs, norm)
         width = self.block_0.out_channels
         self.up_1 = Up(width)
@@ -461,6 +488,9 @@ class UPLiFT(nn.Module):
             return_attn: (result, list of T weights (B, n, 2^t h, 2^t w)); needs an attender.
         """
         check_pair(images, features, self.in_channels)
+        weight = self.decoder.up_1.up.weight
+        check_dtype(images, weight, "images")
+        check_dtype(features, weight, "features")
         check_grid(images, features, self.patch_size)
         iterations = self.pixel_steps if iterations is None else iterations
         iterations = check_int(iterations, "iterations", 1)
@@ -518,7 +548,7 @@ def check_grid(images: Tensor, features: Tensor, patch: int) -> None:
 
 def check_size(size: Sequence[int] | int) -> tuple[int, int]:
     """(rows, columns) from a pair of integers, or from one for both. ValueError otherwise."""
-    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    pair = size if isinstance(size, (tuple, list)) else (size, size)         # torch.Size is a tuple
     if len(pair) != 2:
         raise ValueError(f"size={size!r}: needs (rows, columns), or one integer for both")
     return check_int(pair[0], "size", 1), check_int(pair[1], "size", 1)
