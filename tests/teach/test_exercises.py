@@ -358,7 +358,7 @@ def test_an_answer_leaves_the_random_numbers_alone(double):
 
 
 def test_the_called_result_instead_of_the_function(double):
-    with pytest.raises(TypeError, match="needs a function"):
+    with pytest.raises(ValueError, match="needs a function"):
         teach.exercise("toy.double", X)
 
 
@@ -369,8 +369,10 @@ def test_names_and_lookup(double):
         teach.exercise("toy.tripple", double)
     with pytest.raises(ValueError, match="registered already"):
         check("toy.double", reference=double)
+    with pytest.raises(ValueError, match="name=3"):
+        exercises.get(3)
     topics = ("patchify", "00.patchify", "divprune.", ".greedy", "DivPrune.greedy", "div prune.x")
-    for bad in topics:
+    for bad in (*topics, 3, None):
         with pytest.raises(ValueError, match="needs the paper's module"):
             check(bad, reference=double)
 

@@ -80,7 +80,7 @@ def test_an_error_is_written_below_the_picture_and_reaches_the_caller():
         panel.controls["keep"].value = 7
     panel.set(keep=2)
     assert panel.message.value == "" and panel.image.value != before
-    with pytest.raises(TypeError, match="draw returned NoneType"):
+    with pytest.raises(ValueError, match="draw returned NoneType"):
         teach.panel(lambda keep: None, alt=ALT, keep=slider())
 
 
@@ -239,9 +239,14 @@ def test_a_live_curve_reads_numbers_of_any_kind(outputs):
         value = torch.tensor(2.0, requires_grad=True)
         curve.update(0, a=value, b=np.float32(1), c=torch.tensor(1, dtype=torch.bfloat16))
     assert curve.history == {"a": ([0], [2.0]), "b": ([0], [1.0]), "c": ([0], [1.0])}
-    with pytest.raises(ValueError):
-        with teach.LiveCurve(3, "It falls", "loss", alt=FALLS) as curve:
-            curve.update(0, a="x")                # the error is that of the number, not of a curve
+    for wrong in ("x", [1.0], None, torch.ones(2)):          # the error is that of the number
+        with pytest.raises(ValueError, match="^a=.*: needs a number"):
+            with teach.LiveCurve(3, "It falls", "loss", alt=FALLS) as curve:
+                curve.update(0, a=wrong)
+    with pytest.raises(ValueError, match="^step='0'"):
+        curve.update("0", a=1.0)
+    with pytest.raises(ValueError, match="^every="):
+        teach.LiveCurve(3, "It falls", "loss", alt=FALLS, every="1")
     for total in (2.5, True):
         with pytest.raises(ValueError, match="total="):
             teach.LiveCurve(total, "t", "y", alt=FALLS)

@@ -121,6 +121,12 @@ def test_paint_says_what_does_not_fit():
         pruning.paint(picture, plan, (2, 2), colour="role")
     with pytest.raises(ValueError, match="no roles"):
         pruning.paint(picture, plan, (2, 2), colour="roles")
+    with pytest.raises(ValueError, match="plan is a list"):
+        pruning.paint(picture, [0], (2, 2))
+    with pytest.raises(ValueError, match="grid=4"):
+        pruning.paint(picture, plan, 4)
+    with pytest.raises(ValueError, match="order=4"):
+        pruning.paint(picture, plan, (2, 2), order=[4])
 
 
 def test_draw_writes_how_many_of_each_role():

@@ -78,7 +78,7 @@ def test_png_is_bounded():
     for dpi in (0, 111, 300):
         with pytest.raises(ValueError, match=f"dpi={dpi}"):
             teach.png(line(), dpi=dpi)
-    with pytest.raises(TypeError, match="needs a matplotlib Figure"):
+    with pytest.raises(ValueError, match="needs a matplotlib Figure"):
         teach.png("picture")
 
 
@@ -94,6 +94,14 @@ def test_figure_gives_axes_like_subplots():
     teach.png(teach.figure(3, 2, size=(1.5, 1))[0])  # tiny panels keep valid margins
     with pytest.raises(ValueError, match="ncols=0"):
         teach.figure(0)
+
+
+@pytest.mark.parametrize("size", [3, "32", (3,), (3, 0), (3, float("nan")), (3, "2"), (1e9, 3)])
+def test_a_size_is_a_pair_of_inches(size):
+    with pytest.raises(ValueError, match="^size="):
+        teach.figure(size=size)
+    with pytest.raises(ValueError, match="^size="):
+        teach.LiveCurve(5, "title", "loss", ALT, size=size)
 
 
 def test_labels_of_the_standard_figure_are_inside():
@@ -175,6 +183,43 @@ def test_grid_takes_what_there_is():
             teach.grid(wrong)
     with pytest.raises(ValueError, match="titles: got 1 for 2"):
         teach.grid(torch.rand(2, 3, 8, 8), titles=["a"])
+    with pytest.raises(ValueError, match="titles='ab': needs a list"):
+        teach.grid(torch.rand(2, 3, 8, 8), titles="ab")
+    with pytest.raises(ValueError, match="images is a int"):
+        teach.grid(3)
+    with pytest.raises(ValueError, match="size='1'"):
+        teach.grid(torch.rand(2, 3, 8, 8), size="1")
+
+
+@pytest.mark.parametrize("draw", [
+    lambda ax: teach.image(ax, PICTURE),
+    lambda ax: teach.overlay(ax, PICTURE, torch.rand(2, 2)),
+    lambda ax: teach.box(ax, (1, 1), 2),
+    lambda ax: teach.tiles(ax, torch.zeros(2, 2).long()),
+    lambda ax: teach.lines(ax, 2),
+    lambda ax: teach.seeds(ax, ["a"], {"b": [[1.0]]}),
+])
+def test_what_is_drawn_on_is_one_axes(draw):
+    fig, axes = teach.figure(2)
+    with pytest.raises(ValueError, match=r"ax is a ndarray: needs one .* such as axes\[0\]"):
+        draw(axes)
+    teach.image(axes[0], PICTURE)
+    draw(axes[0])
+    teach.png(fig)
+
+
+def test_marks_take_numbers():
+    _, ax = teach.figure()
+    with pytest.raises(ValueError, match="middle=3"):
+        teach.box(ax, 3, 2)
+    with pytest.raises(ValueError, match="middle='1'"):
+        teach.box(ax, (1, "1"), 2)
+    with pytest.raises(ValueError, match="side=-2"):
+        teach.box(ax, (1, 1), -2)
+    with pytest.raises(ValueError, match="alpha=2"):
+        teach.overlay(ax, PICTURE, torch.rand(2, 2), alpha=2)
+    with pytest.raises(ValueError, match="series is a list"):
+        teach.seeds(ax, ["a"], [[1.0]])
 
 
 def test_overlay_resizes_for_real():
@@ -315,6 +360,10 @@ def test_table_has_scopes_and_a_plain_twin(published):
         "a < b     0.1235  yes",
         "c              2",
     ]
+    for header, rows, said in (("ab", [[1, 2]], "header='ab'"), (["a"], ["x"], r"rows\[0\]='x'"),
+                               (["a"], 3, "rows=3")):
+        with pytest.raises(ValueError, match=f"^{said}: needs a list"):
+            teach.table(header, rows)
     with pytest.raises(ValueError, match=r"rows\[1\] has 1 cells"):
         teach.table(["a", "b"], [[1, 2], [3]])
     teach.table(["nothing"], [])

@@ -23,6 +23,7 @@ def require(modules: Iterable[str] | None = None) -> None:
     modules: import names to look for (default: everything a notebook of this course imports).
     """
     modules = NEEDS if modules is None else modules
+    modules = [modules] if isinstance(modules, str) else modules
     missing = [NEEDS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         named, command = ", ".join(missing), " ".join(missing)

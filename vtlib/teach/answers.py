@@ -168,12 +168,12 @@ def exercise(name: str, fn: Callable) -> Callable:
     Not attempted (a `raise NotImplementedError` in the learner's lines): says so and returns the
     reference, so that the notebook runs on. Right: says so and returns `fn`. Wrong: raises `Wrong`,
     an AssertionError that says what was found, what was expected and the likely cause. ValueError
-    for an unknown name, TypeError when `fn` (a function, a class or a module) cannot be called.
+    for an unknown name, and when `fn` (a function, a class or a module) cannot be called.
     """
     reference, check = get(name)
     if not callable(fn):
         kind = type(fn).__name__
-        raise TypeError(
+        raise ValueError(
             f"fn of {name}: found {kind}, needs a function or a class (pass it without calling it)"
         )
     try:

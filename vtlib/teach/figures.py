@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vtlib.nn.checks import check_int
+from vtlib.nn.checks import check_int, check_number
 
 # Okabe & Ito, "Color Universal Design" (2008); the colours that read best on white come first
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -73,7 +73,8 @@ def figure(
     """A figure in the style of the course, without pyplot: (fig, axes).
 
     axes: one Axes for a single panel, an array of them for a row or a column, (nrows, ncols)
-    otherwise. ValueError for numbers of panels that are no integers of at least 1.
+    otherwise. ValueError for numbers of panels that are no integers of at least 1, and a size that
+    is no pair.
 
     Args:
         ncols: panels side by side.
@@ -88,7 +89,7 @@ def figure(
     ncols, nrows = check_int(ncols, "ncols", 1), check_int(nrows, "nrows", 1)
     pictures = layout == "pictures"
     panel = (2.4, 2.65) if pictures else (3.2, 2.8)
-    width, height = size if size is not None else (panel[0] * ncols, panel[1] * nrows)
+    width, height = (panel[0] * ncols, panel[1] * nrows) if size is None else inches(size)
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(width, height), layout=None if pictures else layout)
         FigureCanvasAgg(fig)
@@ -100,6 +101,14 @@ def figure(
     elif layout is None:
         fig.subplots_adjust(**_margins(ncols, nrows, width, height))
     return fig, axes
+
+
+def inches(size) -> tuple[float, float]:
+    """(width, height) of a figure. ValueError for what is no pair of numbers from 0.8 to 100."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"size={size!r}: needs (width, height) in inches")
+    width, height = (check_number(side, "size", 0.8, 100) for side in size)
+    return width, height
 
 
 def _margins(ncols: int, nrows: int, width: float, height: float) -> dict[str, float]:
@@ -122,8 +131,8 @@ def _picture_margins(panel_w: float, panel_h: float, width: float, height: float
         "right": 1 - 0.05 / width,
         "bottom": 0.04 / height,
         "top": 1 - 0.23 / height,
-        "wspace": 0.1 / (panel_w - 0.1),
-        "hspace": 0.27 / (panel_h - 0.27),
+        "wspace": 0.1 / max(panel_w - 0.1, 0.05),
+        "hspace": 0.27 / max(panel_h - 0.27, 0.05),
     }
 
 
@@ -133,7 +142,7 @@ def _picture_margins(panel_w: float, panel_h: float, width: float, height: float
 def png(fig: Figure, dpi: float = 85, level: int = 6) -> bytes:
     """The figure as the bytes of a PNG file (drawn once, with Agg); closes the figure.
 
-    TypeError for what is no Figure, ValueError for a dpi out of bounds.
+    ValueError for what is no Figure, for a dpi or level out of bounds.
 
     Args:
         fig: a matplotlib Figure.
@@ -141,9 +150,8 @@ def png(fig: Figure, dpi: float = 85, level: int = 6) -> bytes:
         level: zlib's, from 1 (fast) to 9 (small).
     """
     if not isinstance(fig, Figure):
-        raise TypeError(f"fig: got {type(fig).__name__}, needs a matplotlib Figure")
-    if not 0 < dpi <= MAX_DPI:
-        raise ValueError(f"dpi={dpi}: needs more than 0 and at most {MAX_DPI}")
+        raise ValueError(f"fig: got {type(fig).__name__}, needs a matplotlib Figure")
+    dpi, level = check_number(dpi, "dpi", 1, MAX_DPI), check_int(level, "level", 0, 9)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
     fig.set_dpi(dpi)

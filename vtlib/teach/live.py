@@ -8,8 +8,16 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from vtlib.nn.checks import check_int
-from vtlib.teach.figures import PALETTE, figure, picture_html, png, publish, require_alt
+from vtlib.nn.checks import check_int, check_number
+from vtlib.teach.figures import (
+    PALETTE,
+    figure,
+    inches,
+    picture_html,
+    png,
+    publish,
+    require_alt,
+)
 from vtlib.teach.meter import recording_gradients
 
 
@@ -22,7 +30,8 @@ class LiveCurve:
 
     When the block ends (also by an exception) the whole curve stands there with its alt text, to
     which the last values are added. `live.history` is {name: ([steps], [values])}. ValueError for
-    a total that is no integer of at least 1, and for an alt text that is too short.
+    a total that is no integer of at least 1, a size that is no pair, and for an alt text that is
+    too short.
 
     Args:
         total: the number of steps (end of the x axis).
@@ -46,7 +55,8 @@ class LiveCurve:
     ):
         self.total = check_int(total, "total", 1)
         self.title, self.ylabel, self.xlabel = title, ylabel, xlabel
-        self.alt, self.size, self.every = require_alt(alt), size, every
+        self.alt, self.size = require_alt(alt), inches(size)
+        self.every = check_number(every, "every", 0)
         self.history: dict[str, tuple[list, list]] = {}
         self._id = uuid.uuid4().hex
         self._shown = False
@@ -54,8 +64,9 @@ class LiveCurve:
 
     def update(self, step: int, **values) -> None:
         """Add one point per named series (numbers or 0-d tensors); a name left out gets none."""
+        step = check_number(step, "step")
         for name, value in values.items():
-            point = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            point = _point(value, name)
             steps, points = self.history.setdefault(name, ([], []))
             steps.append(step)
             points.append(point)
@@ -97,6 +108,14 @@ class LiveCurve:
             self._publish(final=True)
 
 
+def _point(value, name: str) -> float:
+    """A number, which may be NaN: a loss that diverged is worth seeing."""
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={value!r}: needs a number") from error
+
+
 def _label_ends(ax, last: float, ends: list[tuple[float, str, str]]) -> None:
     """Write each (value, label, colour) at `last`, the lowest first; none covers another."""
     low, high = ax.get_ylim()
@@ -131,6 +150,9 @@ def train(
         each: called as each(step, value) after every step.
     """
     steps = check_int(steps, "steps", 1)
+    rate, decay = check_number(rate, "rate", 0), check_number(decay, "decay", 0)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}: needs a torch module")
     weights = model.train().parameters()
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
@@ -138,6 +160,9 @@ def train(
     with recording_gradients():
         for step in range(steps):
             value = loss(step)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                kind = value.shape if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ValueError(f"loss({step}) returned {kind}: needs a tensor of one number")
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

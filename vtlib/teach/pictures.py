@@ -5,12 +5,13 @@ torch's global defaults change nothing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
@@ -76,6 +77,12 @@ def _for_matplotlib(image) -> np.ndarray:
     return pixels_of(image).permute(1, 2, 0).numpy()
 
 
+def check_axes(ax) -> None:
+    """ValueError unless `ax` is one Axes of matplotlib: what `figure` gives for several is none."""
+    if not isinstance(ax, Axes):
+        raise ValueError(f"ax is a {type(ax).__name__}: needs one matplotlib Axes, such as axes[0]")
+
+
 def _finish(ax, title: str | None) -> None:
     ax.set_axis_off()
     if title is not None:
@@ -93,6 +100,7 @@ def image(ax, image, title: str | None = None):
         image: (3, H, W) in [0, 1], or one channel, or uint8 (see `pixels_of`).
         title: a line above it.
     """
+    check_axes(ax)
     drawn = ax.imshow(_for_matplotlib(image))
     _finish(ax, title)
     return drawn
@@ -116,7 +124,10 @@ def grid(
         size: width of a picture in inches.
         title: the message of the whole figure.
     """
+    if not isinstance(images, Iterable) or getattr(images, "ndim", None) == 0:
+        raise ValueError(f"images is a {type(images).__name__}: needs (B, 3, H, W) or a list")
     pictures = [_for_matplotlib(x) for x in images]
+    size = check_number(size, "size", 0.1, 100)
     _check_grid(pictures, titles)
     cols = 8 if cols is None else check_int(cols, "cols", 1)
     cols = min(cols, len(pictures))
@@ -147,7 +158,11 @@ def _check_grid(pictures: list[np.ndarray], titles) -> None:
     sizes = sorted({picture.shape[:2] for picture in pictures})
     if len(sizes) > 1:
         raise ValueError(f"images: got shapes {sizes}, needs all of one height and width")
-    if titles is not None and len(titles) != len(pictures):
+    if titles is None:
+        return
+    if isinstance(titles, str) or not hasattr(titles, "__getitem__"):
+        raise ValueError(f"titles={titles!r}: needs a list with one for each image")
+    if len(titles) != len(pictures):
         raise ValueError(f"titles: got {len(titles)} for {len(pictures)} images")
 
 
@@ -194,7 +209,8 @@ def overlay(
         vmax: the value at the upper end, by default the largest.
         title: a line above it.
     """
-    pixels = _for_matplotlib(image)
+    check_axes(ax)
+    alpha, pixels = check_number(alpha, "alpha", 0, 1), _for_matplotlib(image)
     heat = _single(values_of(heat, "heat"))
     if heat.ndim != 2 or 0 in heat.shape:
         raise ValueError(f"heat: got shape {tuple(heat.shape)}, needs (h, w)")
@@ -261,8 +277,11 @@ def box(
         color: of the line.
         width: of the line, in points.
     """
-    y, x = map(float, middle)
-    r = float(side) / 2
+    check_axes(ax)
+    if not isinstance(middle, (tuple, list)) and getattr(middle, "shape", None) != (2,):
+        raise ValueError(f"middle={middle!r}: needs (row, column)")
+    y, x = (check_number(at, "middle") for at in middle)
+    r = check_number(side, "side", 0) / 2
     rows, columns = [y - r, y - r, y + r, y + r, y - r], [x - r, x + r, x + r, x - r, x - r]
     ax.plot(columns, rows, color=color, linewidth=width)
 
@@ -317,6 +336,7 @@ def lines(ax, patch: int | tuple[int, int], color: str = "white", width: float =
         color: of the lines.
         width: of the lines, in points.
     """
+    check_axes(ax)
     if not ax.images:
         raise ValueError("ax: holds no image yet; draw one first, then the lines of its patches")
     pair = patch if isinstance(patch, (tuple, list)) else (patch, patch)
@@ -350,6 +370,9 @@ def seeds(
         series: {label: for each group its values, one a seed}.
         marks: matplotlib's, one a series.
     """
+    check_axes(ax)
+    if not isinstance(series, dict):
+        raise ValueError(f"series is a {type(series).__name__}: needs a dict of lists by label")
     step = min(0.2, 0.7 / max(1, len(series)))
     for k, (label, values) in enumerate(series.items()):
         if len(values) != len(groups):

@@ -1,7 +1,7 @@
 """Small tables, as HTML and as plain text."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
+
+
+def _entries(values, name: str) -> list:
+    """As a list. ValueError for a word, which has letters, and for what has no entries."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}={values!r}: needs a list")
+    return list(values)
 
 
 def _is_numeric(text: str) -> bool:
@@ -40,8 +47,9 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str | None = None
         rows: as many cells each: numbers (of NumPy or torch too), booleans, words, None.
         caption: a line above the table.
     """
-    names = [_cell(name) for name in header]
-    cells = [[_cell(value) for value in row] for row in rows]
+    names = [_cell(name) for name in _entries(header, "header")]
+    cells = [_entries(row, f"rows[{i}]") for i, row in enumerate(_entries(rows, "rows"))]
+    cells = [[_cell(value) for value in row] for row in cells]
     for i, row in enumerate(cells):
         if len(row) != len(names):
             raise ValueError(
@@ -93,6 +101,7 @@ def claims(rows: Sequence[Sequence]) -> None:
     Each row: (claim, paper's number, ours, same direction?, why it may differ); the fourth cell is
     a bool (written yes / no) or words. ValueError for a row of another length.
     """
+    rows = [_entries(row, f"rows[{i}]") for i, row in enumerate(_entries(rows, "rows"))]
     for i, row in enumerate(rows):
         if len(row) != len(CLAIM_COLUMNS):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import html
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ipywidgets
 from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ class Panel:
 
     def __init__(self, draw: Callable, alt: str, controls: dict, dpi: float = 85):
         self.alt, self.draw, self.dpi = require_alt(alt), draw, dpi
-        self.controls = dict(controls)
+        self.controls = dict(controls) if isinstance(controls, Mapping) else {}
         if not self.controls:
             raise ValueError(
                 "controls: got none, needs at least one widget by name, like keep=IntSlider(...)"
@@ -100,7 +100,7 @@ class Panel:
             return drawn
         if not isinstance(drawn, Figure):
             kind = type(drawn).__name__
-            raise TypeError(
+            raise ValueError(
                 f"draw returned {kind}, needs a matplotlib Figure or the bytes of a PNG"
             )
         return png(drawn, self.dpi, level=1)

@@ -59,7 +59,7 @@ def check(name: str, reference: Callable) -> Callable:
         name: the paper's module, a dot and a topic, like "divprune.greedy".
         reference: what `teach.exercise` hands back while the exercise is not attempted.
     """
-    if not re.fullmatch(r"[a-z]\w*\.[a-z]\w*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z]\w*\.[a-z]\w*", name):
         raise ValueError(
             f"name={name!r}: needs the paper's module, a dot and a topic, like 'divprune.greedy'"
         )
@@ -92,6 +92,8 @@ def names(paper: str | None = None) -> list[str]:
 
 def get(name: str) -> tuple[Callable, Callable]:
     """(reference, check) of the exercise called `name`; ValueError lists the names there are."""
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: needs the name of an exercise, like 'divprune.greedy'")
     known = [] if name in _REGISTRY else names(name.partition(".")[0])
     if name not in _REGISTRY:
         there_are = ", ".join(known or names()) or "none"

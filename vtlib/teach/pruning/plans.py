@@ -7,7 +7,7 @@ from einops import rearrange
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from vtlib.nn.checks import check_int
+from vtlib.nn.checks import check_int, check_ints
 from vtlib.teach.figures import PALETTE
 from vtlib.teach.pictures import image, pixels_of
 from vtlib.tokens import Plan
@@ -36,7 +36,7 @@ def _colour(plan: Plan, colour: str) -> str:
 
 
 def _check_grid(plan: Plan, grid: tuple[int, int]) -> tuple[int, int]:
-    h, w = (check_int(side, "grid", 1) for side in grid)
+    h, w = check_ints(grid, "grid", 1, length=2)
     patches = plan.num_tokens - plan.num_prefix
     if patches != h * w:
         raise ValueError(f"the plan is for {patches} patches but the grid {h} x {w} has {h * w}")
@@ -102,13 +102,16 @@ def paint(
         colour: "kept" (blue frames), "slots", "roles" (frame by role), or "auto".
         order: frame these patches only (a subset of steps); default all kept.
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan is a {type(plan).__name__}: needs a vtlib.tokens.Plan")
     colour = _colour(plan, colour)
     h, w = _check_grid(plan, grid)
     row = check_int(row, "row", 0, len(plan.index) - 1)
     pixels = _patches(picture, h, w)                                                     # n 3 p q
     source, kept = (t[row, plan.num_prefix :].cpu() for t in (plan.source(), plan.kept()))     # n
     if order is not None:
-        shown = torch.as_tensor(order, dtype=torch.long, device="cpu")
+        shown = [check_int(patch, "order", 0, h * w - 1) for patch in check_ints(order, "order")]
+        shown = torch.tensor(shown, dtype=torch.long, device="cpu")
         kept = torch.zeros_like(kept).scatter(0, shown, True)
         source = torch.where(kept, source, -1)
     grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
