@@ -7,11 +7,13 @@ taken for the pruned prompt's; so would lists of packed sequences.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..nn.checks import describe
 
 ALIGNED = ("token_type_ids", "mm_token_type_ids")  # (B, S) arguments that are cut along
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
@@ -32,8 +34,9 @@ def named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
 
 def has_images(kwargs: dict[str, Any]) -> bool:
     """Whether a forward brings images."""
-    ready = kwargs.get("mm_encoder_outputs") or {}
-    return kwargs.get("pixel_values") is not None or ready.get("image") is not None
+    ready = kwargs.get("mm_encoder_outputs")
+    given = ready.get("image") if isinstance(ready, Mapping) else None
+    return kwargs.get("pixel_values") is not None or given is not None
 
 
 def aligned(kwargs: dict[str, Any], draft: int) -> dict[str, Tensor]:
@@ -109,7 +112,10 @@ def _check_mask(mask: Any, ids: Tensor) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise ValueError("attention_mask must be (B, S), 1 for tokens and 0 for padding")
+        raise ValueError(
+            f"attention_mask must be (B, S), 1 for tokens and 0 for padding, but is "
+            f"{describe(mask)}"
+        )
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)} but {_size(ids)}")
 

@@ -181,7 +181,7 @@ class Pruned:
             needs = "keep" if fixed else " or ".join(POSITIONS)
             kind = type(family.model).__name__
             raise ValueError(f"positions={positions!r}: {kind} needs {needs!r}")
-        if self.method.inside and self.family.windows_differ:
+        if self.method.inside and self.family.has_sliding_layers:
             raise ValueError(
                 "the decoder has layers with sliding windows, which count places: cuts inside it "
                 "are not supported"

@@ -79,7 +79,7 @@ class Family:
         return self.selected - 1
 
     @property
-    def windows_differ(self) -> bool:
+    def has_sliding_layers(self) -> bool:
         """Whether the decoder's config says layer by layer which ones have sliding windows
         (`layer_types`), and at least one has; also True where all have."""
         return "sliding_attention" in (getattr(self.language.config, "layer_types", None) or ())
@@ -89,7 +89,7 @@ class Family:
         """How many places each layer of the decoder sees, the config's `sliding_window`; None for
         all, as where `layer_types` names no sliding layer."""
         config = self.language.config
-        if getattr(config, "layer_types", None) and not self.windows_differ:
+        if getattr(config, "layer_types", None) and not self.has_sliding_layers:
             return None
         return getattr(config, "sliding_window", None)
 
