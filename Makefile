@@ -12,8 +12,8 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # The clock only ends what hangs: what a cell may cost is counted in processor seconds (conftest.py).
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --nbval-kernel-startup-timeout=600 \
 	-n 2 --dist loadfile
-# Of each stack of Jupyter that Colab has, three notebooks a run: the basics, a decoder, a video net. The rest at night.
-COLAB_NOTEBOOKS := $(foreach n,00 05 07,$(wildcard notebooks/$(n)_*.ipynb))
+# Of each stack of Jupyter that Colab has, three notebooks a run: the basics, a decoder, an image net. The rest at night.
+COLAB_NOTEBOOKS := $(foreach n,00 06 07b,$(wildcard notebooks/$(n)_*.ipynb))
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The first Python that is new enough and can make environments; `make lab PYTHON=/path/to/python` overrules the search.

@@ -137,10 +137,10 @@ def ttvsr(**options):
     return Model(build, clips((3, 16, 24), (2, 12, 24)), (3, 3, 64, 96))
 
 
-def catanet(upscale, **options):
+def catanet(upscale, num_layers=2, **options):
     def build():
-        sizes = (8, 10), (4, 6), (32, 24)
-        return CATANet(upscale, 12, 2, 8, 16, 2, *sizes, n_iter=(1, 3), **options)
+        tabs = [pair[:num_layers] for pair in ((8, 10), (4, 6), (32, 24), (1, 3))]
+        return CATANet(upscale, 12, num_layers, 8, 16, 2, *tabs, **options)
     return Model(build, images((16, 22), (13, 22)), (3, 16 * upscale, 22 * upscale))
 
 
@@ -159,7 +159,8 @@ SUPERRES = {
     ),
     "ttvsr": ttvsr(),
     "ttvsr_recurrent": ttvsr(trajectories=False),
-    **{f"catanet_x{s}": catanet(s) for s in (2, 3, 4)},
+    "catanet_x2": catanet(2),
+    **{f"catanet_x{s}": catanet(s, num_layers=1) for s in (3, 4)},     # another way to upscale
     "catanet_local": catanet(2, aggregate=False),
     "uplift": features(lambda: UPLiFT(6, 4, (4, 6), (8, 8))),
     "uplift_patch_6": features(

@@ -52,10 +52,15 @@ def test_it_looks(model, taken, vision):
         assert seen[kind] - blind[kind] >= 0.2, told
 
 
+@pytest.fixture(scope="module")
+def by_scale():
+    return exam.by_scale(50)
+
+
 @pytest.mark.parametrize("size, lead", [("tiny", 0.08), ("middle", 0.3), ("huge", 0.25)])
-def test_sizes_that_training_did_not_show(model, size, lead):
+def test_sizes_that_training_did_not_show(model, by_scale, size, lead):
     """Objects smaller and larger than any in training are read too, far better than blind."""
-    taken = exam.by_scale(50)[size]
+    taken = by_scale[size]
     with torch.no_grad():
         tokens = model.encode(taken.images).tokens
         seen = taken.table(taken.right(model, tokens))["all"]
