@@ -102,6 +102,27 @@ def test_what_is_no_number_is_named(value):
         vnn.check_number(value, "sigma", 0, 1)
     with pytest.raises(ValueError, match="needs a finite number of at least 2$"):
         vnn.check_number(1, "sigma", 2)
+    for value in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="sigma=.*needs a finite number above 0$"):
+            vnn.check_number(value, "sigma", above=0)
+    with pytest.raises(ValueError, match="sigma=2 .*needs a finite number above 0 and at most 1$"):
+        vnn.check_number(2, "sigma", most=1, above=0)
+    assert vnn.check_number(1e-9, "sigma", above=0) == 1e-9
+
+
+@pytest.mark.parametrize("values", [(0, 0.5), [0, 0.5], np.array([0, 0.5]), torch.tensor([0, 0.5])])
+def test_sequences_of_numbers(values):
+    assert vnn.check_numbers(values, "rates", 0, 1, 2) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("values, words", [
+    ("12", "rates='12': needs a sequence of 2 numbers"), (3, "rates=3: needs a sequence of 2"),
+    ((1, 1, 1), r"rates=\(1, 1, 1\): needs a sequence of 2 numbers"),
+    ((1, 1.5), r"rates\[1\]=1.5 .*at most 1"), ((float("nan"), 1), r"rates\[0\]=nan"),
+])
+def test_what_is_no_sequence_of_numbers(values, words):
+    with pytest.raises(ValueError, match=words):
+        vnn.check_numbers(values, "rates", 0, 1, 2)
 
 
 @pytest.mark.parametrize("x, words", [

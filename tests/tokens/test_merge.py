@@ -103,7 +103,7 @@ def test_contextual_tokens_are_about_twice_as_long():
 def test_strided():
     assert strided(17, 4).tolist() == [0, 4, 8, 12] and strided(7, 4).tolist() == [0, 1, 2, 3]
     assert strided(3, 5).tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="count=0 must be at least 1"):
+    with pytest.raises(ValueError, match="count=0: needs an integer of at least 1"):
         strided(5, 0)
 
 

@@ -98,11 +98,33 @@ def test_weights_may_be_float64():
     assert both.apply(torch.randn(2, 6, 3)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_sums_are_not_rounded_to_halves(dtype):
+    """0.3 x 700 - 0.7 x 300; with 0.3 and 0.7 in half precision it is 0.02 or 0.8."""
+    weight, slot = torch.tensor([[0.3, 0.7]]), torch.zeros(1, 2, dtype=torch.long)
+    x = torch.tensor([[[700.0], [-300.0]]], dtype=dtype)
+    exact = 0.3 * x[0, 0].double() + 0.7 * x[0, 1].double()
+    for repeat in (1, 5):                                           # read by rows, and as a matrix
+        plan = Plan(slot[:, :1], 2, torch.arange(2).repeat(repeat)[None], slot.repeat(1, repeat),
+                    weight.repeat(1, repeat) / repeat)
+        out = plan.apply(x)
+        assert out.dtype == dtype and (out[0, 0] - exact).abs() < 1e-3
+        grown = Plan(plan.index, 2, plan.origin, plan.slot, plan.weight.to(dtype))
+        assert grown.matrix().dtype == torch.float32
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: Plan(torch.tensor([[0]]), 3).apply(torch.zeros(1, 4, 2)),
      "4 tokens but this plan is for 3"),
     (lambda: Plan(torch.tensor([[0]]), 3).then(Plan(torch.tensor([[0]]), 2)),
      "for 2 tokens but the first leaves 1"),
+    (lambda: Plan(torch.tensor([[0]]), 3).then(3), "other is a int but needs to be a Plan"),
+    (lambda: keep_all(2.0, 12), "batch=2.0"),
+    (lambda: keep_all(2, -1), "num_tokens=-1"),
+    (lambda: Stage(1, "4", None), "keep='4' must be an int"),
+    (lambda: Stage(1, -4, None), "keep=-4: needs at least 0"),
+    (lambda: Stage(1, False, None), "keep=False"),
+    (lambda: Stage(1, torch.nan, None), r"keep=nan .*\(0, 1\]"),
     (lambda: Stage(1, 30, None).count(20), "keep=30 but there are 20"),
     (lambda: Stage(1, 1.5, None).count(20), "keep=1.5"),
     (lambda: Stage(1.5, 4, None), r"after=1.5 \(float\): needs an integer"),
@@ -124,7 +146,8 @@ def test_a_stage_takes_integers_of_any_kind(number):
 
 
 def test_a_stage_may_leave_nothing():
-    assert Stage(3, 0, None).count(20) == 0 and Stage(3, 0.25, None).count(20) == 5
+    assert Stage(3, 0, None).count(20) == Stage(3, 0.0, None).count(20) == 0
+    assert Stage(3, 0.25, None).count(20) == 5
 
 
 def test_meta():

@@ -1,7 +1,6 @@
 """Whole rows move: `take`, `scatter_back` and `Plan.apply` against plain indexing, for every kind
 of tensor and memory, with gradients, compiled and exported."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -80,8 +79,7 @@ def test_every_dtype(dtype):
     assert back.dtype == dtype and torch.equal(plain(back, index), plain(x, index))
     if dtype.is_floating_point:
         merge = merging(2, 6)
-        rounded = replace(merge, weight=merge.weight.to(dtype).double())
-        want = (rounded.matrix() @ x.double()).to(dtype)
+        want = (merge.matrix().double() @ x.double()).to(dtype)     # weights are not rounded to it
         assert merge.apply(x).dtype == dtype
         torch.testing.assert_close(merge.apply(x), want)
     else:

@@ -50,11 +50,34 @@ def test_take_and_scatter_back():
         for i in range(6):
             filled = x[b, i] if i in index[b] else torch.full((3,), -1.0)
             assert torch.equal(back[b, i], filled)
+    nothing = vt.scatter_back(kept, index, 6, fill=math.nan)        # a number like any other
+    assert torch.equal(nothing.isnan(), back == -1.0) and nothing.isnan().sum() == 18
     everything = torch.arange(6).expand(2, 6)
     assert torch.equal(vt.take(x, everything), x)  # keep = all changes nothing
 
 
+@pytest.mark.parametrize("change, words", [
+    (dict(num_tokens=-1), "num_tokens=-1"), (dict(num_tokens=6.0), "num_tokens=6.0"),
+    (dict(fill="x"), "fill='x'"), (dict(fill=None), "fill=None"),
+    (dict(x=torch.ones(2, 3, dtype=torch.long), fill=0.5), "fill=0.5 .* torch.int64"),
+    (dict(index=torch.tensor([[0, 2, 5], [3, 1, 3]])), r"index\[1\] holds place 3 twice"),
+    (dict(index=torch.tensor([[0, 2, 6], [3, 1, 2]])), r"index\[0, 2\]=6 is no place"),
+])
+def test_what_cannot_be_put_back(change, words):
+    fits = dict(x=torch.ones(2, 3, 4), index=torch.tensor([[0, 2, 5], [3, 1, 2]]), num_tokens=6)
+    with pytest.raises(ValueError, match=words):
+        vt.scatter_back(**{**fits, **change})
+
+
 def test_entropy():
+    for bad, words in (
+        (math.nan, "attn .* non-finite"), (math.inf, "attn .* non-finite"),
+        (-0.1, "attn has a weight of -0.1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            vt.entropy(torch.tensor([[0.5, bad]]))
+    with pytest.raises(ValueError, match="axis of keys"):
+        vt.entropy(torch.tensor(0.5))
     assert vt.entropy(torch.tensor([1.0, 0.0, 0.0])).item() == 0.0
     assert math.isclose(vt.entropy(torch.full((2, 5), 0.2))[0].item(), math.log(5), rel_tol=1e-5)
 
@@ -70,5 +93,10 @@ def test_redundancy_against_loops():
         want.append(sum(best) / 5)
     torch.testing.assert_close(vt.redundancy(x), torch.tensor(want), atol=1e-5, rtol=1e-4)
     assert vt.redundancy(torch.ones(1, 3, 4)).item() == pytest.approx(1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = vt.redundancy(x)
+    assert torch.equal(rounded, vt.redundancy(x))
+    half = vt.redundancy(x.half())
+    assert half.dtype == torch.float32 and torch.equal(half, vt.redundancy(x.half().float()))
     with pytest.raises(ValueError, match="N >= 2"):
         vt.redundancy(torch.ones(1, 1, 4))

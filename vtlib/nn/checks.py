@@ -55,14 +55,19 @@ def check_ints(
         least: the smallest value allowed; None: no bound.
         length: how many there must be; None: any number.
     """
-    many = f"{length} integers" if length is not None else "integers"
+    entries = _entries(values, name, "integers", length)
+    return tuple(check_int(entry, f"{name}[{i}]", least) for i, entry in enumerate(entries))
+
+
+def _entries(values: Any, name: str, kind: str, length: int | None) -> list[Any]:
     try:                                              # a string has letters, bytes have numbers
         entries = None if isinstance(values, (str, bytes, Mapping, Set)) else list(values)
     except TypeError:                                                # a number, or a 0-dim tensor
         entries = None
     if entries is None or (length is not None and len(entries) != length):
+        many = kind if length is None else f"{length} {kind}"
         raise ValueError(f"{name}={values!r}: needs a sequence of {many}")
-    return tuple(check_int(entry, f"{name}[{i}]", least) for i, entry in enumerate(entries))
+    return entries
 
 
 def check_odd(value: Any, name: str) -> int:
@@ -87,7 +92,11 @@ def _as_int(value: Any) -> int | None:
 
 
 def check_number(
-    value: Any, name: str, least: float = -math.inf, most: float = math.inf
+    value: Any,
+    name: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
 ) -> float:
     """`value` as a float: any finite real number, of Python, NumPy or torch; booleans are none.
 
@@ -96,18 +105,43 @@ def check_number(
         name: what the message calls it.
         least: the smallest value allowed.
         most: the largest value allowed.
+        above: what it must exceed, in place of least.
 
     Raises ValueError for what is no number ("0.5" too), for NaN, and for values out of bounds.
     """
     number = _as_number(value)
-    if number is not None and math.isfinite(number) and least <= number <= most:
+    if number is not None and math.isfinite(number) and least <= number <= most and number > above:
         return number
     needs = "a finite number"
-    if least > -math.inf:
+    if above > -math.inf:
+        needs += f" above {above}"
+    elif least > -math.inf:
         needs += f" of at least {least}"
     if most < math.inf:
-        needs += f" and at most {most}" if least > -math.inf else f" of at most {most}"
+        needs += f" and at most {most}" if max(least, above) > -math.inf else f" of at most {most}"
     raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs {needs}")
+
+
+def check_numbers(
+    values: Any,
+    name: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    length: int | None = None,
+) -> tuple[float, ...]:
+    """`values` as a tuple of floats, each as `check_number` takes it.
+
+    Args:
+        values: a sequence, or a one-dimensional array or tensor.
+        name: what the message calls it; an entry is name[i].
+        least: the smallest value allowed.
+        most: the largest value allowed.
+        length: how many there must be; None: any number.
+    """
+    entries = _entries(values, name, "numbers", length)
+    return tuple(
+        check_number(entry, f"{name}[{i}]", least, most) for i, entry in enumerate(entries)
+    )
 
 
 def _as_number(value: Any) -> float | None:

@@ -1,11 +1,13 @@
-"""Bad scores end here: a ValueError that names the argument, what it got and what it needs."""
+"""Bad scores, maps, grids and masks end here: a ValueError that names the argument, what it got and
+what it needs."""
 
 import numbers
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float
+from ..nn.checks import check_finite, check_float, check_ints, describe
 
 
 def check_scores(
@@ -25,6 +27,64 @@ def check_scores(
             f"{name} has shape {tuple(scores.shape)} but needs {needs}: one number a token"
         )
     check_finite(scores, name)
+
+
+def check_axes(x: Any, name: str, axes: str) -> None:
+    """Raise unless `x` is floating with the axes that `axes` names, "(B, heads, N)" say, none of
+    them empty.
+
+    Args:
+        x: what was given.
+        name: what the message calls it.
+        axes: what each axis is, in brackets.
+    """
+    check_float(x, name)
+    shape, count = tuple(x.shape), axes.count(",") + 1
+    if len(shape) != count:
+        raise ValueError(f"{name} has shape {shape} but needs {count} axes {axes}")
+    if 0 in shape:
+        raise ValueError(f"{name} is empty: shape {shape}; needs {axes}, each at least 1")
+
+
+def check_mask(mask: Any, name: str, shape: tuple[int, ...], axes: str = "(B, N)") -> None:
+    """Raise unless `mask` is a boolean tensor of this shape.
+
+    Args:
+        mask: what was given.
+        name: what the message calls it.
+        shape: that it must have.
+        axes: what each axis is, in brackets.
+    """
+    shape = tuple(shape)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise ValueError(
+            f"{name} is {describe(mask)} but needs to be boolean, {axes} = {shape}"
+        )
+
+
+def check_grid(grid: Any, num_tokens: int | None = None, name: str = "grid") -> tuple[int, int]:
+    """`grid` as (rows, columns), two integers of at least 1. ValueError for anything else.
+
+    Args:
+        grid: what was given.
+        num_tokens: how many places it must have; None: any number.
+        name: what the message calls it.
+    """
+    rows, columns = check_ints(grid, name, 1, 2)
+    if num_tokens is not None and rows * columns != num_tokens:
+        raise ValueError(
+            f"{name}={(rows, columns)} has {rows * columns} places but there are {num_tokens} "
+            f"tokens: they need one each"
+        )
+    return rows, columns
+
+
+def check_generator(generator: Any) -> None:
+    """Raise unless `generator` is one of torch's, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is {describe(generator)} but needs to be a torch.Generator, or None"
+        )
 
 
 def is_fraction(keep: Any) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, readable
+from ..nn.checks import at_hand, check_finite, check_float, check_tokens, readable
 from .precision import widen
 
 BAND, BANDS = 48, 4
@@ -19,6 +19,7 @@ def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
     A zero token stays zero: its cosine to all is 0, its distance 1. A finite token whose square
     overflows (|x| beyond 1e19 in float32) is divided by its largest entry first.
     """
+    check_float(tokens, "tokens")
     x = widen(tokens)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     if not at_hand(norm) or not norm.isfinite().all():
@@ -31,6 +32,9 @@ def unit(tokens: Tensor, eps: float = 1e-12) -> Tensor:
 def within_range(tokens: Tensor) -> Tensor:
     """tokens (B, N, ...) whose products and sums stay finite: as they are, or, where the largest
     entry is beyond 1e12, divided by it. Directions and ratios are the same."""
+    check_float(tokens, "tokens")
+    if tokens.numel() == 0:
+        return tokens
     low, high = tokens.detach().aminmax()        # one pass, and the fastest that there is
     largest = torch.maximum(high, -low)
     if at_hand(tokens) and largest < 1e12:
@@ -43,6 +47,7 @@ def cosines(tokens: Tensor) -> Tensor:
 
     On a CPU in bands of rows; what lies below a band is a copy of its mirror image.
     """
+    check_tokens(tokens)
     batch, num_tokens, _ = tokens.shape
     if tokens.device.type != "cpu" or torch.compiler.is_compiling():
         x = unit(tokens)

@@ -2,6 +2,7 @@
 the number of tokens in each layer."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..nn.checks import check_int, check_ints
 from .plan import Stage
@@ -21,31 +22,45 @@ def tokens_per_layer(
             `keep` visual tokens go on (an int, 0 included, or a float: fraction of num_visual).
             after=0 is pruning before the decoder.
 
-    ValueError: cuts out of order, outside 0 ... L, or a later cut that keeps more than an earlier
-    one.
+    ValueError: cuts that are no such pairs, out of order, outside 0 ... L, or a later cut that
+    keeps more than an earlier one.
     """
-    if num_layers < 1 or num_visual < 0 or num_text < 0:
-        raise ValueError(
-            f"num_layers={num_layers}, num_visual={num_visual}, num_text={num_text}: "
-            f"need a layer, nothing < 0"
-        )
+    num_layers = check_int(num_layers, "num_layers", 1)
+    num_visual = check_int(num_visual, "num_visual", 0)
+    num_text = check_int(num_text, "num_text", 0)
     counts: list[int] = []
     alive = num_visual
-    for cut in cuts:
-        after, keep = (cut.after, cut.keep) if isinstance(cut, Stage) else cut
+    for after, keep in _pairs(cuts):
         if not len(counts) <= after <= num_layers:
             raise ValueError(
                 f"cuts: a cut after layer {after} must come in order and lie in 0 ... {num_layers}"
             )
-        keep = 0 if keep == 0 else resolve_keep(keep, num_visual)
-        if keep > alive:
+        left = resolve_keep(keep, num_visual, least=0)
+        if left > alive:
             raise ValueError(
-                f"cuts: keep={keep} after layer {after} but only {alive} visual tokens are left "
+                f"cuts: keep={left} after layer {after} but only {alive} visual tokens are left "
                 f"there"
             )
         counts += [alive + num_text] * (after - len(counts))
-        alive = keep
+        alive = left
     return counts + [alive + num_text] * (num_layers - len(counts))
+
+
+def _pairs(cuts: Any) -> list[tuple[int, Any]]:
+    """(after, keep) of each cut. ValueError for what is no list of pairs or `Stage`s."""
+    try:
+        given = None if isinstance(cuts, str) else list(cuts)
+    except TypeError:
+        given = None
+    if given is None:
+        raise ValueError(f"cuts={cuts!r}: needs (after, keep) pairs or Stages")
+    pairs = []
+    for cut in given:
+        pair = (cut.after, cut.keep) if isinstance(cut, Stage) else cut
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"cuts has {cut!r}: needs (after, keep) pairs or Stages")
+        pairs.append((check_int(pair[0], "cuts: after"), pair[1]))
+    return pairs
 
 
 def decoder_flops(

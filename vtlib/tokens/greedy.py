@@ -68,7 +68,7 @@ def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | No
             )
         check_range(first[:, None], "first", 0, num_tokens)
         return
-    if first not in (None, "weight"):
+    if first is not None and not (isinstance(first, str) and first == "weight"):
         raise ValueError(
             f"first={first!r} must be None (most isolated), 'weight' (largest weight) or a tensor "
             f"(B,) of indices"

@@ -20,8 +20,8 @@ def strided(num_tokens: int, count: int, device: torch.device | None = None) -> 
         count: how many are wanted, 1 at least.
         device: of the result.
     """
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+    num_tokens = check_int(num_tokens, "num_tokens", 0)
+    count = check_int(count, "count", 1)
     return torch.arange(0, num_tokens, max(1, num_tokens // count), device=device)[:count]
 
 

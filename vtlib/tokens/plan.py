@@ -1,21 +1,29 @@
 """The selection as a value: which tokens stay, which went into which, and with what weight."""
 
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int, check_ints, readable
+from ..nn.checks import (
+    at_hand,
+    check_finite,
+    check_float,
+    check_int,
+    check_ints,
+    describe,
+    readable,
+)
 from .checks import check_scores
 from .precision import full_precision, widen
 from .select import (
     add_rows,
     as_rows,
     best,
+    check_keep,
     check_places,
     check_range,
-    describe,
     repeated,
     resolve_keep,
     row_numbers,
@@ -128,12 +136,13 @@ class Plan:
         """The weighted sums: rows are read once, slot by slot, and added where they belong."""
         check_float(x, "x")
         batch, slots = self.index.shape
+        wide = widen(x)                         # weights of half precision would be rounded as well
         if 0 in slot.shape or 0 in x.shape or slot.shape[1] > 4 * self.num_tokens:
-            wide = widen(x).reshape(*x.shape[:2], -1)
+            wide = wide.reshape(*x.shape[:2], -1)
             with full_precision(x.device):
                 out = self.matrix().to(wide.dtype) @ wide
             return out.to(x.dtype).reshape(batch, slots, *x.shape[2:])
-        tokens = x[..., None] if x.dim() == 2 else x.flatten(2)
+        tokens = wide[..., None] if x.dim() == 2 else wide.flatten(2)
         table = as_rows(tokens)
         if table is None:
             table = tokens.flatten(0, 1), self.num_tokens
@@ -143,7 +152,7 @@ class Plan:
         real = (slot >= 0) & (slot < slots)
         numbers = torch.where(real, numbers, rows.shape[0])         # a row that does not exist
         out = add_rows(rows, numbers, slot, slots, weight)
-        return out.reshape(batch, slots, *x.shape[2:])
+        return out.to(x.dtype).reshape(batch, slots, *x.shape[2:])
 
     def source(self) -> Tensor:
         """(B, N) long: the slot that carries each token, -1 where it was dropped. A token that
@@ -169,6 +178,7 @@ class Plan:
 
     def then(self, other: "Plan") -> "Plan":
         """This plan, and after it `other`, a plan for this one's slots; its roles stay."""
+        check_plan(other, "other")
         if other.num_tokens != len(self):
             raise ValueError(
                 f"the second plan is for {other.num_tokens} tokens but the first leaves {len(self)}"
@@ -187,16 +197,22 @@ class Plan:
         return Plan(index, self.num_tokens, origin, slot, both.flatten(1), role, roles, prefix)
 
     def matrix(self) -> Tensor:
-        """(B, T, N) float: the plan as a matrix, `apply(x) = matrix() @ x`."""
+        """(B, T, N), float32 at least: the plan as a matrix, `apply(x) = matrix() @ x`."""
         batch, slots = self.index.shape
         if self.origin is not None and self.slot is not None and self.weight is not None:
-            origin, slot, weight = self.origin, self.slot, self.weight
+            origin, slot, weight = self.origin, self.slot, widen(self.weight)
         else:
             slot = torch.arange(slots, device=self.index.device).expand(batch, -1)
             origin, weight = self.index.clamp(min=0), (self.index >= 0).float()
         flat = weight.new_zeros(batch, slots * self.num_tokens)
         flat = flat.scatter_add(1, slot * self.num_tokens + origin, weight)
         return flat.unflatten(1, (slots, self.num_tokens))
+
+
+def check_plan(plan: Any, name: str) -> None:
+    """Raise unless `plan` is a `Plan`."""
+    if not isinstance(plan, Plan):
+        raise ValueError(f"{name} is {describe(plan)} but needs to be a Plan")
 
 
 def keep_best(score: Tensor, keep: int | float, name: str = "scores") -> Plan:
@@ -250,6 +266,7 @@ def keep_all(
         device: of the plan's tensors.
         num_prefix: how many of the N are no patches.
     """
+    batch, num_tokens = check_int(batch, "batch", 0), check_int(num_tokens, "num_tokens", 0)
     index = torch.arange(num_tokens, device=device).expand(batch, -1)
     return Plan(index, num_tokens, num_prefix=num_prefix)
 
@@ -266,7 +283,8 @@ class Stage:
             `state` is what `vtlib.vlm.decoder.State` describes.
         watch: layers (1-based) whose transitions the plan reads.
 
-    ValueError where `after` or an entry of `watch` is no integer.
+    ValueError where `after` or an entry of `watch` is no integer, and for a `keep` that is none
+    whatever the number of tokens.
     """
 
     after: int
@@ -276,9 +294,10 @@ class Stage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "after", check_int(self.after, "after"))
+        check_keep(self.keep, least=0)
         object.__setattr__(self, "watch", check_ints(self.watch, "watch"))
 
     def count(self, num_visual: int) -> int:
         """`keep` as a number of tokens, of num_visual at the start. 0 is allowed here: late layers
         can do without any."""
-        return 0 if self.keep == 0 else resolve_keep(self.keep, num_visual)
+        return resolve_keep(self.keep, num_visual, least=0)

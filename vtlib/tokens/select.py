@@ -5,6 +5,7 @@ an error at once, elsewhere the device's own assertion, so that nothing waits fo
 """
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -15,30 +16,57 @@ from ..nn.checks import at_hand, check_int, describe, readable
 from .checks import is_fraction
 
 
-def resolve_keep(keep: Any, num_tokens: int) -> int:
-    """Number of tokens to keep out of num_tokens: `keep` is an integer (tokens; of Python, NumPy or
-    torch) or a float in (0, 1] (fraction, rounded, at least 1).
+def check_keep(keep: Any, least: int = 1) -> int | float:
+    """A budget before it is known of how many tokens: an integer (tokens; of Python, NumPy or
+    torch) of at least `least`, or a float in (0, 1] (fraction).
+
+    With least=0 the fraction may be 0.0 too. ValueError for anything else.
+    """
+    number = _number(keep, least)
+    if number < least:
+        raise ValueError(f"keep={number}: needs at least {least}")
+    return number
+
+
+def resolve_keep(keep: Any, num_tokens: int, least: int = 1) -> int:
+    """Number of tokens to keep out of num_tokens.
+
+    Args:
+        keep: an integer (tokens; of Python, NumPy or torch) or a float in (0, 1] (fraction,
+            rounded, at least 1).
+        num_tokens: how many there are.
+        least: 0 allows to keep none.
 
     Raises ValueError for anything else, also for keep > num_tokens.
     """
+    num_tokens = check_int(num_tokens, "num_tokens", 0)
+    number = _number(keep, least)
+    if isinstance(number, float):
+        return max(1, round(number * num_tokens)) if number else 0
+    if not least <= number <= num_tokens:
+        raise ValueError(
+            f"keep={number} but there are {num_tokens} tokens; it must lie in "
+            f"{least} ... {num_tokens}"
+        )
+    return number
+
+
+def _number(keep: Any, least: int) -> int | float:
+    """`keep` as an int of any size, or as a float in (0, 1]; 0.0 too with least=0."""
     if is_fraction(keep):
-        if not 0.0 < float(keep) <= 1.0:
+        share = float(keep)
+        if not 0.0 < share <= 1.0 and not (share == 0.0 and least == 0):
             raise ValueError(
                 f"keep={keep} is a float, so it is a fraction and must lie in (0, 1]; "
                 f"use an int to count tokens"
             )
-        return max(1, round(float(keep) * num_tokens))
+        return share
     try:
-        count = check_int(keep, "keep")
+        return check_int(keep, "keep")
     except ValueError:
         raise ValueError(
             f"keep={keep!r} must be an int (tokens kept) or a float in (0, 1] (fraction kept)"
         ) from None
-    if not 1 <= count <= num_tokens:
-        raise ValueError(
-            f"keep={count} but there are {num_tokens} tokens; it must lie in 1 ... {num_tokens}"
-        )
-    return count
 
 
 def top_tokens(score: Tensor, keep: int | float, num_prefix: int = 0) -> Tensor:
@@ -135,15 +163,23 @@ def scatter_back(x: Tensor, index: Tensor, num_tokens: int, fill: float = 0.0) -
         x: (B, K, ...).
         index: (B, K) long, each place at most once an image.
         num_tokens: N, how many places there are.
-        fill: what the others hold.
+        fill: what the others hold, a number that the dtype of x has.
 
-    Returns (B, N, ...). ValueError as in `take`.
+    Returns (B, N, ...). ValueError as in `take`, and on the CPU for a place that comes twice.
     """
     if not isinstance(x, Tensor) or x.dim() < 2:
         raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, K, ...)")
     check_places(index, "index", x.shape[0])
     if index.shape[1] != x.shape[1]:
         raise ValueError(f"index has {index.shape[1]} places but x has {x.shape[1]} tokens")
+    num_tokens = check_int(num_tokens, "num_tokens", 0)
+    _check_fill(fill, x.dtype)
+    if at_hand(index):
+        check_range(index, "index", 0, num_tokens)
+        if twice := repeated(index):
+            raise ValueError(
+                f"index[{twice[0]}] holds place {twice[1]} twice: it needs each at most once"
+            )
     rows = x.new_full((x.shape[0] * num_tokens, *x.shape[2:]), fill)
     try:
         numbers = row_numbers(index, num_tokens, num_tokens, rows)
@@ -153,6 +189,15 @@ def scatter_back(x: Tensor, index: Tensor, num_tokens: int, fill: float = 0.0) -
             raise
         check_range(index, "index", 0, num_tokens)
         raise
+
+
+def _check_fill(fill: Any, dtype: torch.dtype) -> None:
+    """Raise unless `fill` is a real number, and a whole one where the dtype has no others."""
+    real = isinstance(fill, numbers.Real)
+    if not real or not (dtype.is_floating_point or float(fill).is_integer()):
+        raise ValueError(
+            f"fill={fill!r} ({type(fill).__name__}): needs a number that {dtype} has"
+        )
 
 
 # -------------------------------------------------------------------------------------------- rows

@@ -5,7 +5,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .plan import Plan
+from .checks import check_grid
+from .plan import Plan, check_plan
 from .select import take
 
 
@@ -24,11 +25,8 @@ def view_order(
     Returns ((1 + R C) h w,) long: at each place, the number of the token in view order (token i of
     view v is v h w + i).
     """
-    (rows, cols), (h, w) = crops, grid
-    if min(rows, cols, h, w) < 1:
-        raise ValueError(
-            f"crops={tuple(crops)} and grid={tuple(grid)} need at least one row and one column"
-        )
+    rows, cols = check_grid(crops, name="crops")
+    h, w = check_grid(grid)
     number = torch.arange((1 + rows * cols) * h * w, device=device)
     big = rearrange(number[h * w :], "(R C h w) -> (R h C w)", R=rows, C=cols, h=h)
     return torch.cat([number[: h * w], big])
@@ -46,14 +44,16 @@ def join_views(plan: Plan, crops: tuple[int, int], grid: tuple[int, int]) -> Pla
     Returns a plan for B images of V N tokens, "(b v) n d -> b (v n) d", with V T slots. ValueError
     when the views do not fit.
     """
-    (rows, cols), (h, w) = crops, grid
+    check_plan(plan, "plan")
+    rows, cols = check_grid(crops, name="crops")
+    h, w = check_grid(grid)
     views = 1 + rows * cols
     if plan.merges or plan.num_prefix:
         raise ValueError("plan: views are joined for plans of patches that only keep and drop")
     if plan.num_tokens != h * w or len(plan.index) % views:
         raise ValueError(
             f"plan is for {len(plan.index)} views of {plan.num_tokens} tokens but "
-            f"crops={tuple(crops)} and grid={tuple(grid)} need a multiple of {views} views of "
+            f"crops={(rows, cols)} and grid={(h, w)} need a multiple of {views} views of "
             f"{h * w}"
         )
     order = view_order(crops, grid, plan.index.device)

@@ -2,9 +2,14 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable
 
+import torch
 from torch import Tensor
+
+from ..nn.checks import at_hand, check_int, check_tokens, describe
+from .checks import check_grid
+from .select import check_range
 
 SPACES = ("features", "selected", "tokens")
 """The tensors of `VisionOutputs` that a plan can be for."""
@@ -26,6 +31,9 @@ class VisionOutputs:
     keys (B, prefix + N, head_dim): keys of the selected layer, mean over heads, without positions.
     attention {l: (B, heads, prefix + N, prefix + N)}: all weights of layer l, 0-based.
     hidden {l: (B, prefix + N, Dv)}: hidden state after l layers (0: the embeddings).
+
+    ValueError for a selected that is not floating or empty, and for a grid that has another number
+    of places than there are patches.
     """
 
     selected: Tensor
@@ -36,6 +44,12 @@ class VisionOutputs:
     keys: Tensor | None = None
     attention: dict[int, Tensor] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_tokens(self.selected, name="selected")
+        size = self.selected.shape[1]
+        self.num_prefix = check_int(self.num_prefix, "num_prefix", 0, size - 1)
+        self.grid = check_grid(self.grid, size - self.num_prefix)
 
     @property
     def features(self) -> Tensor:
@@ -49,7 +63,13 @@ class VisionOutputs:
 
     def rows(self, index: Tensor) -> "VisionOutputs":
         """The same for pictures `index` (K,) long of the batch, repeats allowed: one row for each
-        question to a picture, say."""
+        question to a picture, say. ValueError for what is no such index."""
+        if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != 1:
+            raise ValueError(
+                f"index is {describe(index)} but needs to be a torch.int64 tensor (K,)"
+            )
+        if at_hand(index):
+            check_range(index[None], "index", 0, len(self.selected))
         out = VisionOutputs(
             self.selected[index],
             self.grid,
@@ -63,3 +83,11 @@ class VisionOutputs:
         if "tokens" in self.__dict__:  # projected already
             out.__dict__["tokens"] = self.tokens[index]
         return out
+
+
+def check_vision(vision: Any) -> None:
+    """Raise unless `vision` is a `VisionOutputs`: the images themselves, say, are none."""
+    if not isinstance(vision, VisionOutputs):
+        raise ValueError(
+            f"vision is {describe(vision)} but needs to be VisionOutputs: what an encoder made"
+        )
