@@ -297,12 +297,60 @@ def test_padding_takes_no_part():
         got = page_rank(padded, damping=damping, running=running)
         torch.testing.assert_close(got[:, :9], page_rank(logits, damping=damping))
         assert (got[:, 9:] == 0).all()
+        padded[:, :, 9:] = -torch.inf                               # padding that sees nothing
+        assert torch.equal(page_rank(padded, damping=damping, running=running), got)
 
 
-@pytest.mark.parametrize("more", [dict(tau=0.0), dict(iterations=-1), dict(damping=1.5)])
-def test_page_rank_refuses(more):
-    with pytest.raises(ValueError, match="tau="):
+def test_a_query_that_sees_nothing_is_refused():
+    logits = causal_logits(1, 2, 9)
+    logits[0, 1, 4] = -torch.inf
+    with pytest.raises(ValueError, match="page rank .* non-finite"):
+        page_rank(logits)
+    running = torch.ones(1, 9, dtype=torch.bool)
+    with pytest.raises(ValueError, match="page rank .* non-finite"):
+        page_rank(logits, running=running)
+
+
+WRONG_CONSTANTS = [
+    (dict(tau=0.0), "tau=0.0 .*above 0"), (dict(tau="a"), "tau='a'"), (dict(tau=torch.nan), "tau="),
+    (dict(iterations=-1), "iterations=-1"), (dict(iterations=1.5), "iterations=1.5"),
+    (dict(damping=1.5), "damping=1.5"), (dict(damping=2), "damping=2"),
+]
+
+
+@pytest.mark.parametrize("more, words", WRONG_CONSTANTS)
+def test_constants_of_a_page_rank(more, words):
+    with pytest.raises(ValueError, match=words):
         page_rank(causal_logits(), **more)
+    with pytest.raises(ValueError, match=words):                    # where they are given
+        stages(6, 8, 16, **more)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: aim.match(tokens()[:, :1]), "N >= 2"),
+    (lambda: merge(tokens(), 3), "steps=3: needs a sequence of integers"),
+    (lambda: merge(tokens(), [1.5]), r"steps\[0\]=1.5"),
+    (lambda: aim.halvings("9"), "num_tokens='9'"), (lambda: aim.halvings(9, -1), "steps=-1"),
+    (lambda: rate(3, 5, 5), "l1=5.0, l2=5.0: needs l1 < l2"),
+    (lambda: rate("3", 1, 5), "layer='3'"),
+    (lambda: aim.mean_rate(0, 1, 5), "num_layers=0"),
+    (lambda: aim.ramp_for(6, 1.5, 2), "mean=1.5"), (lambda: aim.ramp_for(6, 0.1, 2), "mean=0.1"),
+    (lambda: aim.ramp_for(6, 0.5, 0), "width=0 .*above 0"),
+    (lambda: page_rank(torch.zeros(1, 2, 3)), "4 axes"),
+    (lambda: page_rank(causal_logits(), running=torch.ones(2, 12)), "running is torch.float32"),
+    (lambda: stages(6, None, 16, rates="high"), "rates='high'"),
+    (lambda: stages(6, None, 16, rates=(1, 1, 1, 0.5, torch.nan, 0)), r"rates\[4\]=nan"),
+    (lambda: stages(6, 8, "16"), "num_visual='16'"), (lambda: stages("6", 8, 16), "num_layers='6'"),
+])
+def test_arguments_that_are_none(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_least_mean_of_a_ramp():
+    """The first layer alone sees all."""
+    l1, l2 = aim.ramp_for(6, 1 / 6, 2)
+    assert aim.mean_rate(6, l1, l2) == pytest.approx(1 / 6) and rate(1, l1, l2) == 0
 
 
 # ------------------------------------------------------------------------------------------------

@@ -264,6 +264,22 @@ def test_bad_input():
             bl.oracle(mask, vision, 4)
 
 
+def test_cells_of_no_grid():
+    for keep, grid, words in (
+        (0, (4, 6), "keep=0: needs an integer from 1 to 24"), (25, (4, 6), "keep=25"),
+        (2.0, (4, 6), "keep=2.0"), (2, (4, 0), r"grid\[1\]=0"), (2, 24, "grid=24"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bl.cells(keep, grid)
+    with pytest.raises(ValueError, match="grid=None"):
+        bl.spread_order(None)
+    with pytest.raises(ValueError, match="generator is a int"):
+        bl.random(vision_of(), 3, 7)
+    for method in (bl.random, bl.uniform, bl.pool, bl.tome):
+        with pytest.raises(ValueError, match="vision is a list .* VisionOutputs"):
+            method([1], 3)
+
+
 def test_declarations():
     for method in (bl.RANDOM, bl.UNIFORM, bl.POOL, bl.TOME):
         assert method.paper is None and method.space == "features" and not method.asks

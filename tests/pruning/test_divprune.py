@@ -198,12 +198,22 @@ def test_tokens_per_layer():
         ([(4, 5)], "0 ... 3"),
         ([(0, 5), (1, 6)], "only 5 visual"),
         ([(0, 11)], "keep=11"),
+        (3, "cuts=3: needs"),
+        ("12", "cuts='12': needs"),
+        ([3], "cuts has 3: needs .*pairs"),
+        ([(1, 2, 3)], r"cuts has \(1, 2, 3\): needs"),
+        ([(1.5, 2)], "cuts: after=1.5"),
+        ([(1, "2")], "keep='2'"),
+        ([(1, -2)], "keep=-2"),
     ]
     for cuts, words in wrong:
         with pytest.raises(ValueError, match=words):
             tokens_per_layer(3, 10, 2, cuts)
-    with pytest.raises(ValueError, match="num_layers=0"):
-        tokens_per_layer(0, 10, 2)
+    for sizes, words in (
+        ((0, 10, 2), "num_layers=0"), ((3, -1, 2), "num_visual=-1"), ((3, 10, 2.5), "num_text=2.5")
+    ):
+        with pytest.raises(ValueError, match=words):
+            tokens_per_layer(*sizes)
 
 
 def test_decoder_flops():
@@ -251,6 +261,12 @@ def test_bad_costs(call, words):
     (lambda x: dp.smallest_distance(x[:, :1]), "T >= 2"),
     (lambda x: dp.optimum(x, 1), "keep=1"),
     (lambda x: dp.optimum(x, 3, limit=5), "10 subsets"),
+    (lambda x: dp.optimum(x, 3, limit="5"), "limit='5'"),
+    (lambda x: dp.coverage(x, torch.zeros(2, 0, dtype=torch.long)), "needs a kept token"),
+    (lambda x: dp.coverage(x, torch.zeros(1, 1, dtype=torch.long)), "index has 1 rows"),
+    (lambda x: dp.coverage(x, torch.full((2, 1), 5)), r"index\[0, 0\]=5 is no place"),
+    (lambda x: dp.coverage(x, torch.full((2, 1), -1)), r"index\[0, 0\]=-1 is no place"),
+    (lambda x: dp.coverage(x, [[0]]), "index is a list"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):

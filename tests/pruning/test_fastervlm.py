@@ -1,6 +1,8 @@
 """FasterVLM: the row of [CLS], the selection, several views, the analysis; against loops and the
 paper's facts."""
 
+import functools
+
 import pytest
 import torch
 from einops import rearrange
@@ -122,8 +124,18 @@ def test_views_refuse():
         fv.prune_views(vision, 3, (2, 2))
     with pytest.raises(ValueError, match="views of 20 tokens"):
         join_views(fv.prune(vision, 3), (1, 3), (4, 4))
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match=r"crops\[0\]=0: needs an integer of at least 1"):
         view_order((0, 2), (4, 4))
+    for call in (view_order, functools.partial(join_views, fv.prune(vision, 3))):
+        for crops in (4, "13", (1, 2, 3), (1, 1.5), None):
+            with pytest.raises(ValueError, match="crops.*needs"):
+                call(crops, (4, 5))
+            with pytest.raises(ValueError, match="grid.*needs"):
+                call((1, 3), crops)
+    with pytest.raises(ValueError, match="crops=4: needs a sequence of 2 integers"):
+        fv.prune_views(vision, 2, 4)
+    with pytest.raises(ValueError, match="plan is a int but needs to be a Plan"):
+        join_views(3, (1, 3), (4, 5))
 
 
 def test_saving_on_llava():
@@ -142,6 +154,11 @@ def test_concentration():
     torch.testing.assert_close(flat, torch.arange(1, 9) / 8)
     peaked = fv.concentration(torch.tensor([[0.1, 0.7, 0.0, 0.2]]))[0]
     torch.testing.assert_close(peaked, torch.tensor([0.7, 0.9, 1.0, 1.0]))
+    half = torch.full((1, 3000), 1 / 3000, dtype=torch.float16)      # 1 in halves: steps of 0.0005
+    torch.testing.assert_close(fv.concentration(half)[0], torch.arange(1, 3001) / 3000)
+    for row in (torch.zeros(3), torch.tensor([0.5, -0.5, 0.0])):
+        with pytest.raises(ValueError, match=r"scores\[1\] sums to 0.0: .* above 0"):
+            fv.concentration(torch.stack([torch.ones(3), row]))
 
 
 def test_rope_bias():
@@ -189,6 +206,11 @@ def test_meta_half_compile():
     (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], 99), "num_prefix=99: needs"),
     (lambda v: fv.cls_row(v.selected[:, None], v.selected[:, None], 1.0), "num_prefix=1.0"),
     (lambda v: fv.rope_bias(0), "num_visual=0"),
+    (lambda v: fv.rope_bias(9, 8, "1"), "agreement='1'"),
+    (lambda v: fv.rope_bias(9, 8, generator=3), "generator is a int"),
+    (lambda v: fv.cls_row(v.selected, v.selected), "q has shape .* 4 axes"),
+    (lambda v: fv.cls_row(v.selected[:, None], v.selected[:2, None]), "q is .* must agree"),
+    (lambda v: fv.prune(v.selected, 3), "vision is torch.float32 .* needs to be VisionOutputs"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):

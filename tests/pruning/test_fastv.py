@@ -145,10 +145,24 @@ def test_meta_and_bf16():
     (dict(keep=0), "keep=0"),
     (dict(layer="current"), "layer='current'"),
     (dict(budget="sum"), "budget='sum'"),
+    (dict(num_layers="4"), "num_layers='4'"),
+    (dict(num_visual=12.0), "num_visual=12.0"),
 ])
 def test_stages_refuse(arguments, words):
     with pytest.raises(ValueError) as error:
         stages(**{**dict(num_layers=4, keep=5, num_visual=12), **arguments})
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(last=3), "last is a int but needs to be torch.int64 (2,)"),
+    (dict(last=torch.tensor([1])), "last is torch.int64 (1,)"),
+    (dict(last=torch.tensor([1, 3])), "index[1, 0]=3 is no place"),
+    (dict(attention=torch.rand(2, 3, 4)), "4 axes (B, heads, R, S)"),
+])
+def test_a_row_that_is_not_there(change, words):
+    with pytest.raises(ValueError) as error:
+        score(**{**dict(attention=torch.rand(2, 2, 3, 4), last=torch.tensor([1, 2])), **change})
     assert words in str(error.value)
 
 

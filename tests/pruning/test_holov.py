@@ -409,7 +409,7 @@ def test_refetch():
             want[b, t] = 0.3 * seen + 0.7 * ffn[b, t]
     torch.testing.assert_close(holov.refetch(x, z, ffn, 0.3), want)
     assert torch.equal(holov.refetch(x, z, ffn, 0.0), ffn)
-    with pytest.raises(ValueError, match=r"beta=1.5 must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match="beta=1.5 .*at least 0 and at most 1"):
         holov.refetch(x, z, ffn, 1.5)
 
 
@@ -429,6 +429,27 @@ def test_bad_input(bad, message):
         prune(vision(), **bad)
 
 
+@pytest.mark.parametrize("call, words", [
+    (lambda s, c: crop_weights(s * torch.nan, c), "token_score .* non-finite"),
+    (lambda s, c: holov.crop_scores(s * torch.inf, c), "token_score .* non-finite"),
+    (lambda s, c: crop_weights(-s, c, 0.5), "token_score has a crop with the mean -"),
+    (lambda s, c: crop_weights(s, c, "1"), "tau='1'"),
+    (lambda s, c: score(s[..., None], s, c, torch.nan), "variance_weight=nan"),
+    (lambda s, c: quotas(s, c, 5), "sizes is torch.int64"),
+    (lambda s, c: quotas(s * torch.nan, (c >= 0).sum(1), 5), "weight .* non-finite"),
+    (lambda s, c: quotas(torch.ones(1, 4), (c >= 0).sum(1), 13), "keep=13 but there are 12"),
+    (lambda s, c: quotas(torch.ones(1, 4), (c >= 0).sum(1), 0.5), "keep=0.5"),
+    (lambda s, c: rectangles(12, 4), "grid=12"),
+    (lambda s, c: rectangles((3, 4), (2, 2, 1)), r"num_crops=\(2, 2, 1\): needs a sequence of 2"),
+    (lambda s, c: bands(2.0, 1), "num_tokens=2.0"),
+    (lambda s, c: holov.default_crops(12, 0), "keep=0"),
+    (lambda s, c: prune(s, 5), "vision is torch.float32"),
+])
+def test_numbers_that_are_none(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.rand(1, 12) + 0.1, bands(12, 4))
+
+
 def test_bad_shapes():
     x, a = example()
     with pytest.raises(ValueError, match="cls_row is None"):
@@ -437,6 +458,20 @@ def test_bad_shapes():
         score(x, a[:, None].expand(-1, 3, -1), bands(30, 3))
     with pytest.raises(ValueError, match=r"attention has shape .* but needs \(B, N\) = \(2, 20\)"):
         score(x[:, :20], a, bands(30, 3))
+    twice, empty = bands(30, 3), torch.cat([bands(30, 3), torch.full((1, 10), -1)])
+    twice[0, 0] = 7
+    for crops, words in (
+        (twice, "crops has 30 places of tokens: needs each of 0 ... 29 once"),
+        (empty, r"crops\[3\] holds no token"),
+        (bands(30, 3).int(), "crops is torch.int32"),
+        ([[0]], "crops is a list"),
+    ):
+        for call in (
+            lambda c: score(x, a, c), lambda c: select(a, a, c, 5),
+            lambda c: crop_weights(a, c), lambda c: holov.crop_scores(a, c),
+        ):
+            with pytest.raises(ValueError, match=words):
+                call(crops)
     needs = r"crops has shape \(3, 7\) but needs \(C, M\) with C M >= 30"
     with pytest.raises(ValueError, match=needs):
         select(a, a, bands(20, 3), 5)

@@ -14,6 +14,7 @@ from vtlib.pruning import (
     crossget,
     divprune,
     fastervlm,
+    fastv,
     hiprune,
     holov,
     recoverable,
@@ -21,6 +22,7 @@ from vtlib.pruning import (
     visiondrop,
     zooprune,
 )
+from vtlib.tokens import VisionOutputs, entropy
 from vtlib.tokens.greedy import greedy_maxmin
 
 CROPS = torch.arange(N).view(4, 9)
@@ -121,6 +123,42 @@ def test_holov_scores_large_halves_as_float32():
     got = holov.score(tokens, attention, CROPS)
     want = holov.score(tokens.double(), attention.double(), CROPS)
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+HALVES = {
+    "fastervlm.score": (fastervlm.score, (2, 5, 30)),
+    "hiprune.received": (hiprune.received, (2, 5, 30, 30)),
+    "hiprune.received_merged": (hiprune.received_merged, (2, 5, 32, 32)),
+    "fastv.score": (lambda x: fastv.score(x, torch.tensor([3, 0])), (2, 5, 4, 30)),
+    "crossget.importance_attention": (crossget.importance_attention, (2, 30, 30)),
+    "zooprune.importance": (zooprune.importance, (2, 30)),
+    "holov.crop_scores": (lambda x: holov.crop_scores(x, CROPS), (2, N)),
+    "holov.crop_weights": (lambda x: holov.crop_weights(x, CROPS, 0.5), (2, N)),
+    "transprune.iga": (lambda x: transprune.iga(x, slice(2, 20), ASKING), (2, 5, 6, 30)),
+    "transprune.score": (lambda x: transprune.score(x, x.flip(1)), (2, 30)),
+    "visiondrop.score": (lambda x: visiondrop.score(seen(cls_row=x)), (2, 5, N)),
+    "visiondrop.score, no [CLS]": (
+        lambda x: visiondrop.score(seen(num_prefix=0, attention={1: x})), (2, 5, 1 + N, 1 + N)
+    ),
+    "entropy": (entropy, (2, 5, 30)),
+}
+ASKING = torch.ones(2, 6, dtype=torch.bool)
+
+
+def seen(num_prefix=1, **parts):
+    grid = (6, 6) if num_prefix else (1, 1 + N)
+    return VisionOutputs(torch.zeros(2, 1 + N, 4), grid, torch.nn.Identity(), num_prefix, **parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HALVES)
+def test_scores_of_halves_lose_no_digits(name, dtype):
+    """Means and sums of half precision are taken in float32."""
+    score, shape = HALVES[name]
+    x = seeded(*shape).softmax(dim=-1).to(dtype)
+    got = score(x)
+    assert got.dtype == torch.float32 and torch.equal(got, score(x.float()))
+    torch.testing.assert_close(got.double(), score(x.double()), rtol=1e-5, atol=1e-7)
 
 
 # ---------------------------------------------------------------- what is no floating tensor

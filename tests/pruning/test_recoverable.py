@@ -437,7 +437,13 @@ def test_compile():
     (dict(patches=torch.zeros(3, 43, 10)),
      r"patches has shape \(3, 43, 10\) but needs \(3, 42, channels\)"),
     (dict(text=torch.zeros(3, 11)), r"text has shape \(3, 11\) but needs \(3, 10\)"),
-    (dict(n_neighbors=(0, 5, 5)), "n_neighbors=0"),
+    (dict(n_neighbors=(0, 5, 5)), r"n_neighbors\[0\]=0"),
+    (dict(n_neighbors=(5, 5)), r"n_neighbors=\(5, 5\): needs a sequence of 3 integers"),
+    (dict(text_weight=torch.nan), "text_weight=nan"),
+    (dict(text_weight="50"), "text_weight='50'"),
+    (dict(num_gathered=-4), "num_gathered=-4"),
+    (dict(num_gathered=2.5), "num_gathered=2.5"),
+    (dict(released_center_count=0.5), "released_center_count=0.5"),
 ])
 def test_bad_input(change, message):
     vision, args = case()
@@ -452,10 +458,27 @@ def test_prefix_of_the_visual_score(num_prefix):
         visual_score(args["query"], args["key"], num_prefix)
 
 
+@pytest.mark.parametrize("call, words", [
+    (lambda c: recoverable.quotas(c, -4), "keep=-4: needs an integer of at least 1"),
+    (lambda c: recoverable.quotas(c, 2.5), "keep=2.5"),
+    (lambda c: recoverable.quotas(-c, 4), "counts=.*at least 0"),
+    (lambda c: recoverable.quotas(c[:, :2], 4), r"counts is torch.int64 \(1, 2\)"),
+    (lambda c: recoverable.quotas(c.float(), 4), "counts is torch.float32"),
+    (lambda c: recoverable.filters(torch.rand(2, 9), torch.rand(2, 9), counts=c),
+     r"counts .* \(2, 3\)"),
+    (lambda c: local_outlier_factor(torch.rand(2, 9), mask=torch.ones(2, 9)), "mask is"),
+    (lambda c: visual_score(torch.rand(2, 9, 4), torch.rand(2, 9, 5)), "agree in B, C and dtype"),
+    (lambda c: text_score(torch.rand(3, 4), torch.rand(2, 9, 4)), "text has shape"),
+])
+def test_numbers_that_are_none(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.tensor([[4, 2, 1]]))
+
+
 def test_needs_a_cls_and_agreeing_shapes():
     vision, args = case()
     with pytest.raises(ValueError, match="num_prefix=0"):
-        prune(VisionOutputs(vision.selected, vision.grid, vision.project, num_prefix=0), **args)
+        prune(VisionOutputs(vision.features, vision.grid, vision.project, num_prefix=0), **args)
     with pytest.raises(ValueError, match="must agree"):
         select(torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, 5, 2))
     method = recoverable.METHOD

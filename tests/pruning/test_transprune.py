@@ -391,11 +391,36 @@ def test_compile_without_graph_breaks():
     (dict(budget="average"), "budget='average'"),
     (dict(direction="cos"), "direction='cos'"),
     (dict(support="text"), "support='text'"),
+    (dict(alpha=1.5), "alpha=1.5"),
+    (dict(alpha=-0.1), "alpha=-0.1"),
+    (dict(alpha=float("nan")), "alpha=nan"),
+    (dict(alpha="half"), "alpha='half'"),
+    (dict(num_layers="6"), "num_layers='6'"),
+    (dict(num_visual=16.0), "num_visual=16.0"),
+    (dict(keep=None, ratios="high"), "ratios='high'"),
+    (dict(keep=None, ratios=(0.5, float("nan"), 0.1)), "ratios[1]=nan"),
 ])
 def test_stages_refuse(arguments, words):
     with pytest.raises(ValueError) as error:
         stages(**{**dict(num_layers=6, keep=4, num_visual=16), **arguments})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m, a: score(m, m, alpha=2), "alpha=2"),
+    (lambda m, a: score(m, m[:1]), r"ttv has shape \(2, 5\) and iga \(1, 5\)"),
+    (lambda m, a: score(m, m, m), "alive is torch.float32"),
+    (lambda m, a: ttv(m, m, m), "valid is torch.float32"),
+    (lambda m, a: transition(m, m[:1]), "token_in has shape"),
+    (lambda m, a: iga(m, slice(0, 3), a), "attention has shape .* 4 axes"),
+    (lambda m, a: iga(a[:, None, None].float(), slice(0, 3), a), r"asking .* \(B, R\) = \(2, 1\)"),
+    (lambda m, a: iga(a[:, None, None].float(), 3, a[:, :1]), "visual=3: needs slice"),
+    (lambda m, a: counts(6, 3, 16, 2), "layers=2: needs a sequence"),
+    (lambda m, a: scaled_layers("6"), "num_layers='6'"),
+])
+def test_arguments_that_are_none(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.rand(2, 5), torch.ones(2, 5, dtype=torch.bool))
 
 
 def test_a_prompt_without_question_is_refused():

@@ -1,6 +1,8 @@
 """VisionDrop: the encoder's stage and the language model's against plain loops, and what a causal
 score does to early tokens."""
 
+import math
+
 import pytest
 import torch
 
@@ -63,8 +65,13 @@ def test_the_releases_schedule_has_a_mean_of_32():
         assert abs(sum(d + c for d, c in schedule(average)) / 4 - average) < 0.006 * average + 0.5
     assert schedule(1) == [(1, 1), (1, 0), (1, 0), (1, 0)] and len(schedule(32, 2)) == 2
     assert [default_contextual(n) for n in (0, 1, 2, 8, 9)] == [0, 0, 1, 1, 2]
-    with pytest.raises(ValueError, match="average=0.5"):
-        schedule(0.5)
+    for average in (0.5, "32", math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"average={average!r}"):
+            schedule(average)
+    with pytest.raises(ValueError, match="num_stages=1.5"):
+        schedule(32, 1.5)
+    with pytest.raises(ValueError, match="keep=2.5"):
+        default_contextual(2.5)
 
 
 # ---------------------------------------------------------------- stage 0
@@ -370,6 +377,11 @@ def test_decoder_half_precision_and_meta():
     (dict(budgets=[5], num_layers=4, after=1), "after=1: needs a sequence of integers"),
     (dict(budgets=[5], num_layers=4, normalise="row"), "normalise='row' must be one of"),
     (dict(budgets=[(0, 3)], num_layers=4), r"budgets has \(0, 3\): at least one dominant"),
+    (dict(budgets=[(3, 1, 1)], num_layers=4), "budgets.*needs a sequence of 2 integers"),
+    (dict(budgets=5, num_layers=4), "budgets=5: needs a sequence"),
+    (dict(budgets=["5"], num_layers=4), "keep='5'"),
+    (dict(budgets=[5], num_layers="4"), "num_layers='4'"),
+    (dict(budgets=[5], num_layers=4, contextual=1.5), "contextual=1.5"),
 ])
 def test_bad_stages(bad, message):
     with pytest.raises(ValueError, match=message):

@@ -373,12 +373,15 @@ def test_compiles():
 @pytest.mark.parametrize("bad, message", [
     (dict(keep=13), "keep=13 but there are 12 tokens"), (dict(keep=0.0), "keep=0.0"),
     (dict(keep=3, num_directions=0), "num_directions=0"),
-    (dict(keep=3, step=0.0), "step=0.0 must be positive"),
+    (dict(keep=3, step=0.0), "step=0.0 .*above 0"),
     (dict(keep=3, chunk=0), "chunk=0"), (dict(keep=3, chunk=2.0), "chunk=2.0"),
     (dict(keep=3, directions=torch.ones(4, 5)),
      r"directions has shape \(4, 5\) but needs \(m, 6\)"),
     (dict(keep=3, directions=torch.ones(0, 6)), "m >= 1"),
     (dict(keep=3, rank=7), "rank=7 does not lie in 1 ... 6"),
+    (dict(keep=3, rank=(2, 1.5)), r"rank\[1\]=1.5"),
+    (dict(keep=3, step="a"), "step='a'"), (dict(keep=3, step=float("nan")), "step=nan"),
+    (dict(keep=3, generator=7), "generator is a int"),
 ])
 def test_bad_input(bad, message):
     with pytest.raises(ValueError, match=message):
@@ -391,3 +394,12 @@ def test_bad_shapes():
         select(torch.rand(2, 11), features(), 3)
     with pytest.raises(ValueError, match=r"views has shape \(12,\)"):
         select_views(torch.rand(2, 12), features(), torch.arange(12), 3)
+    views = torch.arange(12).view(2, 6)
+    for wrong, words in (
+        (dict(views=views.int()), "views is torch.int32"),
+        (dict(views=views + 1), r"views\[1, 5\]=12 is no place"),
+        (dict(newlines=views), "newlines is torch.int64"),
+        (dict(newlines=3), "newlines is a int"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            select_views(torch.rand(2, 12), features(), **{**dict(views=views, keep=4), **wrong})

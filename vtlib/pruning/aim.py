@@ -37,11 +37,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..nn.checks import (
+    at_hand,
+    check_finite,
+    check_int,
+    check_ints,
+    check_number,
+    check_numbers,
+    check_tokens,
+)
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep
-from ..tokens.checks import is_fraction
+from ..tokens.checks import check_axes, check_mask, is_fraction
 from ..tokens.cosine import unit
 from ..tokens.precision import full_precision, widen
+from ..tokens.vision import check_vision
 from .method import Method
 
 if TYPE_CHECKING:
@@ -59,9 +68,14 @@ def match(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     tokens (B, N, D) -> cosine (B, A), target (B, A) long, A = ceil(N / 2); target j is token
     2j + 1. A zero token is similar to nothing (0). ValueError for tokens that are not floating or
-    not finite.
+    not finite, and for one alone.
     """
     check_tokens(tokens)
+    if tokens.shape[1] < 2:
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)} but needs (B, N, D) with N >= 2: an even and "
+            f"an odd token"
+        )
     check_finite(tokens, "tokens")
     with torch.no_grad(), full_precision(tokens.device):
         x = unit(tokens)
@@ -111,7 +125,7 @@ def merge(tokens: Tensor, steps: Sequence[int]) -> Plan:
     """
     check_tokens(tokens)
     plan = keep_all(*tokens.shape[:2], tokens.device)
-    for r in steps:
+    for r in check_ints(steps, "steps", 0):
         step = merge_step(tokens, r)
         if not step.merges:
             continue
@@ -135,6 +149,7 @@ def halvings(num_tokens: int, steps: int = 2) -> list[int]:
 
     196 -> 98 -> 49 (two steps, the default); 49 -> 25 -> 13.
     """
+    num_tokens, steps = check_int(num_tokens, "num_tokens", 1), check_int(steps, "steps", 0)
     return [num_tokens // 2**i for i in range(1, steps + 1)]
 
 
@@ -159,6 +174,7 @@ def merge_counts(keep: int | float, num_tokens: int) -> list[int]:
 def prune(vision: VisionOutputs, keep: int | float) -> Plan:
     """Plan over `vision.tokens` (one image or frame a row, never across): merged down to `keep`
     tokens (`merge_counts`). keep = all: unchanged."""
+    check_vision(vision)
     return merge(vision.tokens, merge_counts(keep, vision.tokens.shape[1]))
 
 
@@ -184,16 +200,19 @@ def page_rank(
         damping: in 0 ... 1.
         running: (B, S) bool: padding is False, sends nothing, and S counts the others.
 
-    Returns (B, S), float32 at least.
+    Returns (B, S), float32 at least. ValueError for a rank that is not finite: logits that are not,
+    or a query that sees nothing and is no padding.
     """
-    check_float(logits, "logits")
-    if tau <= 0 or iterations < 0 or not 0 <= damping <= 1:
-        raise ValueError(
-            f"tau={tau}, iterations={iterations}, damping={damping}: need tau > 0, "
-            f"iterations >= 0, damping in 0 ... 1"
-        )
+    check_axes(logits, "logits", "(B, heads, S, S)")
+    if logits.shape[2] != logits.shape[3]:
+        raise ValueError(f"logits has shape {tuple(logits.shape)} but needs (B, heads, S, S)")
+    if running is not None:
+        check_mask(running, "running", (len(logits), logits.shape[3]), "(B, S)")
+    tau, iterations, damping = _check_rank(tau, iterations, damping)
     with full_precision(logits.device):
         flow = (widen(logits) / tau).softmax(dim=-1)                # b h q k
+        if running is not None and not (at_hand(running) and running.all()):
+            flow = flow.masked_fill(~running[:, None, :, None], 0)  # padding may see nothing: NaN
         if running is None:
             start = flow.new_ones(flow.shape[0], 1, 1, flow.shape[-1])
         else:
@@ -202,7 +221,15 @@ def page_rank(
         s = start.expand(-1, flow.shape[1], -1, -1)
         for _ in range(iterations):                                 # padding holds nothing
             s = (1 - damping) * (s @ flow) + damping * start        # so its rows send nothing
-        return s[:, :, 0].square().mean(dim=1).sqrt()
+        rank = s[:, :, 0].square().mean(dim=1).sqrt()
+    check_finite(rank, "page rank")
+    return rank
+
+
+def _check_rank(tau: float, iterations: int, damping: float) -> tuple[float, int, float]:
+    """The constants of `page_rank`. ValueError for what they cannot be."""
+    tau = check_number(tau, "tau", above=0)
+    return tau, check_int(iterations, "iterations", 0), check_number(damping, "damping", 0, 1)
 
 
 def rate(layer: int, l1: float, l2: float) -> float:
@@ -213,13 +240,26 @@ def rate(layer: int, l1: float, l2: float) -> float:
         l1: up to this layer all of them are left.
         l2: from this layer on none is left; above l1.
     """
+    l1, l2 = _check_ramp(l1, l2)
+    return _rate(check_number(layer, "layer"), l1, l2)
+
+
+def _rate(layer: float, l1: float, l2: float) -> float:
     return min(1.0, max(0.0, (l2 - layer) / (l2 - l1)))
+
+
+def _check_ramp(l1: float, l2: float) -> tuple[float, float]:
+    l1, l2 = check_number(l1, "l1"), check_number(l2, "l2")
+    if not l1 < l2:
+        raise ValueError(f"l1={l1}, l2={l2}: needs l1 < l2")
+    return l1, l2
 
 
 def scaled(num_layers: int, schedule: str = "video") -> tuple[float, float]:
     """The paper's (l1, l2) at the same relative depth: (14, 22) with 28 layers, (3, 4.7) with 6."""
-    if schedule not in SCHEDULES:
+    if schedule not in tuple(SCHEDULES):
         raise ValueError(f"schedule={schedule!r} must be one of {tuple(SCHEDULES)}")
+    num_layers = check_int(num_layers, "num_layers")
     if num_layers < 2:
         raise ValueError(
             f"num_layers={num_layers}: a cut needs a layer before it and one after it"
@@ -237,7 +277,12 @@ def mean_rate(num_layers: int, l1: float, l2: float) -> float:
         l1: as in `rate`.
         l2: as in `rate`.
     """
-    return (1 + sum(rate(i, l1, l2) for i in range(1, num_layers))) / num_layers
+    num_layers = check_int(num_layers, "num_layers", 1)
+    return _mean_rate(num_layers, *_check_ramp(l1, l2))
+
+
+def _mean_rate(num_layers: int, l1: float, l2: float) -> float:
+    return (1 + sum(_rate(i, l1, l2) for i in range(1, num_layers))) / num_layers
 
 
 def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
@@ -247,13 +292,16 @@ def ramp_for(num_layers: int, mean: float, width: float) -> tuple[float, float]:
 
     Args:
         num_layers: of the language model.
-        mean: the wanted mean fraction.
+        mean: the wanted mean fraction, 1 / num_layers (the first layer alone) to 1.
         width: l2 - l1, in layers.
     """
+    num_layers = check_int(num_layers, "num_layers", 1)
+    mean = check_number(mean, "mean", 1 / num_layers, 1)
+    width = check_number(width, "width", above=0)
     low, high = 1.0 - width, float(num_layers)
     for _ in range(60):
         l1 = (low + high) / 2
-        if mean_rate(num_layers, l1, l1 + width) < mean:
+        if _mean_rate(num_layers, l1, l1 + width) < mean:
             low = l1
         else:
             high = l1
@@ -273,9 +321,7 @@ def plan_cut(state: "State", keep: int, tau: float, iterations: int, damping: fl
     if keep == 0:
         return state.top(state.hidden.new_zeros(state.alive.shape), 0)
     rank = page_rank(state.logits(layer="last"), tau, iterations, damping, state.running)
-    rank = rank[:, state.visual]
-    check_finite(rank, "page rank")
-    return state.top(rank, keep)
+    return state.top(rank[:, state.visual], keep)
 
 
 def stages(
@@ -312,9 +358,11 @@ def stages(
         damping: see `page_rank`.
 
     ValueError: keep out of range, an unknown schedule, l1 without l2 or not below it, more than one
-    of keep, l1 and l2, rates.
+    of keep, l1 and l2, rates; a tau, iterations or damping that a page rank cannot have.
     """
     default_l1, default_l2 = scaled(num_layers, schedule)
+    num_visual = check_int(num_visual, "num_visual", 0)
+    tau, iterations, damping = _check_rank(tau, iterations, damping)
     given = sum(x is not None for x in (keep, l1, rates))
     if (l1 is None) != (l2 is None) or given > 1:
         raise ValueError(
@@ -323,14 +371,13 @@ def stages(
         )
     if l1 is None:
         l1, l2 = default_l1, default_l2
-    if not l1 < l2:
-        raise ValueError(f"l1={l1}, l2={l2}: needs l1 < l2")
+    l1, l2 = _check_ramp(l1, l2)
     if keep is not None:
         l1, l2 = _ramp_for_mean(num_layers, keep, num_visual, l2 - l1)
     if rates is None:
-        rates = [rate(layer, l1, l2) for layer in range(1, num_layers + 1)]
+        rates = [_rate(layer, l1, l2) for layer in range(1, num_layers + 1)]
     else:
-        _check_rates(rates, num_layers)
+        rates = _check_rates(rates, num_layers)
     plan = functools.partial(plan_cut, tau=tau, iterations=iterations, damping=damping)
     cuts, alive = [], num_visual
     for layer in range(1, num_layers):
@@ -341,13 +388,15 @@ def stages(
     return cuts
 
 
-def _check_rates(rates: Sequence[float], num_layers: int) -> None:
+def _check_rates(rates: Sequence[float], num_layers: int) -> tuple[float, ...]:
+    rates = check_numbers(rates, "rates")
     falls = list(rates) == sorted(rates, reverse=True)
     if len(rates) != num_layers or not falls or not 0 <= rates[-1] <= rates[0] <= 1:
         raise ValueError(
             f"rates={rates} must have one entry in 0 ... 1 for each of the {num_layers} layers, "
             f"and not rise"
         )
+    return rates
 
 
 def _ramp_for_mean(

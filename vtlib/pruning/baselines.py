@@ -23,12 +23,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_tokens
+from ..nn.checks import check_finite, check_int, check_tokens
 from ..tokens import Plan, keep_all, resolve_keep
+from ..tokens.checks import check_generator, check_grid, check_mask
 from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
-from ..tokens.select import add_rows, describe
-from ..tokens.vision import VisionOutputs
+from ..tokens.select import add_rows
+from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
 
 
@@ -42,6 +43,8 @@ def random(
         keep: an int or a fraction of N.
         generator: of the draw, made on its device; None: torch's own, on the features' device.
     """
+    check_vision(vision)
+    check_generator(generator)
     features = vision.features
     batch, num_tokens, _ = features.shape
     keep = resolve_keep(keep, num_tokens)
@@ -59,7 +62,8 @@ def cells(keep: int, grid: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     r bands of rows, r near sqrt(keep h / w), and each band cut into keep / r boxes, rounded down or
     up. Returns boxes (top, bottom, left, right), for any keep in 1 ... h w.
     """
-    h, w = grid
+    h, w = check_grid(grid)
+    keep = check_int(keep, "keep", 1, h * w)
     square = round(math.sqrt(keep * h / w))
     fewest = -(-keep // w)
     bands = min(max(square, fewest), h, keep)
@@ -79,6 +83,7 @@ def _middles(boxes: list[tuple[int, int, int, int]], width: int) -> list[int]:
 
 def uniform(vision: VisionOutputs, keep: int | float) -> Plan:
     """The middle patch of each of `keep` cells, the same in every image, in raster order."""
+    check_vision(vision)
     batch, num_tokens, _ = vision.features.shape
     boxes = cells(resolve_keep(keep, num_tokens), vision.grid)
     middles = sorted(_middles(boxes, vision.grid[1]))
@@ -90,6 +95,7 @@ def pool(vision: VisionOutputs, keep: int | float) -> Plan:
 
     A plan that merges, each slot at its cell's middle.
     """
+    check_vision(vision)
     batch, num_tokens, _ = vision.features.shape
     device, width = vision.features.device, vision.grid[1]
     keep = resolve_keep(keep, num_tokens)
@@ -131,6 +137,7 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
     order of the b they grew from. Ties: lower index. ValueError for a metric that is not floating
     (B, N, P) or not finite.
     """
+    check_vision(vision)
     metric = vision.features if metric is None else metric
     check_tokens(metric, name="metric")
     batch, num_tokens, _ = metric.shape
@@ -186,7 +193,7 @@ def spread_order(grid: tuple[int, int], device: torch.device | None = None) -> T
     The order in which a halftone screen (Bayer's matrix) fills: the bits of row xor column and of
     the row, interleaved and read backwards.
     """
-    h, w = grid
+    h, w = check_grid(grid)
     row = torch.arange(h, device=device)[:, None].expand(h, w).flatten()
     col = torch.arange(w, device=device).expand(h, w).flatten()
     rank = torch.zeros_like(row)
@@ -208,9 +215,9 @@ def oracle(mask: Tensor, vision: VisionOutputs, keep: int | float) -> Plan:
 
     ValueError for a mask of another dtype or shape.
     """
+    check_vision(vision)
     shape = tuple(vision.features.shape[:2])
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(f"mask is {describe(mask)} but needs to be boolean, (B, N) = {shape}")
+    check_mask(mask, "mask", shape)
     keep = resolve_keep(keep, shape[1])
     order = spread_order(vision.grid, mask.device)
     not_marked = (~mask[:, order]).to(torch.uint8)                  # b n, in that order
@@ -219,6 +226,7 @@ def oracle(mask: Tensor, vision: VisionOutputs, keep: int | float) -> Plan:
 
 
 def _tome_on_keys(vision: VisionOutputs, keep: int | float) -> Plan:
+    check_vision(vision)
     if vision.keys is None:
         raise ValueError(
             "vision.keys is None: Token Merging compares keys, ask the encoder for need=('keys',)"

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, scatter_back
-from ..tokens.select import repeated
+from ..tokens.plan import check_plan
+from ..tokens.select import check_places, repeated
 from ..vlm.decoder import POSITIONS, Prefill
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
@@ -132,6 +133,7 @@ def patch_positions(plan: Plan) -> Tensor:
     ValueError where a slot has no number of its own: [CLS] handed over as a token (VisionDrop), an
     empty slot, two slots at one patch.
     """
+    check_plan(plan, "plan")
     index = plan.index - plan.num_prefix
     if plan.num_prefix and (plan.index < plan.num_prefix).any():
         raise ValueError("positions='keep': [CLS] is among the tokens that are handed over, and it "
@@ -157,6 +159,7 @@ def at_positions(tokens: Tensor, index: Tensor, num_tokens: int) -> tuple[Tensor
     that takes them out again: with positions="keep" the decoder then sees T tokens, in their order,
     with the numbers of their patches.
     """
+    check_places(index, "index")
     cut = Stage(0, index.shape[1], lambda state, keep: Plan(index, num_tokens))
     return scatter_back(tokens, index, num_tokens), cut
 

@@ -33,11 +33,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int, check_tokens
+from ..nn.checks import at_hand, check_finite, check_float, check_int, check_tokens, describe
 from ..tokens import Plan, VisionOutputs, check_scores, keep_all, resolve_keep, take
+from ..tokens.checks import check_axes
 from ..tokens.cosine import check_cosines, cosines, unit, within_range
 from ..tokens.precision import full_precision, widen
-from ..tokens.select import check_range, describe
+from ..tokens.select import check_range
+from ..tokens.vision import check_vision
 from .method import Method
 
 PAPER = "crossget"
@@ -50,7 +52,16 @@ BAND = 1 << 17
 def importance_cosine(key: Tensor, query: Tensor) -> Tensor:
     """I_i = cos(k_i, q): keys (B, t, d), heads side by side, and the query (B, d) of the cross
     token or [EOT] -> (B, t)."""
-    key = widen(key)
+    check_tokens(key, name="key")
+    check_float(query, "query")
+    if query.shape != (key.shape[0], key.shape[2]):
+        raise ValueError(
+            f"query has shape {tuple(query.shape)} but needs (B, d) = "
+            f"{(key.shape[0], key.shape[2])}, as the keys have"
+        )
+    key, query = widen(key), widen(query)
+    if query.dtype != key.dtype:
+        raise ValueError(f"query is {query.dtype} but key is {key.dtype}: they need one dtype")
     norm = torch.linalg.vector_norm(key, dim=-1)                    # b t
     if not (at_hand(norm) and norm.detach().amax() < 1e12):         # else no entry is beyond that
         key = within_range(key)
@@ -63,8 +74,12 @@ def importance_cosine(key: Tensor, query: Tensor) -> Tensor:
 def importance_attention(attn: Tensor) -> Tensor:
     """I_i = mean of A_qi over all queries but the last, plus A_last,i.
 
-    attn (B, t, t) [query, key], mean over heads -> (B, t).
+    attn (B, t, t) [query, key], t >= 2, mean over heads -> (B, t), float32 at least.
     """
+    check_axes(attn, "attn", "(B, t, t)")
+    if attn.shape[1] != attn.shape[2] or attn.shape[1] < 2:
+        raise ValueError(f"attn has shape {tuple(attn.shape)} but needs (B, t, t) with t >= 2")
+    attn = widen(attn)
     return attn[:, :-1].mean(dim=1) + attn[:, -1]
 
 
@@ -86,6 +101,8 @@ def merges(r: int, num_tokens: int, num_protected: int) -> int:
         num_tokens: t.
         num_protected: |P|.
     """
+    r, num_tokens = check_int(r, "r", 0), check_int(num_tokens, "num_tokens", 0)
+    num_protected = check_int(num_protected, "num_protected", 0)
     return max(0, min(r, (num_tokens - num_protected) // 2))
 
 
@@ -98,6 +115,9 @@ def schedule(r: int, num_tokens: int, num_layers: int, num_protected: int = 2) -
         num_layers: of the encoder.
         num_protected: [CLS] and cross token, which are among the tokens.
     """
+    r, num_tokens = check_int(r, "r", 0), check_int(num_tokens, "num_tokens", 0)
+    num_layers = check_int(num_layers, "num_layers", 0)
+    num_protected = check_int(num_protected, "num_protected", 0)
     counts = [num_tokens]
     for _ in range(num_layers):
         counts.append(counts[-1] - merges(r, counts[-1], num_protected))
@@ -115,6 +135,7 @@ def rate(keep: int, num_tokens: int, num_layers: int, num_protected: int = 2) ->
 
     ValueError when no r does.
     """
+    keep, num_tokens = check_int(keep, "keep", 0), check_int(num_tokens, "num_tokens", 0)
     for r in range(num_tokens + 1):
         if schedule(r, num_tokens, num_layers, num_protected)[-1] <= keep:
             return r
@@ -250,6 +271,19 @@ def _most_similar_later(similarity: Tensor, rank: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------- apply
+def _check_pairs(pairs: Pairs, size: Tensor) -> Pairs:
+    check_axes(size, "size", "(B, t)")
+    if not isinstance(pairs, Pairs):
+        raise ValueError(f"pairs is {describe(pairs)} but needs to be Pairs, of `match`")
+    shape = tuple(pairs.source.shape)
+    if len(shape) != 2 or shape[0] != len(size) or shape[1] > size.shape[1]:
+        raise ValueError(f"pairs has the sources {shape} but size has shape {tuple(size.shape)}")
+    for name, index in (("pairs.source", pairs.source), ("pairs.target", pairs.target)):
+        if at_hand(index):
+            check_range(index, name, 0, size.shape[1])
+    return pairs
+
+
 def ensemble(pairs: Pairs, size: Tensor, guided: bool = True) -> tuple[Plan, Tensor]:
     """The merge as a `Plan` over all t tokens, survivors in their old order, and its slots' sizes.
 
@@ -264,7 +298,7 @@ def ensemble(pairs: Pairs, size: Tensor, guided: bool = True) -> tuple[Plan, Ten
 
     Returns the plan and the sizes (B, t - r).
     """
-    source, target, weight = pairs
+    source, target, weight = _check_pairs(pairs, size)
     batch, t = size.shape
     device = size.device
     gone = torch.zeros(batch, t, dtype=torch.bool, device=device).scatter(1, source, True)
@@ -310,6 +344,7 @@ def prune(
 
     ValueError without keys, [CLS] row or that layer, and for what is not finite.
     """
+    check_vision(vision)
     batch, num_tokens = vision.features.shape[:2]
     keep = resolve_keep(keep, num_tokens)
     if vision.keys is None:
@@ -343,13 +378,15 @@ def _looked_at(vision: VisionOutputs, layer: int | None) -> Tensor:
         raise ValueError(
             "vision.cls_row is None: give `importance` (B, N), or ask an encoder with [CLS] for it"
         )
-    check_float(vision.cls_row, "vision.cls_row")
-    importance = vision.cls_row.mean(dim=1)
+    check_axes(vision.cls_row, "vision.cls_row", "(B, heads, N)")
+    importance = widen(vision.cls_row).mean(dim=1)
     if layer is None:
         return importance
+    layer = check_int(layer, "layer")
     if layer not in vision.attention:
         raise ValueError(f"layer={layer} but vision.attention holds {sorted(vision.attention)}")
-    received = vision.attention[layer].mean(dim=(1, 2))             # b prefix+n
+    check_axes(vision.attention[layer], "vision.attention[layer]", "(B, heads, S, S)")
+    received = widen(vision.attention[layer]).mean(dim=(1, 2))      # b prefix+n
     return importance + received[:, vision.num_prefix :]
 
 

@@ -35,12 +35,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_tokens
+from ..nn.checks import check_finite, check_int, check_tokens
 from ..tokens import Plan, resolve_keep, take
 from ..tokens.cosine import unit
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision
-from ..tokens.vision import VisionOutputs
+from ..tokens.select import check_places
+from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
 
 PAPER = "divprune"
@@ -82,6 +83,7 @@ def select(tokens: Tensor, keep: int | float) -> Plan:
 
 def prune(vision: VisionOutputs, keep: int | float) -> Plan:
     """Keep the most diverse projected tokens. Plan over `vision.tokens`."""
+    check_vision(vision)
     return select(vision.tokens, keep)
 
 
@@ -101,10 +103,14 @@ def coverage(tokens: Tensor, index: Tensor) -> Tensor:
     """Distance of every token to its nearest kept one, 0 for the kept.
 
     tokens (B, N, D), index (B, T) -> (B, N). Greedy max-min is good at the largest of them; for the
-    mean, a random choice that follows the density can be better.
+    mean, a random choice that follows the density can be better. ValueError for an index of
+    another dtype or batch, without a token, or, on the CPU, with a place that does not exist.
     """
     check_tokens(tokens)
     check_finite(tokens, "tokens")
+    check_places(index, "index", len(tokens))
+    if index.shape[1] < 1:
+        raise ValueError(f"index has shape {tuple(index.shape)}: needs a kept token at least")
     with full_precision(tokens.device):
         x = unit(tokens)
         similarity = x @ take(x, index).transpose(1, 2)             # b n t
@@ -122,6 +128,7 @@ def optimum(tokens: Tensor, keep: int, limit: int = 200_000) -> tuple[Tensor, Te
     Returns index (B, T) ascending and the smallest distance (B,).
     """
     check_tokens(tokens)
+    limit = check_int(limit, "limit", 0)
     num_tokens = tokens.shape[1]
     keep = resolve_keep(keep, num_tokens)
     if keep < 2:

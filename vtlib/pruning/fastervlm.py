@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
-from ..nn.checks import check_float, check_int
+from ..nn.checks import check_int, check_number, readable
 from ..tokens import Plan
-from ..tokens.checks import check_scores
+from ..tokens.checks import check_axes, check_generator, check_grid, check_scores
 from ..tokens.plan import keep_best
+from ..tokens.precision import autocasts, widen
 from ..tokens.views import join_views
-from ..tokens.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
 
 PAPER = "fastervlm"
@@ -54,8 +55,14 @@ def cls_row(q: Tensor, k: Tensor, num_prefix: int = 1, scale: float | None = Non
     Returns (B, heads, N), whose rows sum to 1 minus what [CLS] gives to the prefix tokens.
     ValueError when there is no prefix (then there is no [CLS]) and for what is no floating tensor.
     """
-    check_float(q, "q")
-    check_float(k, "k")
+    check_axes(q, "q", "(B, heads, prefix + N, P)")
+    check_axes(k, "k", "(B, heads, prefix + N, P)")
+    alike = q.dtype == k.dtype or autocasts(q.device)
+    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or not alike:
+        raise ValueError(
+            f"q is {q.dtype} {tuple(q.shape)} and k {k.dtype} {tuple(k.shape)}: they must agree in "
+            f"B, heads, P and dtype"
+        )
     num_prefix = check_int(num_prefix, "num_prefix", most=k.shape[-2])
     if num_prefix < 1:
         raise ValueError(
@@ -63,19 +70,19 @@ def cls_row(q: Tensor, k: Tensor, num_prefix: int = 1, scale: float | None = Non
         )
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    scale = check_number(scale, "scale")
     logits = (q[:, :, :1] * scale) @ k.transpose(-2, -1)            # b heads 1 prefix+n
     return logits.softmax(dim=-1)[:, :, 0, num_prefix:]
 
 
 def score(row: Tensor) -> Tensor:
-    """Importance of each patch: mean over heads of the [CLS] row, (B, heads, N) -> (B, N).
+    """Importance of each patch: mean over heads of the [CLS] row, (B, heads, N) -> (B, N), float32
+    at least.
 
     The softmax was taken inside attention.
     """
-    check_float(row, "row")
-    if row.dim() != 3:
-        raise ValueError(f"row has shape {tuple(row.shape)} but needs 3 axes (B, heads, N)")
-    return row.mean(dim=1)
+    check_axes(row, "row", "(B, heads, N)")
+    return widen(row).mean(dim=1)
 
 
 def select(scores: Tensor, keep: int | float) -> Plan:
@@ -92,12 +99,13 @@ def prune(vision: VisionOutputs, keep: int | float) -> Plan:
 
     Plan over `vision.features`; needs `vision.cls_row`.
     """
+    check_vision(vision)
     if vision.cls_row is None:
         raise ValueError(
             "vision.cls_row is None: FasterVLM needs an encoder with a trained [CLS], and its row "
             "asked for (`reads`)"
         )
-    check_float(vision.cls_row, "vision.cls_row")
+    check_axes(vision.cls_row, "vision.cls_row", "(B, heads, N)")
     return select(score(vision.cls_row), keep)
 
 
@@ -113,6 +121,7 @@ def prune_views(vision: VisionOutputs, keep: int | float, crops: tuple[int, int]
     Returns a plan for B images of (1 + R C) N tokens, to be applied to
     `rearrange(vision.features, "(b v) n d -> b (v n) d", v=1 + R * C)`.
     """
+    crops = check_grid(crops, name="crops")
     return join_views(prune(vision, keep), crops, vision.grid)
 
 
@@ -120,12 +129,19 @@ def prune_views(vision: VisionOutputs, keep: int | float, crops: tuple[int, int]
 def concentration(scores: Tensor) -> Tensor:
     """Share of all attention that the t highest-scoring tokens hold, t = 1 ... N.
 
-    (B, N) -> (B, N), rising to 1. The diagonal, t / N, is attention spread evenly ("dispersed");
-    the higher above it, the safer it is to drop the tail.
+    (B, N) -> (B, N), rising to 1, float32 at least. The diagonal, t / N, is attention spread evenly
+    ("dispersed"); the higher above it, the safer it is to drop the tail. ValueError for a row
+    without attention: there is nothing to share.
     """
     check_scores(scores)
-    ordered = scores.sort(dim=1, descending=True).values
-    return ordered.cumsum(dim=1) / ordered.sum(dim=1, keepdim=True)
+    ordered = widen(scores).sort(dim=1, descending=True).values
+    total = ordered.sum(dim=1, keepdim=True)
+    if readable(total) and not (total > 0).all():
+        image = int((total[:, 0] <= 0).nonzero()[0])
+        raise ValueError(
+            f"scores[{image}] sums to {total[image].item()}: shares of attention need a sum above 0"
+        )
+    return ordered.cumsum(dim=1) / total
 
 
 def rope_bias(
@@ -156,6 +172,9 @@ def rope_bias(
     """
     num_visual = check_int(num_visual, "num_visual", least=1)
     samples = check_int(samples, "samples", least=1)
+    head_dim = check_int(head_dim, "head_dim", least=2)
+    agreement = check_number(agreement, "agreement")
+    check_generator(generator)
     cos, sin = rope_1d(num_visual + 1, head_dim, device=device)
     if same_position:
         place = torch.zeros(num_visual + 1, dtype=torch.long, device=cos.device)

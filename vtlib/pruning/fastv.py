@@ -20,8 +20,10 @@ keep = 1 - R. Only the last token's row is looked at: what another word asks abo
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_float, check_int
+from ..nn.checks import check_int, describe
 from ..tokens import Plan, Stage, resolve_keep, take
+from ..tokens.checks import check_axes
+from ..tokens.precision import widen
 from .method import Method
 
 AFTER = 2
@@ -31,13 +33,16 @@ LAYERS = ("last", "next")
 
 
 def score(attention: Tensor, last: Tensor) -> Tensor:
-    """s = mean over heads of the last token's row -> (B, S).
+    """s = mean over heads of the last token's row -> (B, S), float32 at least.
 
     attention (B, heads, R, S): weights of R rows; last (B,) long: which of them is it.
     """
-    check_float(attention, "attention")
+    check_axes(attention, "attention", "(B, heads, R, S)")
+    batch = len(attention)
+    if not isinstance(last, Tensor) or last.dtype != torch.long or last.shape != (batch,):
+        raise ValueError(f"last is {describe(last)} but needs to be torch.int64 ({batch},)")
     row = take(attention.transpose(1, 2), last[:, None])[:, 0]      # b heads s
-    return row.mean(dim=1)
+    return widen(row).mean(dim=1)
 
 
 def stages(
@@ -68,7 +73,8 @@ def stages(
         raise ValueError(
             f"layer={layer!r}, budget={budget!r}: need one of {LAYERS}, and one of {BUDGETS}"
         )
-    after = check_int(after, "after")
+    num_layers = check_int(num_layers, "num_layers", 1)
+    num_visual, after = check_int(num_visual, "num_visual", 0), check_int(after, "after")
     first = int(layer == "last")                                    # a layer must have run
     if not first <= after < num_layers:
         raise ValueError(

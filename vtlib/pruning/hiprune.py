@@ -33,12 +33,13 @@ HiPrune++ of a later version is not here.
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_float, check_int
+from ..nn.checks import at_hand, check_int, check_number, describe
 from ..tokens import Plan, resolve_keep, top_tokens
-from ..tokens.checks import check_scores
-from ..tokens.select import describe
+from ..tokens.checks import check_axes, check_grid, check_mask, check_scores
+from ..tokens.precision import widen
+from ..tokens.select import check_places, check_range
 from ..tokens.views import join_views
-from ..tokens.vision import VisionOutputs
+from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
 
 PAPER = "hiprune"
@@ -60,26 +61,29 @@ def attention_layers(
     num_layers = check_int(num_layers, "num_layers", least=1)
     if deep_layer is None:
         deep_layer = num_layers - 1
-    for name, layer in (("object_layer", object_layer), ("deep_layer", deep_layer)):
+    layers = []
+    for name, given in (("object_layer", object_layer), ("deep_layer", deep_layer)):
+        layer = check_int(given, name)
         if not 1 <= layer <= num_layers:
             raise ValueError(
                 f"{name}={layer} counts from 1 and must lie in 1 ... {num_layers}, the layers of "
                 f"the encoder"
             )
-    return object_layer - 1, deep_layer - 1
+        layers.append(layer - 1)
+    return layers[0], layers[1]
 
 
 # ---------------------------------------------------------------- score
 def received(attention: Tensor, num_prefix: int = 1) -> Tensor:
     """Attention that each patch receives: mean over heads and over all queries, prefix queries
-    included. (B, heads, S, S) -> (B, S - prefix)."""
-    check_float(attention, "attention")
-    if attention.dim() != 4 or attention.shape[2] != attention.shape[3]:
+    included. (B, heads, S, S) -> (B, S - prefix), float32 at least."""
+    check_axes(attention, "attention", "(B, heads, S, S)")
+    if attention.shape[2] != attention.shape[3]:
         raise ValueError(
             f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S)"
         )
     num_prefix = check_int(num_prefix, "num_prefix", 0, attention.shape[3])
-    return attention.mean(dim=(1, 2))[:, num_prefix:]
+    return widen(attention).mean(dim=(1, 2))[:, num_prefix:]
 
 
 def received_merged(attention: Tensor, order: Tensor | None = None, merge: int = 4) -> Tensor:
@@ -92,17 +96,17 @@ def received_merged(attention: Tensor, order: Tensor | None = None, merge: int =
             (Qwen's window_index); None: as it is.
         merge: consecutive patches that become one token.
 
-    Returns (B, S / merge). ValueError for shapes that do not fit, and, on the CPU in eager mode,
-    for an order that is no permutation.
+    Returns (B, S / merge), float32 at least. ValueError for shapes that do not fit, and, on the CPU
+    in eager mode, for an order that is no permutation.
     """
-    check_float(attention, "attention")
+    check_axes(attention, "attention", "(B, heads, S, S)")
     merge = check_int(merge, "merge", 1)
-    if attention.dim() != 4 or attention.shape[3] % merge:
+    if attention.shape[3] % merge:
         raise ValueError(
             f"attention has shape {tuple(attention.shape)} but needs (B, heads, S, S), "
             f"merge={merge} dividing S"
         )
-    by_patch = attention.mean(dim=1).sum(dim=1)                     # b s
+    by_patch = widen(attention).mean(dim=1).sum(dim=1)              # b s
     by_token = by_patch.unflatten(1, (-1, merge)).mean(dim=2)       # b n
     if order is None:
         return by_token
@@ -131,12 +135,15 @@ def score(
         object_layer: counted from 1.
         deep_layer: counted from 1; None is the deepest there.
     """
+    check_vision(vision)
     if not vision.attention:
         raise ValueError(
             "vision.attention is empty: HiPrune needs the weights of two layers (attention_layers)"
         )
     if deep_layer is None:
         deep_layer = max(vision.attention) + 1
+    object_layer = check_int(object_layer, "object_layer")
+    deep_layer = check_int(deep_layer, "deep_layer")
     for name, layer in (("object_layer", object_layer), ("deep_layer", deep_layer)):
         if layer - 1 not in vision.attention:
             there = sorted(i + 1 for i in vision.attention)
@@ -152,14 +159,10 @@ def score(
 def num_anchors(keep: int, alpha: float) -> int:
     """round(keep alpha / 5), Python's rounding.
 
-    alpha is the share of anchors and buffers, and each anchor may bring four buffers.
+    alpha is the share of anchors and buffers, in [0, 1], and each anchor may bring four buffers.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha={alpha} is the share of anchors and buffers in the budget and must lie in "
-            f"[0, 1]"
-        )
-    return round(keep * alpha / 5)
+    keep = check_int(keep, "keep", 0)
+    return round(keep * check_number(alpha, "alpha", 0, 1) / 5)
 
 
 def neighbourhood(index: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tensor:
@@ -171,9 +174,12 @@ def neighbourhood(index: Tensor, grid: tuple[int, int], wrap: bool = False) -> T
         wrap: the release's flat index, i - 1, i + 1, i - w, i + w, limited to 0 ... N - 1: rows are
             joined end to start, and the first and the last patch are neighbours of their whole row.
 
-    Returns (B, h w) bool.
+    Returns (B, h w) bool. ValueError for an index or a grid that is none.
     """
-    h, w = grid
+    h, w = check_grid(grid)
+    check_places(index, "index")
+    if at_hand(index):
+        check_range(index, "index", 0, h * w)
     row, col = index // w, index % w
     if wrap:
         around = [(index + step).clamp(0, h * w - 1) for step in (-1, 1, -w, w)]
@@ -217,10 +223,7 @@ def select(
     check_scores(object_score, "object_score")
     check_scores(deep_score, "deep_score", tuple(object_score.shape))
     batch, num_tokens = object_score.shape
-    if grid[0] * grid[1] != num_tokens:
-        raise ValueError(
-            f"object_score {tuple(object_score.shape)} and grid={tuple(grid)} do not fit"
-        )
+    grid = check_grid(grid, num_tokens)
     keep = resolve_keep(keep, num_tokens)
 
     count = num_anchors(keep, alpha)
@@ -297,6 +300,7 @@ def prune_views(
         alpha: share of anchors and buffers.
         wrap: neighbours by the release's flat index.
     """
+    crops = check_grid(crops, name="crops")
     views = 1 + crops[0] * crops[1]
     total = check_int(total, "total")
     if total < views:
@@ -317,11 +321,7 @@ def object_iou(scores: Tensor, mask: Tensor, top: int | float = 0.1) -> Tensor:
     Returns (B,), float32.
     """
     check_scores(scores)
-    if mask.shape != scores.shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask is {mask.dtype} {tuple(mask.shape)} but needs to be boolean, "
-            f"{tuple(scores.shape)} as the scores"
-        )
+    check_mask(mask, "mask", scores.shape)
     attended = torch.zeros_like(mask).scatter(1, top_tokens(scores, top), True)
     both, either = (attended & mask).sum(dim=1), (attended | mask).sum(dim=1)
     return both.float() / either.float()
@@ -340,13 +340,14 @@ def spread(scores: Tensor, grid: tuple[int, int], top: int | float = 0.1) -> Ten
     Returns (B,).
     """
     check_scores(scores)
+    width = check_grid(grid, scores.shape[1])[1]
     index = top_tokens(scores, top)
     count = index.shape[1]
     if count < 2:
         raise ValueError(
             f"top={top} of {scores.shape[1]} patches is one patch, and a distance needs two"
         )
-    place = torch.stack([index // grid[1], index % grid[1]], dim=-1).to(torch.float32)  # b t 2
+    place = torch.stack([index // width, index % width], dim=-1).to(torch.float32)  # b t 2
     offset = place[:, :, None] - place[:, None]                     # b t t 2
     distance = offset.square().sum(dim=-1).sqrt()
     return distance.sum(dim=(1, 2)) / (count * (count - 1))
@@ -365,6 +366,7 @@ def layer_analysis(
 
     Returns (layers counted from 1, IoU (L,), spread (L,)).
     """
+    check_vision(vision)
     layers = sorted(vision.attention)
     if not layers:
         raise ValueError(

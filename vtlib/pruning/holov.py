@@ -35,11 +35,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..nn.checks import (
+    at_hand,
+    check_finite,
+    check_float,
+    check_int,
+    check_ints,
+    check_number,
+    check_tokens,
+    describe,
+)
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
-from ..tokens.checks import check_scores
+from ..tokens.checks import check_axes, check_grid, check_scores
 from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
+from ..tokens.vision import check_vision
 from .method import Method
 
 PAPER = "holov"
@@ -59,6 +69,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def default_crops(num_tokens: int, keep: int) -> int:
     """C = int(1024/576 N/K), at least 1, at most N: the rule of the Qwen file; 16 at the LLaVA
     file's N = 576, K = 64."""
+    num_tokens, keep = check_int(num_tokens, "num_tokens", 1), check_int(keep, "keep", 1)
     return min(num_tokens, max(1, int(1024 / 576 * num_tokens / keep)))
 
 
@@ -75,6 +86,7 @@ def bands(num_tokens: int, num_crops: int, device: torch.device | None = None) -
 
     Returns (C, M) long: token indices, -1 = filling.
     """
+    num_tokens = check_int(num_tokens, "num_tokens", 1)
     num_crops = check_int(num_crops, "num_crops")
     if not 1 <= num_crops <= num_tokens:
         raise ValueError(
@@ -102,10 +114,12 @@ def rectangles(
 
     Returns (R S, M) long: token indices, -1 = filling. ValueError when C has no factors that fit.
     """
-    h, w = grid
-    if not isinstance(num_crops, tuple):
-        num_crops = _squarest(grid, check_int(num_crops, "num_crops"))
-    rows, columns = bands(h, num_crops[0], device), bands(w, num_crops[1], device)  # r m, s n
+    h, w = check_grid(grid)
+    if isinstance(num_crops, tuple):
+        r, s = check_ints(num_crops, "num_crops", 1, 2)
+    else:
+        r, s = _squarest((h, w), check_int(num_crops, "num_crops"))
+    rows, columns = bands(h, r, device), bands(w, s, device)        # r m, s n
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]
     real = (rows >= 0) & (columns >= 0)
     index = torch.where(real, rows * w + columns, -1)               # r s m n
@@ -143,11 +157,26 @@ def _to_crops(x: Tensor, crops: Tensor, runs: bool = False) -> Tensor:
 
 
 def _check_crops(crops: Tensor, num_tokens: int) -> None:
+    """Raise unless each token is in one crop, and, on the CPU in eager mode, each crop has one."""
+    if not isinstance(crops, Tensor) or crops.dtype != torch.long:
+        raise ValueError(f"crops is {describe(crops)} but needs to be a torch.int64 tensor (C, M)")
     if crops.dim() != 2 or crops.numel() < num_tokens:
         raise ValueError(
             f"crops has shape {tuple(crops.shape)} but needs (C, M) with C M >= {num_tokens}; see "
             f"`bands`"
         )
+    if not at_hand(crops):
+        return
+    real = crops >= 0
+    everyone = torch.arange(num_tokens, device=crops.device)
+    if not torch.equal(crops[real].sort().values, everyone):
+        raise ValueError(
+            f"crops has {int(real.sum())} places of tokens: needs each of 0 ... {num_tokens - 1} "
+            f"once, -1 elsewhere; see `bands`"
+        )
+    if not real.any(dim=1).all():
+        empty = int((~real.any(dim=1)).nonzero()[0])
+        raise ValueError(f"crops[{empty}] holds no token: each crop needs one at least")
 
 
 # ---------------------------------------------------------------- score
@@ -184,6 +213,7 @@ def score(
     check_finite(tokens, "tokens")
     check_scores(attention, "attention", tuple(tokens.shape[:2]))
     _check_crops(crops, tokens.shape[1])
+    variance_weight = check_number(variance_weight, "variance_weight")
     valid = crops >= 0                                              # c m
     size = valid.sum(dim=1, keepdim=True)                           # c 1
     v = _variance(_to_crops(within_range(widen(tokens)), crops, runs), valid)   # b c m
@@ -222,9 +252,18 @@ def _from_crops(x: Tensor, crops: Tensor, num_tokens: int) -> Tensor:
 
 
 def crop_scores(token_score: Tensor, crops: Tensor) -> Tensor:
-    """s_c = mean of H over the crop. token_score (B, N), crops (C, M) -> (B, C)."""
+    """s_c = mean of H over the crop. token_score (B, N), crops (C, M) -> (B, C), float32 at least.
+
+    ValueError for scores that are not floating or not finite, and for crops that do not fit.
+    """
+    check_scores(token_score, "token_score")
+    _check_crops(crops, token_score.shape[1])
+    return _means(token_score, crops)
+
+
+def _means(token_score: Tensor, crops: Tensor) -> Tensor:
     valid = crops >= 0
-    total = _to_crops(token_score, crops).masked_fill(~valid, 0).sum(dim=-1)
+    total = _to_crops(widen(token_score), crops).masked_fill(~valid, 0).sum(dim=-1)
     return total / valid.sum(dim=-1)
 
 
@@ -236,12 +275,23 @@ def crop_weights(token_score: Tensor, crops: Tensor, tau: float = 1.0) -> Tensor
         crops: (C, M) long.
         tau: 0: all crops alike; 1: both releases; infinity: one crop takes all.
 
-    Returns (B, C). ValueError for tau < 0.
+    Returns (B, C), float32 at least. ValueError for tau < 0 and as `crop_scores`, and, on the CPU,
+    for a mean below 0 that tau != 1 has no power of.
     """
-    if not tau >= 0:
-        raise ValueError(f"tau={tau} must be a number >= 0")
-    s = crop_scores(token_score, crops)
+    check_scores(token_score, "token_score")
+    _check_crops(crops, token_score.shape[1])
+    return _weights(token_score, crops, tau)
+
+
+def _weights(token_score: Tensor, crops: Tensor, tau: float) -> Tensor:
+    if not (isinstance(tau, float) and tau == math.inf):
+        tau = check_number(tau, "tau", 0)
+    s = _means(token_score, crops)
     if tau != 1:
+        if at_hand(s) and (s < 0).any():
+            raise ValueError(
+                f"token_score has a crop with the mean {s.min().item()}: tau={tau} needs means >= 0"
+            )
         highest = s.amax(dim=1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
         s = (s / highest).pow(tau)                                  # in [0, 1]: no overflow
     return s / (s.sum(dim=1, keepdim=True) + EPS)
@@ -271,6 +321,8 @@ def quotas(weight: Tensor, sizes: Tensor, keep: int, allocate: str = "paper") ->
     Returns (B, C) long.
     """
     _check_choice("allocate", allocate, ALLOCATE)
+    check_scores(weight, "weight")
+    keep = _check_sizes(sizes, weight.shape[1], keep)
     quota = (weight * keep).floor().long()                          # b c
     quota = quota + (_rank(weight) < keep - quota.sum(dim=1, keepdim=True))
     if allocate == "release":
@@ -287,6 +339,15 @@ def quotas(weight: Tensor, sizes: Tensor, keep: int, allocate: str = "paper") ->
         single = (_rank(share.masked_fill(room == 0, -1)) < left) & (room > 0)
         quota = quota + torch.where(whole.any(dim=1, keepdim=True), whole, single.long())
     return quota
+
+
+def _check_sizes(sizes: Tensor, num_crops: int, keep: int) -> int:
+    """`keep` as an int. Raise unless the crops have these sizes and hold so many tokens."""
+    if not isinstance(sizes, Tensor) or sizes.dtype != torch.long or sizes.shape != (num_crops,):
+        raise ValueError(f"sizes is {describe(sizes)} but needs to be torch.int64 ({num_crops},)")
+    if at_hand(sizes):
+        return resolve_keep(check_int(keep, "keep"), int(sizes.sum()))
+    return check_int(keep, "keep", 1)
 
 
 def select(
@@ -326,7 +387,7 @@ def select(
     keep = resolve_keep(keep, num_tokens)
     valid = crops >= 0                                              # c m
     size = valid.sum(dim=1)                                         # c
-    quota = quotas(crop_weights(token_score, crops, tau), size, keep, allocate)[..., None]  # b c 1
+    quota = quotas(_weights(token_score, crops, tau), size, keep, allocate)[..., None]  # b c 1
 
     by = attention if rank_by == "attention" else token_score
     rank = _rank(_to_crops(by, crops).masked_fill(~valid, -torch.inf))      # b c m
@@ -375,13 +436,14 @@ def prune(
     """
     _check_choice("layout", layout, LAYOUTS)
     _check_choice("allocate", allocate, ALLOCATE)
+    check_vision(vision)
     if vision.cls_row is None:
         raise ValueError(
             "vision.cls_row is None but HoloV reads the [CLS] row: ask the encoder for "
             "need={'cls_row'}"
         )
-    check_float(vision.cls_row, "vision.cls_row")
-    attention = vision.cls_row.mean(dim=1)                          # b n
+    check_axes(vision.cls_row, "vision.cls_row", "(B, heads, N)")
+    attention = widen(vision.cls_row).mean(dim=1)                   # b n
     num_tokens, device = attention.shape[1], attention.device
     keep = resolve_keep(keep, num_tokens)
     if num_crops is None:
@@ -420,8 +482,16 @@ def refetch(
         beta: in [0, 1].
         activation: phi.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta={beta} must lie in [0, 1]")
+    beta = check_number(beta, "beta", 0, 1)
+    check_tokens(x, name="x")
+    check_axes(pruned, "pruned", "(B, R, D)")
+    check_float(ffn, "ffn")
+    fits = len(pruned) == len(x) and pruned.shape[2] == x.shape[2] and ffn.shape == x.shape
+    if not fits or pruned.dtype != x.dtype:
+        raise ValueError(
+            f"x is {describe(x)}, pruned {describe(pruned)} and ffn {describe(ffn)}: they need "
+            f"(B, T, D), (B, R, D), (B, T, D) and one dtype"
+        )
     memory = activation(x @ pruned.transpose(1, 2)) @ pruned
     return beta * memory + (1 - beta) * ffn
 

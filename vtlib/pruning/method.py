@@ -91,8 +91,10 @@ class Method:
                 raise ValueError(f"{part}={getattr(self, part)!r} of method {self.name!r} is no "
                                  "function")
         for part in ("reads", "reads_without_cls"):
-            named = getattr(self, part) or ()
-            unknown = [named] if isinstance(named, str) else sorted(set(named) - set(READS))
+            named = getattr(self, part)
+            named = () if named is None else named
+            listed = isinstance(named, (tuple, list, set, frozenset))
+            unknown = [name for name in named if name not in READS] if listed else [named]
             if unknown:
                 raise ValueError(f"{part} of method {self.name!r} has {unknown}: needs a tuple of "
                                  f"{READS}")
@@ -140,7 +142,10 @@ class Method:
             options: of `prune`; those that `layers` knows are handed to it.
             num_prefix: tokens in front of the patches.
         """
-        if "attention" not in self.needs(num_prefix):
+        num_layers, deep = check_int(num_layers, "num_layers", 1), check_int(deep, "deep", 0)
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"options={options!r}: needs a mapping of names to values, or None")
+        if "attention" not in self.needs(check_int(num_prefix, "num_prefix", 0)):
             return ()
         if self.layers is None:
             return (deep,)
@@ -235,6 +240,7 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
     ValueError for anything else: another number of rows or tokens, more slots than `keep`. What an
     index may be, `Plan` says.
     """
+    batch, num_tokens = check_int(batch, "batch", 0), check_int(num_tokens, "num_tokens", 0)
     wanted = f"needs a Plan for {num_tokens} tokens"
     if isinstance(made, Tensor):
         shape = tuple(made.shape)

@@ -40,11 +40,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..nn.checks import (
+    at_hand,
+    check_finite,
+    check_float,
+    check_int,
+    check_ints,
+    check_number,
+    check_tokens,
+    describe,
+)
 from ..tokens import Plan, VisionOutputs, keep_all, resolve_keep, take
-from ..tokens.checks import check_scores
+from ..tokens.checks import check_mask, check_scores
 from ..tokens.cosine import unit
 from ..tokens.precision import full_precision, widen
+from ..tokens.vision import check_vision
 from .method import Method
 
 PAPER = "recoverable-compression"
@@ -67,10 +77,15 @@ def visual_score(query: Tensor, key: Tensor, num_prefix: int = 1) -> Tensor:
     """
     check_tokens(query, name="query")
     check_tokens(key, name="key")
+    query, key = widen(query), widen(key)
+    if (len(query), query.shape[2], query.dtype) != (len(key), key.shape[2], key.dtype):
+        raise ValueError(
+            f"query is {describe(query)} and key {describe(key)}: they must agree in B, C and dtype"
+        )
     num_prefix = check_int(num_prefix, "num_prefix", 0, key.shape[1])
     with full_precision(query.device):
-        cls = widen(query)[:, :1]                                   # b 1 c
-        logits = (cls @ widen(key).mT)[:, 0] * key.shape[-1] ** -0.5    # b prefix+n
+        cls = query[:, :1]                                          # b 1 c
+        logits = (cls @ key.mT)[:, 0] * key.shape[-1] ** -0.5    # b prefix+n
     return logits.softmax(dim=-1)[:, num_prefix:]
 
 
@@ -81,6 +96,11 @@ def text_score(text: Tensor, patches: Tensor) -> Tensor:
     """
     check_float(text, "text")
     check_tokens(patches, name="patches")
+    batch, dim = len(patches), patches.shape[2]
+    if text.dim() != 2 or text.shape[1] != dim or len(text) not in (1, batch):
+        raise ValueError(
+            f"text has shape {tuple(text.shape)} but needs (B, D) = {(batch, dim)}, or one for all"
+        )
     cosine = (unit(text)[:, None] * unit(patches)).sum(dim=-1)
     return cosine * patches.shape[-1] ** -0.5
 
@@ -111,6 +131,7 @@ def local_outlier_factor(
     x = widen(scores)
     if mask is None:
         mask = torch.ones_like(x, dtype=torch.bool)
+    check_mask(mask, "mask", x.shape)
     x, order = x.masked_fill(~mask, torch.inf).sort(dim=1, stable=True)  # left out: last
     taking_part = x.isfinite()
     distance, nearest, near = _neighbours(x, taking_part, n_neighbors)      # b n k
@@ -213,6 +234,12 @@ def filters(
         width: count centres as if there were so many tokens left (the released feature width).
         float_count: count in float64 as released.
     """
+    check_scores(visual, "visual")
+    check_scores(text, "text", tuple(visual.shape))
+    n_neighbors = check_ints(n_neighbors, "n_neighbors", 1, 3)
+    width = None if width is None else check_int(width, "width", 0)
+    if counts is not None:
+        _check_counts(counts, len(visual))
     everyone = torch.ones_like(visual, dtype=torch.bool)
     of_vision, of_text, of_centre = (None, None, None) if counts is None else counts.unbind(dim=1)
 
@@ -266,6 +293,8 @@ def quotas(counts: Tensor, keep: int) -> Tensor:
     comes out of it, there is no extra token, and the slot goes to vision. All of it goes to vision
     when nothing was an outlier.
     """
+    keep = check_int(keep, "keep", 1)
+    _check_counts(counts)
     to_vision = torch.tensor([1, 0, 0], device=counts.device)
     counts = torch.where(counts.sum(dim=1, keepdim=True) > 0, counts, to_vision)
     total = counts.sum(dim=1, keepdim=True)
@@ -274,6 +303,17 @@ def quotas(counts: Tensor, keep: int) -> Tensor:
     order = remainder.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     share = share + (order < keep - 1 - share.sum(dim=1, keepdim=True))
     return share + to_vision * (share[:, 2:] == 0)
+
+
+def _check_counts(counts: Tensor, batch: int | None = None) -> None:
+    """Raise unless `counts` is long (B, 3), nothing < 0 on the CPU; batch None: any B."""
+    long = isinstance(counts, Tensor) and counts.dtype == torch.long
+    if not long or counts.dim() != 2 or counts.shape[1] != 3 or batch not in (None, len(counts)):
+        raise ValueError(
+            f"counts is {describe(counts)} but needs to be torch.int64 ({batch or 'B'}, 3)"
+        )
+    if at_hand(counts) and (counts < 0).any():
+        raise ValueError(f"counts={counts.tolist()}: needs numbers of at least 0")
 
 
 def select(
@@ -312,12 +352,15 @@ def select(
     not finite.
     """
     _check_select(visual, text, keys)
+    n_neighbors = check_ints(n_neighbors, "n_neighbors", 1, 3)
+    num_gathered = check_int(num_gathered, "num_gathered", 0)
+    text_weight = check_number(text_weight, "text_weight")
     batch, num_tokens = visual.shape
     total = None if keep is None else resolve_keep(keep, num_tokens)
     if total == num_tokens:
         every = keep_all(batch, num_tokens, visual.device)
         return Plan(every.index, num_tokens, role=torch.zeros_like(every.index), roles=ROLES)
-    width = keys.shape[-1] if released_center_count is True else released_center_count or None
+    width = _width(released_center_count, keys.shape[-1])
     found = filters(visual, text, n_neighbors, None, width, released_float_count)
     if total is not None:
         found = filters(visual, text, n_neighbors, quotas(found.counts, total))
@@ -342,6 +385,13 @@ def select(
         origin, slot, weight = origin[:, :0], slot[:, :0], weight[:, :0]
     slot = slot.clamp(max=max(size - 1, 0))
     return Plan(slots.index, num_tokens, origin, slot, weight, slots.role, ROLES)
+
+
+def _width(released: int | bool, channels: int) -> int | None:
+    """The feature width that centres are counted by; None: they are counted by what is left."""
+    if isinstance(released, bool):
+        return channels if released else None
+    return check_int(released, "released_center_count", 0) or None
 
 
 def _check_select(visual: Tensor, text: Tensor, keys: Tensor) -> None:
@@ -478,6 +528,7 @@ def prune(
 
     ValueError for shapes that do not fit.
     """
+    check_vision(vision)
     batch, num_tokens = vision.features.shape[:2]
     if vision.num_prefix < 1:
         raise ValueError(

@@ -43,9 +43,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_ints
+from ..nn.checks import (
+    check_finite,
+    check_float,
+    check_int,
+    check_ints,
+    check_number,
+    check_numbers,
+)
 from ..tokens import Plan, Stage, resolve_keep, take
-from ..tokens.checks import is_fraction
+from ..tokens.checks import check_axes, check_mask, is_fraction
 from ..tokens.precision import widen
 from .method import Method
 
@@ -69,6 +76,17 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} must be one of {choices}")
 
 
+def _check_alike(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise unless both are floating and have one shape."""
+    for name, tensor in zip(names, (first, second), strict=True):
+        check_float(tensor, name)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{names[0]} has shape {tuple(first.shape)} and {names[1]} {tuple(second.shape)}: they "
+            f"need one shape"
+        )
+
+
 # ---------------------------------------------------------------- score
 def transition(token_in: Tensor, token_out: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 1: magnitude |out| / |in| and direction cos(in, out), each (B, S).
@@ -76,8 +94,7 @@ def transition(token_in: Tensor, token_out: Tensor) -> tuple[Tensor, Tensor]:
     token_in (B, S, D): a module's input, after the norm; token_out: its output, before the residual
     sum. The decoder records the same of the layers that a `Stage` watches.
     """
-    check_float(token_in, "token_in")
-    check_float(token_out, "token_out")
+    _check_alike(token_in, token_out, ("token_in", "token_out"))
     token_in, token_out = widen(token_in), widen(token_out)
     magnitude = token_out.norm(dim=-1) / token_in.norm(dim=-1).clamp(min=1e-12)
     return magnitude, F.cosine_similarity(token_in, token_out, dim=-1)
@@ -100,6 +117,9 @@ def ttv(
     Returns (B, S), 0 outside the support; sums to at most max m.
     """
     _check_choice("direction", direction, DIRECTIONS)
+    _check_alike(magnitude, cosine, ("magnitude", "cosine"))
+    if valid is not None:
+        check_mask(valid, "valid", cosine.shape, "(B, S)")
     if direction == "abs":
         cosine = cosine.abs()
     turn = 1 - cosine
@@ -146,9 +166,13 @@ def iga(attention: Tensor, visual: slice, asking: Tensor) -> Tensor:
         visual: the image's columns.
         asking: (B, R) bool, no padding.
 
-    Returns (B, n).
+    Returns (B, n), float32 at least.
     """
-    rows = attention.mean(dim=1)[:, :, visual]                      # b r n
+    check_axes(attention, "attention", "(B, heads, R, S)")
+    check_mask(asking, "asking", (attention.shape[0], attention.shape[2]), "(B, R)")
+    if not isinstance(visual, slice):
+        raise ValueError(f"visual={visual!r}: needs slice(start, stop), the image's columns")
+    rows = widen(attention).mean(dim=1)[:, :, visual]               # b r n
     asking = asking[:, :, None].to(rows.dtype)
     return (rows * asking).sum(dim=1) / asking.sum(dim=1).clamp(min=1)
 
@@ -162,13 +186,16 @@ def score(ttv: Tensor, iga: Tensor, alive: Tensor | None = None, alpha: float = 
         ttv: (B, n).
         iga: (B, n).
         alive: (B, n) bool: the sums run over these tokens, the others get 0; None is all.
-        alpha: 1 is TTV alone, 0 is IGA alone.
+        alpha: in 0 ... 1: 1 is TTV alone, 0 is IGA alone.
 
-    Returns (B, n). ValueError for values that are not floating or, of tokens alive, not finite.
+    Returns (B, n), float32 at least. ValueError for values that are not floating or, of tokens
+    alive, not finite, for shapes that do not agree, and for an alpha out of range.
     """
-    check_float(ttv, "ttv")
-    check_float(iga, "iga")
+    _check_alike(ttv, iga, ("ttv", "iga"))
+    alpha = check_number(alpha, "alpha", 0, 1)
+    ttv, iga = widen(ttv), widen(iga)
     if alive is not None:
+        check_mask(alive, "alive", ttv.shape, "(B, n)")
         ttv = ttv.masked_fill(~alive, 0)
         iga = iga.masked_fill(~alive, 0)
     check_finite(ttv, "ttv")
@@ -183,6 +210,7 @@ def scaled_layers(num_layers: int) -> tuple[int, ...]:
     """The paper's cuts, after layers 7, 9, 12 of 32, at the same relative depth: rounded, at least
     1, one after another. ValueError below 4."""
     cuts = len(PRUNING_LAYERS)
+    num_layers = check_int(num_layers, "num_layers")
     if num_layers < cuts + 1:
         raise ValueError(
             f"num_layers={num_layers} but three cuts, each with a layer before and after it, need "
@@ -222,11 +250,11 @@ def counts(
     everything.
     """
     _check_choice("budget", budget, BUDGETS)
-    whole = 0
-    if keep != 0:
-        whole = resolve_keep(keep, num_visual)
-        if is_fraction(keep):
-            whole = max(1, int(keep * num_visual))
+    num_layers = check_int(num_layers, "num_layers", 1)
+    layers = check_ints(layers, "layers")
+    whole = resolve_keep(keep, num_visual, least=0)
+    if whole and is_fraction(keep):
+        whole = max(1, int(keep * num_visual))
     steps = len(layers)
     if steps == 3:
         shares = [Fraction(n, 7) for n in (1, 3, 7)]
@@ -306,11 +334,14 @@ def stages(
         alpha: see `score`.
 
     ValueError: keep and ratios both or neither; layers that are out of order, or a last layer,
-    behind which there is no attention to ask; a first cut before any of `accumulate`; a prompt
-    without text behind the image (when the cut is made).
+    behind which there is no attention to ask; a first cut before any of `accumulate`; an alpha out
+    of range; a prompt without text behind the image (when the cut is made).
     """
     _check_choice("direction", direction, DIRECTIONS)
     _check_choice("support", support, SUPPORTS)
+    alpha = check_number(alpha, "alpha", 0, 1)
+    num_layers = check_int(num_layers, "num_layers", 1)
+    num_visual = check_int(num_visual, "num_visual", 0)
     layers = scaled_layers(num_layers) if layers is None else check_ints(layers, "layers")
     _check_layers(layers, num_layers)
     if accumulate is None:
@@ -326,7 +357,7 @@ def stages(
     if ratios is None:
         left = counts(num_layers, keep, num_visual, layers, budget)
     else:
-        _check_ratios(ratios, layers)
+        ratios = _check_ratios(ratios, layers)
         left = [int(r * num_visual) for r in ratios]                # of the original number
     plan = functools.partial(
         plan_cut, accumulate=accumulate, direction=direction, support=support, alpha=alpha
@@ -347,13 +378,15 @@ def _check_layers(layers: tuple[int, ...], num_layers: int) -> None:
         )
 
 
-def _check_ratios(ratios: tuple[float, ...], layers: tuple[int, ...]) -> None:
+def _check_ratios(ratios: tuple[float, ...], layers: tuple[int, ...]) -> tuple[float, ...]:
+    ratios = check_numbers(ratios, "ratios")
     fall = list(ratios) == sorted(ratios, reverse=True)
     if len(ratios) != len(layers) or not fall or not all(0 <= r <= 1 for r in ratios):
         raise ValueError(
             f"ratios={ratios} must have one entry in 0 ... 1 for each cut, after layers {layers}, "
             f"and not rise"
         )
+    return ratios
 
 
 METHOD = Method(

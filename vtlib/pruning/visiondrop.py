@@ -38,10 +38,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int, check_ints, check_tokens
+from ..nn.checks import check_finite, check_int, check_ints, check_number, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, top_tokens
-from ..tokens.checks import check_scores
+from ..tokens.checks import check_axes, check_scores
 from ..tokens.merge import merge_to_targets
+from ..tokens.precision import widen
+from ..tokens.vision import check_vision
 from .method import Method
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ NORMALISE = ("none", "column", "chance")
 def default_contextual(keep: int) -> int:
     """c of d + c = keep: an eighth, rounded up (6, 5, 4, 3 of the release's 48, 35, 26, 19), but
     never all."""
+    keep = check_int(keep, "keep", 0)
     eighth = -(-keep // 8)
     return max(0, min(eighth, keep - 1))
 
@@ -67,8 +70,8 @@ def schedule(average: int | float, num_stages: int = 4) -> list[tuple[int, int]]
     budgets by that rule are inferred, and up to rounding 0.5 % below `average`. ValueError unless
     average >= 1 and num_stages >= 1.
     """
-    if not average >= 1 or num_stages < 1:
-        raise ValueError(f"average={average}, num_stages={num_stages}: both must be at least 1")
+    average = check_number(average, "average", 1)
+    num_stages = check_int(num_stages, "num_stages", 1)
     totals = [max(1, round(1.5 * average * 0.73**s)) for s in range(num_stages)]
     contextual = [default_contextual(total) for total in totals]
     return [(total - c, c) for total, c in zip(totals, contextual, strict=True)]
@@ -97,6 +100,7 @@ def reduce(
     check_tokens(keys, name="keys")
     check_finite(keys, "keys")
     batch, num_tokens, _ = keys.shape
+    num_prefix = check_int(num_prefix, "num_prefix", 0, num_tokens - 1)
     check_scores(score, "score", (batch, num_tokens - num_prefix))
     keep = resolve_keep(keep, num_tokens)
     least = max(1, num_prefix)
@@ -118,19 +122,20 @@ def reduce(
 
 # ---------------------------------------------------------------- stage 0: the encoder
 def score(vision: VisionOutputs, layer: int | None = None) -> Tensor:
-    """(B, N): attention of [CLS] to each patch, summed over heads.
+    """(B, N), float32 at least: attention of [CLS] to each patch, summed over heads.
 
     Without [CLS] (num_prefix = 0, paper text): attention received, summed over heads, mean over
     queries, in vision.attention[layer]; layer may be left out when only one was asked for.
     """
+    check_vision(vision)
     if vision.num_prefix:
         if vision.cls_row is None:
             raise ValueError(
                 "vision.cls_row is None but VisionDrop ranks by it: ask the encoder for "
                 "need={'cls_row', 'keys'}"
             )
-        check_float(vision.cls_row, "vision.cls_row")
-        return vision.cls_row.sum(dim=1)                            # b n
+        check_axes(vision.cls_row, "vision.cls_row", "(B, heads, N)")
+        return widen(vision.cls_row).sum(dim=1)                     # b n
     layers = sorted(vision.attention)
     if layer is None and len(layers) == 1:
         layer = layers[0]
@@ -139,8 +144,8 @@ def score(vision: VisionOutputs, layer: int | None = None) -> Tensor:
             f"layer={layer} but vision.attention has the layers {layers}: without [CLS] one is "
             f"needed"
         )
-    check_float(vision.attention[layer], "vision.attention[layer]")
-    return vision.attention[layer].sum(dim=1).mean(dim=1)           # b h q n -> b n
+    check_axes(vision.attention[layer], "vision.attention[layer]", "(B, heads, S, S)")
+    return widen(vision.attention[layer]).sum(dim=1).mean(dim=1)    # b h q n -> b n
 
 
 def prune(
@@ -158,6 +163,7 @@ def prune(
         contextual: c, see `reduce`.
         layer: see `score`.
     """
+    check_vision(vision)
     if vision.keys is None:
         raise ValueError(
             "vision.keys is None but VisionDrop merges by keys: ask the encoder for "
@@ -250,6 +256,11 @@ def stages(
     ValueError for cuts that are not in rising order or have no layer behind them (the scores are
     those of the next layer).
     """
+    num_layers = check_int(num_layers, "num_layers", 1)
+    if contextual is not None:
+        contextual = check_int(contextual, "contextual", 0)
+    if not isinstance(budgets, Sequence) or isinstance(budgets, str):
+        raise ValueError(f"budgets={budgets!r}: needs a sequence of counts, or of pairs")
     if after is None:
         after = [num_layers * (s + 1) // (len(budgets) + 1) for s in range(len(budgets))]
     after = check_ints(after, "after")
@@ -275,7 +286,7 @@ def _stage(
     after: int, budget: int | float | tuple[int, int], contextual: int | None, normalise: str
 ) -> Stage:
     if isinstance(budget, tuple):
-        dominant, contextual = budget
+        dominant, contextual = check_ints(budget, "budgets: a pair", length=2)
         if dominant < 1 or contextual < 0:
             raise ValueError(
                 f"budgets has ({dominant}, {contextual}): at least one dominant token and no "

@@ -34,11 +34,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, vmap
 
-from ..nn.checks import check_finite, check_float, check_int, check_tokens
+from ..nn.checks import (
+    at_hand,
+    check_finite,
+    check_float,
+    check_int,
+    check_ints,
+    check_number,
+    check_tokens,
+    describe,
+)
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
-from ..tokens.checks import check_scores, is_fraction
+from ..tokens.checks import check_generator, check_grid, check_scores, is_fraction
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision, widen
+from ..tokens.select import check_range
+from ..tokens.vision import check_vision
 from .method import Method
 
 PAPER = "zooprune"
@@ -56,11 +67,17 @@ def _in_dtype(project: Projector, dtype: torch.dtype) -> Projector:
     return lambda x: functional_call(project, state, x)
 
 
+def _check_project(project: Projector) -> None:
+    if not callable(project):
+        raise ValueError(f"project is {describe(project)} but needs to be a function (..., d_v)")
+
+
 def _directions(
     x: Tensor, num_directions: int, given: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """(m, d_v) of length 1, on the device of x (B, N, d_v) and in its dtype: given or Gaussian."""
     dim = x.shape[2]
+    check_generator(generator)
     if given is None:
         drawn_on = x.device if generator is None else generator.device
         shape = (num_directions, dim)
@@ -108,8 +125,8 @@ def sensitivity(
     check_finite(features, "features")
     num_directions = check_int(num_directions, "num_directions", least=1)
     chunk = check_int(chunk, "chunk", least=1)
-    if not step > 0:
-        raise ValueError(f"step={step} must be positive")
+    step = check_number(step, "step", above=0)
+    _check_project(project)
     x = widen(features)
     unit = _directions(x, num_directions, directions, generator)    # m d
     total = x.new_zeros(x.shape[:2])
@@ -132,6 +149,7 @@ def jacobian_norm(features: Tensor, project: Projector) -> Tensor:
     """
     check_tokens(features, name="features")
     check_finite(features, "features")
+    _check_project(project)
     x = widen(features)
     with full_precision(x.device):
         jacobian = vmap(jacfwd(_in_dtype(project, x.dtype)), chunk_size=64)(x.flatten(0, 1))
@@ -153,7 +171,10 @@ def low_rank(project: nn.Module, rank: int | tuple[int, ...] = 128) -> nn.Module
         )
     modules = project.named_modules()
     names = [name for name, module in modules if isinstance(module, nn.Linear)]
-    ranks = tuple(rank) if isinstance(rank, Sequence) else (check_int(rank, "rank"),) * len(names)
+    if isinstance(rank, Sequence):
+        ranks = check_ints(rank, "rank")
+    else:
+        ranks = (check_int(rank, "rank"),) * len(names)
     if not names or len(ranks) != len(names):
         raise ValueError(
             f"rank={rank!r} must be an int, or one for each of the projector's {len(names)} Linear "
@@ -193,7 +214,12 @@ def _factors(linear: nn.Linear, k: int) -> nn.Sequential:
 # ---------------------------------------------------------------- select
 def importance(sensitivity: Tensor) -> Tensor:
     """w = (S - min) / (max - min + 1e-8) over the last axis; 1 everywhere when all are equal. The
-    least sensitive: 0."""
+    least sensitive: 0. float32 at least."""
+    check_float(sensitivity, "sensitivity")
+    if not sensitivity.dim() or 0 in sensitivity.shape:
+        raise ValueError(f"sensitivity has shape {tuple(sensitivity.shape)} but needs (..., N)")
+    check_finite(sensitivity, "sensitivity")
+    sensitivity = widen(sensitivity)
     low = sensitivity.amin(dim=-1, keepdim=True)
     high = sensitivity.amax(dim=-1, keepdim=True)
     return torch.where(high > low, (sensitivity - low) / (high - low + 1e-8), 1)
@@ -250,7 +276,8 @@ def anyres_layout(
 
     Returns views (1 + R S, h w) long, newlines (R h,) long: token indices.
     """
-    (h, w), (r, s) = grid, tiles
+    h, w = check_grid(grid)
+    r, s = check_grid(tiles, name="tiles")
     base = torch.arange(h * w, device=device)
     mosaic = h * w + torch.arange(r * h * (s * w + 1), device=device).view(r * h, s * w + 1)
     tiled = mosaic[:, :-1].reshape(r, h, s, w).transpose(1, 2).reshape(r * s, h * w)
@@ -279,6 +306,8 @@ def sads_views(
             f"{tuple(tokens.shape[:2])}"
         )
     k = _count_each(views, keep)
+    if at_hand(views):
+        check_range(views, "views", -1, tokens.shape[1])
     valid = views >= 0
     flat = views.clamp(min=0)
     s = widen(sensitivity)[:, flat]                                 # b v m
@@ -295,6 +324,8 @@ def sads_views(
 
 def _count_each(views: Tensor, keep: int | float) -> int:
     """k, the tokens that each view keeps, checked against the shortest view."""
+    if not isinstance(views, Tensor) or views.dtype != torch.long:
+        raise ValueError(f"views is {describe(views)} but needs to be a torch.int64 tensor (V, M)")
     if views.dim() != 2 or not views.numel():
         raise ValueError(
             f"views has shape {tuple(views.shape)} but needs (V, M): the tokens of each view"
@@ -338,12 +369,19 @@ def select_views(
     names = tuple(f"view {v}" for v in range(num_views))
     index = index.flatten(1)
     if newlines is not None:
+        _check_newlines(newlines)
         newlines = newlines.expand(batch, -1)
         index = torch.cat([index, newlines], dim=1)
         role = torch.cat([role, torch.full_like(newlines, num_views)], dim=1)
         names = (*names, "newline")
     index, order = index.sort(dim=1)
     return Plan(index, tokens.shape[1], role=take(role, order), roles=names)
+
+
+def _check_newlines(newlines: Tensor) -> None:
+    long = isinstance(newlines, Tensor) and newlines.dtype == torch.long
+    if not long or newlines.dim() != 1:
+        raise ValueError(f"newlines is {describe(newlines)} but needs to be torch.int64 (L,)")
 
 
 def prune(
@@ -373,6 +411,7 @@ def prune(
 
     ValueError for keep out of range and what `sensitivity` and `low_rank` refuse.
     """
+    check_vision(vision)
     count = _count(keep, vision.features.shape[1])
     project = vision.project if rank is None else low_rank(vision.project, rank)
     s = sensitivity(vision.features, project, num_directions, step, directions, generator, chunk)
