@@ -721,9 +721,13 @@ def test_fewer_tokens_take_less_time():
     (dict(visual=slice(3, 15, 2)), "visual.step=2: needs None or 1"),
     (dict(visual=(3, 15)), "visual=(3, 15) (tuple): needs slice(start, stop)"),
     (dict(visual=()), "visual=() (tuple): needs slice(start, stop)"),
-    (dict(valid=[[True] * 20] * 2), "valid is a list but x needs a boolean tensor (B, S)"),
+    (dict(valid=[[True] * 20] * 2), "valid is a list but needs to be boolean, (B, S)"),
     (dict(valid=torch.ones(2, 7, dtype=torch.bool)), "valid is"),
-    (dict(valid=torch.ones(2, 20)), "needs a boolean"),
+    (dict(valid=torch.ones(2, 20)), "needs to be boolean"),
+    (dict(x=torch.zeros(2, 20, 16)), "x is torch.float32 but the model's weights are torch.float6"),
+    (dict(stages=3), "stages=3: needs a list of Stages"),
+    (dict(stages=[(1, 4)]), "stages has (1, 4): needs Stages"),
+    (dict(stages=[Stage(1, 4, lambda state, keep: 3)]), "made is a int but needs to be a Plan"),
     (dict(x=torch.zeros(2, 20, 8, dtype=torch.float64)), "D = 16"),
     (dict(x=torch.zeros(20, 16, dtype=torch.float64)), "3 axes"),
 ])
@@ -731,6 +735,32 @@ def test_prefill_refuses(arguments, words):
     with pytest.raises(ValueError) as error:
         build().prefill(**{**dict(x=sequence(), visual=VISUAL), **arguments})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(eps=-1), "eps=-1 .*above 0"), (dict(eps=float("nan")), "eps=nan"),
+    (dict(eps="1"), "eps='1'"), (dict(rope_base=0), "rope_base=0 .*above 0"),
+    (dict(rope_base="1e4"), "rope_base='1e4'"), (dict(num_kv_heads=0), "num_kv_heads=0"),
+])
+def test_a_decoder_that_cannot_be(change, words):
+    with pytest.raises(ValueError, match=words):
+        Decoder(16, 2, 4, **change)
+
+
+def test_another_dtype_than_the_weights():
+    """Refused by name; under autocast both come together."""
+    model, x = build(dtype=torch.float32), sequence(dtype=torch.float32)
+    cache = model.prefill(x).cache
+    for call in (model, model.prefill, lambda x: model.step(x[:, :1], cache)):
+        with pytest.raises(ValueError, match="x is torch.float64 .* torch.float32"):
+            call(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x.bfloat16()).isfinite().all()
+    for positions in (torch.zeros(2, 7, dtype=torch.long), torch.zeros(2, SIZE), 3):
+        with pytest.raises(ValueError, match="positions is .* integers"):
+            model(x, positions)
+    with pytest.raises(ValueError, match="cache is a int"):
+        model.step(x[:, :1], 3)
 
 
 @pytest.mark.parametrize("number", [np.int64, torch.tensor])

@@ -1,9 +1,12 @@
 """The exam: whose drawings appear where, what questions rest on, and the measures against counting
 by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from tests.settings import default_dtype
 from vtlib.tokens import Plan, keep_all
 from vtlib.vlm import TinyVLM, exam
 
@@ -106,6 +109,99 @@ def test_the_same_scenes_at_five_sizes():
         assert counts.max() <= 3 and not any(scenes.words or [])
         assert (taken.kind >= 0).sum() > 30
         assert not (taken.kind == exam.KINDS.index("sign")).any()
+
+
+def seeds_of(index):
+    """Plans of 256 patches with the same seeds: kept in any order, merged, behind a prefix, with
+    empty slots."""
+    batch, every = len(index), torch.arange(256).expand(len(index), -1)
+    into = torch.arange(256).expand(batch, -1) % index.shape[1]
+    share = torch.full((batch, 256), 1 / 256)
+    behind = torch.cat([torch.zeros_like(index[:, :1]), index + 1], dim=1)
+    holes = torch.full_like(index, -1)
+    yield Plan(index, 256)
+    yield Plan(index.flip(1), 256)
+    yield Plan(index, 256, every, into, share)
+    yield Plan(torch.cat([index, index[:, :1]], dim=1), 256, every, into, share)
+    yield Plan(behind, 257, num_prefix=1)
+    yield Plan(behind, 257, every, into, share, num_prefix=1)
+    yield Plan(torch.cat([index, holes], dim=1), 256)
+
+
+def test_measures_are_those_of_the_seeds(taken):
+    """Whatever is merged into them, whatever stands in front, and whatever is empty."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(40, 256, 8, generator=generator) + 0.5
+    index = torch.rand(40, 256, generator=generator).argsort(1)[:, :9].sort(1).values
+    want = by_hand(tokens, list(index))
+    for plan in seeds_of(index):
+        got = exam.measures(plan, tokens, taken, (16, 16))
+        assert got == exam.measures(Plan(index, 256), tokens, taken, (16, 16))
+        assert (got["redundancy"], got["smallest distance"]) == pytest.approx(want, abs=1e-6)
+
+
+def by_hand(tokens, seeds):
+    """Mean cosine of two seeds, smallest distance of two, mean over the pictures that have two."""
+    mean, smallest = [], []
+    for image, places in zip(tokens, seeds, strict=True):
+        unit = torch.nn.functional.normalize(image[places].double(), dim=-1)
+        pairs = torch.combinations(torch.arange(len(places)))
+        cosine = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(-1)
+        if len(cosine):
+            mean.append(cosine.mean().item())
+            smallest.append(1 - cosine.max().item())
+    return sum(mean) / len(mean), sum(smallest) / len(smallest)
+
+
+def test_pictures_that_keep_less_than_others(taken):
+    """Empty slots are no tokens: rows of 0 ... 4 patches; those without a pair do not count."""
+    tokens = torch.randn(40, 256, 8, generator=torch.Generator().manual_seed(1)) + 0.5
+    index = torch.arange(40)[:, None] + torch.arange(4) * 40
+    count = torch.arange(40)[:, None] % 5
+    index = index.masked_fill(torch.arange(4) >= count, -1)
+    got = exam.measures(Plan(index, 256), tokens, taken, (16, 16))
+    want = by_hand(tokens, [row[row >= 0] for row in index])
+    assert (got["redundancy"], got["smallest distance"]) == pytest.approx(want, abs=1e-6)
+    alone = exam.measures(Plan(index[:, :1], 256), tokens, taken, (16, 16))
+    assert alone["redundancy"] == 0 and alone["smallest distance"] == 2
+
+
+def test_measures_do_not_depend_on_the_default_dtype(taken):
+    tokens = torch.randn(40, 256, 8, generator=torch.Generator().manual_seed(2))
+    plan = Plan(torch.arange(7, 100, 9).expand(40, -1), 256)
+    want = exam.measures(plan, tokens, taken, (16, 16))
+    table = taken.table(taken.kind % 2 == 0)
+    with default_dtype():
+        assert exam.measures(plan, tokens, taken, (16, 16)) == want
+        assert taken.table(taken.kind % 2 == 0) == table
+        assert torch.equal(exam.object_patches(taken.scenes), taken.cover)
+        exam.oracle_mask(taken)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(plan=3), "plan is a int but needs to be a Plan"),
+    (dict(plan=keep_all(40, 255)), r"plan is for \(B, N\) = \(40, 255\) patches"),
+    (dict(plan=keep_all(40, 256, num_prefix=1)), r"plan is for \(B, N\) = \(40, 255\) patches"),
+    (dict(tokens=torch.full((40, 256, 2), torch.nan)), "tokens .* non-finite"),
+    (dict(tokens=torch.ones(40, 256)), "3 axes"),
+    (dict(grid=(16, 15)), "has 240 places but there are 256 tokens"),
+    (dict(grid=16), "grid=16"),
+    (dict(plan=keep_all(39, 256), tokens=torch.ones(39, 256, 2)), "exam has 40 pictures of 256"),
+])
+def test_what_cannot_be_measured(taken, change, words):
+    fits = dict(plan=keep_all(40, 256), tokens=torch.ones(40, 256, 2), exam=taken, grid=(16, 16))
+    with pytest.raises(ValueError, match=words):
+        exam.measures(**{**fits, **change})
+
+
+def test_grades_of_other_shapes(taken):
+    with pytest.raises(ValueError, match="logits has shape"):
+        taken.grade(torch.zeros(40, 8, 200))
+    with pytest.raises(ValueError, match="right is torch.float32"):
+        taken.table(torch.zeros(taken.kind.shape))
+    nothing = dataclasses.replace(taken, asked=[[] for _ in taken.asked])
+    with pytest.raises(ValueError, match="no question that rests on objects"):
+        nothing.queried()
 
 
 def test_measures_of_known_selections(taken):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.settings import default_dtype
 from vtlib.tokens import Plan, Stage, keep_all, take
 from vtlib.vlm import TinyVLM
 from vtlib.vlm.tinyvlm import words
@@ -144,6 +145,52 @@ def test_tokens_that_are_not_finite(model, vision, ask):
     tokens[1, 3, 2] = torch.inf
     with pytest.raises(ValueError, match=r"tokens .* the first inf at \[1, 3, 2\]"):
         ask(model, tokens)
+
+
+@pytest.mark.parametrize("ask", [
+    lambda model, tokens: model.prefill(tokens, QUESTIONS),
+    lambda model, tokens: model.answer(tokens, QUESTIONS),
+    lambda model, tokens: model.packed(tokens, torch.zeros(3, 1, 2, dtype=torch.long)),
+])
+def test_tokens_of_another_dtype(model, vision, ask):
+    with pytest.raises(ValueError, match="tokens is torch.float64 .* weights are torch.float32"):
+        ask(model, vision.tokens.double())
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m, v: m.encode(torch.rand(1, 3, 32, 32).double()), "images is torch.float64"),
+    (lambda m, v: m.encode(torch.rand(1, 3, 32, 32), attention=1), "attention=1: needs a sequence"),
+    (lambda m, v: m.encode(torch.rand(1, 3, 32, 32), attention=("1",)), "attention='1'"),
+    (lambda m, v: m.encode(torch.rand(1, 3, 32, 32), need=3), "need=3: needs a set"),
+    (lambda m, v: m.encode(torch.rand(1, 3, 32, 32), need="keys"), "need='keys': needs a set"),
+    (lambda m, v: m.reduce(v.tokens), "vision is torch.float32 .* VisionOutputs"),
+    (lambda m, v: m.reduce(v, 3), "plan is a int but needs to be a Plan"),
+    (lambda m, v: m.tokenize(None), "texts=None: needs a list"),
+    (lambda m, v: m.tokenize(["crab", 3]), "text=3: needs to be a str"),
+    (lambda m, v: m.prefill(v.tokens, None), "questions has 1 entries but there are 3 pictures"),
+    (lambda m, v: m.packed(v.tokens, [[1]]), "ids is a list"),
+    (lambda m, v: m.packed(v.tokens, torch.zeros(2, 1, 2, dtype=torch.long)),
+     r"ids is torch.int64 \(2, 1, 2\)"),
+])
+def test_arguments_that_are_none(model, vision, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(model, vision)
+
+
+@torch.no_grad()
+def test_answers_do_not_depend_on_the_default_dtype(model):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def run():
+        seen = model.encode(images, ("cls_row", "keys"), (1,))
+        said = model.answer(seen.tokens, QUESTIONS)
+        return seen.tokens, seen.cls_row, seen.keys, said.probability, said.first
+
+    want = run()
+    with default_dtype():
+        got = run()
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 def test_vocabulary_twice():

@@ -17,13 +17,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..nn import check_heads, check_int, check_tokens, rope_at
+from ..nn import check_dtype, check_heads, check_int, check_number, check_tokens, rope_at
+from ..nn.checks import describe
 from ..tokens import Stage
 from .layers import Layer, RMSNorm, rotate, transition
 from .prefill import (
     MODES,
     POSITIONS,
     Run,
+    check_positions,
     check_stages,
     check_valid,
     check_visual,
@@ -49,8 +51,8 @@ class Decoder(nn.Module):
         num_kv_heads: heads of keys and values; None: num_heads.
         hidden_dim: of the gated MLP.
         qkv_bias: whether q, k, v have biases.
-        rope_base: of the rotary angles.
-        eps: of the norms.
+        rope_base: of the rotary angles, above 0.
+        eps: of the norms, above 0.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class Decoder(nn.Module):
                 f"embed_dim={embed_dim} with num_heads={num_heads} gives {head_dim} channels a "
                 f"head; rotary positions need an even number"
             )
-        self.embed_dim, self.head_dim, self.rope_base = embed_dim, head_dim, rope_base
+        self.embed_dim, self.head_dim = embed_dim, head_dim
+        self.rope_base = check_number(rope_base, "rope_base", above=0)
         self.layers = nn.ModuleList(
             Layer(embed_dim, num_heads, num_kv_heads, hidden_dim, qkv_bias, eps)
             for _ in range(num_layers)
@@ -100,14 +103,21 @@ class Decoder(nn.Module):
             x: the embedded sequence.
             positions: (B or 1, S); None: 0 ... S - 1.
             mask: as in `Layer.forward`; None: causal.
+
+        ValueError for an x of another dtype than the weights and for positions that do not fit it.
         """
-        check_tokens(x, self.embed_dim, "x")
+        self._check(x)
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
+        check_positions(positions, x)
         rope = self.rope(positions)
         for layer in self.layers:
             x, _, _ = layer(x, rope, mask)
         return self.norm(x)
+
+    def _check(self, x: Tensor) -> None:
+        check_tokens(x, self.embed_dim, "x")
+        check_dtype(x, self.layers[0].self_attn.q_proj.weight, "x")
 
     def prefill(
         self,
@@ -136,12 +146,11 @@ class Decoder(nn.Module):
 
         ValueError: a stage outside 0 ... layers - 1, or one that watches a layer after its cut; a
         plan for another number of tokens or with an empty slot; `visual` or `valid` that
-        do not fit x; an unknown mode or positions.
+        do not fit x; an x of another dtype than the weights; an unknown mode or positions.
         """
-        check_tokens(x, self.embed_dim, "x")
-        stages = sorted(stages, key=lambda s: s.after)
+        self._check(x)
         check_ways(positions, mode)
-        check_stages(stages, visual, len(self.layers))
+        stages = check_stages(stages, visual, len(self.layers))
         visual = check_visual(visual, x.shape[1])
         check_valid(valid, x)
 
@@ -160,7 +169,9 @@ class Decoder(nn.Module):
         """One more token a sample: x (B, 1, D) -> (B, 1, D) after the last norm. `cache` grows in
         place by one entry a layer. ValueError unless x has one token for each of the cache's
         samples and the cache an entry for each layer."""
-        check_tokens(x, self.embed_dim, "x")
+        self._check(x)
+        if not isinstance(cache, Cache):
+            raise ValueError(f"cache is {describe(cache)} but needs to be a Cache, of `prefill`")
         if x.shape[:2] != (len(cache.next), 1) or len(cache.keys) != len(self.layers):
             samples = len(cache.next)
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import nn
 from ..nn import (
     Block,
     apply_rope,
+    check_dtype,
     check_heads,
     check_images,
     check_int,
@@ -73,6 +74,7 @@ class Encoder(nn.Module):
     def embed(self, images):
         """images -> (tokens (B, prefix + N, D), rotary tables, grid)."""
         check_images(images)
+        check_dtype(images, self.stem[0].weight, "images")
         grid = self.grid(*images.shape[-2:])
         x = rearrange(self.stem(images * 4 - 2), "b d h w -> b (h w) d")
         place = places_2d(grid, self.place_dim, device=x.device).to(x.dtype)
@@ -127,10 +129,8 @@ class Encoder(nn.Module):
         """
         layers = len(self.blocks)
         select = check_int(select, "select", -1 - layers, layers) % (layers + 1)
-        need, attention = set(need), _numbers(attention, "attention", layers)
+        need, attention = _signals(need), _numbers(attention, "attention", layers)
         hidden = _numbers(hidden, "hidden", layers + 1)
-        if unknown := need - SIGNALS:
-            raise ValueError(f"need={sorted(unknown)}: there is cls_row and keys")
         if select < 1:
             raise ValueError("select=0: the embeddings have no attention")
         x, rope, grid = self.embed(images)
@@ -149,8 +149,21 @@ class Encoder(nn.Module):
         return out
 
 
+def _signals(need):
+    """`need` as a set of SIGNALS."""
+    if not isinstance(need, (tuple, list, set, frozenset)):
+        raise ValueError(f"need={need!r}: needs a set of {sorted(SIGNALS)}")
+    if unknown := [name for name in need if not isinstance(name, str) or name not in SIGNALS]:
+        raise ValueError(f"need={unknown}: there is cls_row and keys")
+    return set(need)
+
+
 def _numbers(values, name, count):
     """Places from the front or, negative, from the end -> a set of 0 ... count - 1."""
+    try:
+        values = list(values)
+    except TypeError:
+        raise ValueError(f"{name}={values!r}: needs a sequence of integers") from None
     return {check_int(value, name, -count, count - 1) % count for value in values}
 
 

@@ -17,8 +17,12 @@ from torch import Tensor
 
 from ..data import EmojiWorld, Scenes, categories
 from ..data.text import WORDS
-from ..nn import check_finite, check_tokens
-from ..tokens import Plan
+from ..nn import check_finite, check_float, check_int, check_number, check_tokens
+from ..nn.checks import describe
+from ..tokens import Plan, take
+from ..tokens.checks import check_grid, check_mask
+from ..tokens.plan import check_plan
+from ..tokens.precision import full_precision, widen
 from .tinyvlm import END, PAD, START, words
 
 SIZE = 128
@@ -141,12 +145,19 @@ class Exam:
     def grade(self, logits) -> Tensor:
         """(B, Q) bool from logits (B, Q, L, vocabulary): every word of the answer is the most
         probable one. False where there is no question."""
+        check_float(logits, "logits")
+        if logits.dim() != 4 or logits.shape[:3] != self.target.shape:
+            raise ValueError(
+                f"logits has shape {tuple(logits.shape)} but needs (B, Q, L, vocabulary) with "
+                f"(B, Q, L) = {tuple(self.target.shape)}"
+            )
         target, kind = self.target.to(logits.device), self.kind.to(logits.device)
         said = (logits.argmax(-1) == target) | (target < 0)
         return said.all(-1) & (kind >= 0)
 
     def table(self, right) -> dict[str, float]:
         """Share of right answers of each kind that was asked, and "all"."""
+        check_mask(right, "right", self.kind.shape, "(B, Q)")
         kind = self.kind.to(right.device)
         rows = {}
         for k, name in enumerate(KINDS):
@@ -168,6 +179,8 @@ class Exam:
                 if question.objects:
                     masks.append(cover[b, list(question.objects)].any(0))
                     pictures.append(b)
+        if not masks:
+            raise ValueError("asked has no question that rests on objects: nothing is to be found")
         return torch.stack(masks), torch.tensor(pictures, device=cover.device)
 
 
@@ -189,8 +202,14 @@ def exam(
         device: of the scenes.
         options: see `scenes`.
     """
+    try:
+        kinds = None if isinstance(kinds, str) else list(kinds)
+    except TypeError:
+        kinds = None
+    if kinds is None:
+        raise ValueError(f"kinds needs to be a list of {KINDS}")
     made = scenes(batch, seed, device=device, **options)
-    asked = made.questions(n, seed, list(kinds))
+    asked = made.questions(n, seed, kinds)
     return Exam(made, asked, *pack(_IDS, asked))
 
 
@@ -221,6 +240,11 @@ _IDS = {word: i for i, word in enumerate((PAD, START, END, *VOCABULARY))}
 
 
 # ----------------------------------------------------------------------- measures of a selection
+def _check_kind(value: object, name: str, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {describe(value)} but needs to be {kind.__name__}")
+
+
 def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
     """(B, K, N) bool: which patches an object covers, from the exact masks.
 
@@ -229,6 +253,8 @@ def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
         patch: side of a patch in pixels.
         share: of a patch that must be covered; an object's best patch always counts if it is seen.
     """
+    _check_kind(scene, "scene", Scenes)
+    patch, share = check_int(patch, "patch", 1), check_number(share, "share", 0, 1)
     cover = rearrange(F.avg_pool2d(scene.masks.float(), patch), "b k h w -> b k (h w)")
     best = cover == cover.amax(-1, keepdim=True)
     return (cover >= share) | (best & (cover > 0))
@@ -236,6 +262,8 @@ def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
 
 def oracle_mask(exam: Exam, patch: int = 8) -> Tensor:
     """(B, N) bool: patches of any object and of the sign: all that a question can rest on."""
+    _check_kind(exam, "exam", Exam)
+    patch = check_int(patch, "patch", 1)
     masks = exam.scenes.masks.any(1)
     if exam.scenes.sign is not None:
         masks = masks | exam.scenes.sign
@@ -254,18 +282,29 @@ def measures(
     mean row: mean row of kept patches, 0 (top) ... h - 1; (h - 1) / 2 is unbiased.
 
     Args:
-        plan: over N patches, or over prefix and patches; then the prefix must be kept in the first
-            slots (VisionDrop). Of merged slots the seeds count.
+        plan: over N patches, or over prefix and patches; the prefix does not count. Of merged slots
+            the seeds count, as they are before anything is merged into them; empty slots don't.
         tokens: (B, N, D), the visual tokens that similarities are measured on.
         exam: whose scenes they are of.
         grid: (h, w), N = h w.
+
+    A picture that keeps fewer than two patches has neither redundancy nor smallest distance, and
+    does not count in them; where none keeps two they are 0 and 2. ValueError for a plan, tokens or
+    a grid that do not fit each other or the exam, and for tokens that are not finite.
     """
+    check_plan(plan, "plan")
+    _check_kind(exam, "exam", Exam)
     check_tokens(tokens)
+    check_finite(tokens, "tokens")
+    grid = check_grid(grid, tokens.shape[1])
     kept = plan.kept()[:, plan.num_prefix :]                                     # b n
-    if plan.num_prefix:        # [CLS] and its like are no patches: the others' seeds are compared
-        plan = Plan(plan.index[:, plan.num_prefix :] - plan.num_prefix, tokens.shape[1])
+    if kept.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"plan is for (B, N) = {tuple(kept.shape)} patches but tokens has shape "
+            f"{tuple(tokens.shape)}"
+        )
     recall, hit, row = _coverage(kept, exam, grid)
-    redundancy, smallest = _diversity(F.normalize(plan.apply(tokens), dim=-1))
+    redundancy, smallest = _diversity(tokens, kept)
     return {
         "recall": recall.item(),
         "objects hit": hit.item(),
@@ -277,20 +316,36 @@ def measures(
 
 def _coverage(kept: Tensor, exam: Exam, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """recall, objects hit and mean row of kept patches (B, N) bool, each 0-dim."""
-    mask, picture = (t.to(kept.device) for t in exam.queried())
     cover = exam.cover.to(kept.device)
+    if (len(cover), cover.shape[2]) != tuple(kept.shape):
+        raise ValueError(
+            f"exam has {len(cover)} pictures of {cover.shape[2]} patches but the plan is for "
+            f"{len(kept)} of {kept.shape[1]}"
+        )
+    mask, picture = (t.to(kept.device) for t in exam.queried())
     seen = cover.any(-1)
     hit = (cover & kept[:, None]).any(-1) & seen
     rows = torch.arange(kept.shape[1], device=kept.device) // grid[1]
-    recall = ((mask & kept[picture]).sum(-1) / mask.sum(-1)).mean()
-    row = ((kept * rows).sum(-1) / kept.sum(-1).clamp(min=1)).mean()
+    recall = ((mask & kept[picture]).sum(-1).float() / mask.sum(-1)).mean()
+    row = ((kept * rows).sum(-1).float() / kept.sum(-1).clamp(min=1)).mean()
     return recall, hit.sum().double() / seen.sum(), row
 
 
-def _diversity(unit: Tensor) -> tuple[Tensor, Tensor]:
-    """redundancy and smallest distance of kept tokens (B, K, D) of length 1, each 0-dim."""
-    cosine = unit @ unit.mT
-    itself = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
-    pairs = max(1, cosine.shape[1] * (cosine.shape[1] - 1))
-    redundancy = (cosine.masked_fill(itself, 0).sum((1, 2)) / pairs).mean()
-    return redundancy, (1 - cosine.masked_fill(itself, -1).amax((1, 2))).mean()
+def _diversity(tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """redundancy and smallest distance of the tokens (B, N, D) at kept (B, N) bool, each 0-dim."""
+    count = kept.sum(1)
+    most = max(1, int(count.max()))
+    index = kept.int().argsort(dim=1, descending=True, stable=True)[:, :most]   # b k, kept first
+    unit = F.normalize(widen(take(tokens, index)), dim=-1)
+    with full_precision(unit.device):
+        cosine = unit @ unit.mT
+    real = torch.arange(most, device=kept.device) < count[:, None]
+    itself = torch.eye(most, dtype=torch.bool, device=kept.device)
+    no_pair = itself | ~(real[:, :, None] & real[:, None])                      # b k k
+    pairs = (count * (count - 1)).clamp(min=1)
+    redundancy = cosine.masked_fill(no_pair, 0).sum((1, 2)) / pairs
+    smallest = 1 - cosine.masked_fill(no_pair, -1).amax((1, 2))
+    several = count > 1
+    if several.any():
+        redundancy, smallest = redundancy[several], smallest[several]
+    return redundancy.mean(), smallest.mean()

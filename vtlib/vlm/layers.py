@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import apply_rope, attend, check_heads
+from ..nn import apply_rope, attend, check_heads, check_int, check_number
 from ..tokens.precision import widen
 
 
@@ -20,8 +20,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim, eps=1e-5):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(check_int(dim, "dim", 1)))
+        self.eps = check_number(eps, "eps", above=0)
 
     def forward(self, x):
         y = widen(x)

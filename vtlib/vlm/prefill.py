@@ -1,15 +1,17 @@
 """A prompt on its way through the decoder: the sequence, its positions, masks and caches, cut where
 stages say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int, readable
+from ..nn.checks import check_int, describe, readable
 from ..tokens import Plan, Stage, keep_all, take
+from ..tokens.checks import check_mask
+from ..tokens.plan import check_plan
 from .state import Cache, State, Transition, causal
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ class Run:
             self.running,
         )
         plan = stage.plan(state, stage.count(self.num_visual))
+        check_plan(plan, f"what the stage after layer {after} made")
         if plan.num_tokens != self.alive:
             raise ValueError(
                 f"the stage after layer {after} made a plan for {plan.num_tokens} tokens; "
@@ -184,14 +187,23 @@ def check_ways(positions: str, mode: str) -> None:
         raise ValueError('mode="mask" leaves tokens where they are: it needs positions="keep"')
 
 
-def check_stages(stages: Sequence[Stage], visual: slice | None, num_layers: int) -> None:
-    """Raise unless there are visual tokens to cut, and layers before and after each cut.
+def check_stages(
+    stages: Iterable[Stage], visual: slice | None, num_layers: int
+) -> list[Stage]:
+    """The stages by depth; raise unless there are visual tokens to cut, and layers before and after
+    each cut.
 
     Args:
         stages: the cuts.
         visual: where the image's tokens are; None: nowhere.
         num_layers: of the decoder.
     """
+    try:
+        stages = list(stages)
+    except TypeError:
+        raise ValueError(f"stages={stages!r}: needs a list of Stages") from None
+    if strange := [stage for stage in stages if not isinstance(stage, Stage)]:
+        raise ValueError(f"stages has {strange[0]!r}: needs Stages")
     if stages and visual is None:
         raise ValueError(
             "stages cut visual tokens: visual=slice(start, stop) must say where they are"
@@ -208,6 +220,18 @@ def check_stages(stages: Sequence[Stage], visual: slice | None, num_layers: int)
                     f"the stage after layer {stage.after} watches layer {watched}: "
                     f"layers 1 ... {stage.after} have run by then"
                 )
+    return sorted(stages, key=lambda stage: stage.after)
+
+
+def check_positions(positions: Tensor, x: Tensor) -> None:
+    """Raise unless `positions` are integers (B or 1, S), for x (B, S, D)."""
+    batch, size = x.shape[:2]
+    fits = isinstance(positions, Tensor) and tuple(positions.shape) in ((batch, size), (1, size))
+    if not fits or positions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"positions is {describe(positions)} but x needs integers (B or 1, S) = "
+            f"({batch} or 1, {size})"
+        )
 
 
 def check_slots(plan: Plan, after: int) -> None:
@@ -252,15 +276,7 @@ def check_valid(valid: Tensor | None, x: Tensor) -> None:
     """Raise unless `valid` is None or a boolean tensor (B, S), for x (B, S, D)."""
     if valid is None:
         return
-    shape = tuple(x.shape[:2])
-    if not isinstance(valid, Tensor):
-        kind = type(valid).__name__
-        raise ValueError(f"valid is a {kind} but x needs a boolean tensor (B, S) = {shape}")
-    if valid.shape != shape or valid.dtype != torch.bool:
-        raise ValueError(
-            f"valid is {valid.dtype} of shape {tuple(valid.shape)} but x needs a boolean (B, S) = "
-            f"{shape}"
-        )
+    check_mask(valid, "valid", x.shape[:2], "(B, S)")
 
 
 def places(valid: Tensor, padded: bool) -> Tensor:

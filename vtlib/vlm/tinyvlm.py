@@ -17,6 +17,7 @@ places: a `Plan` on the encoder's features or on the visual tokens, and `Stage`s
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..nn import check_finite, check_int, check_tokens, places_2d
+from ..nn import check_dtype, check_finite, check_int, check_tokens, places_2d
+from ..nn.checks import at_hand, describe
 from ..tokens import Plan
-from ..tokens.vision import SPACES, VisionOutputs
+from ..tokens.plan import check_plan
+from ..tokens.select import check_range
+from ..tokens.vision import SPACES, VisionOutputs, check_vision
 from .decoder import Decoder, Prefill
 from .encoder import Encoder
 
@@ -38,6 +42,8 @@ PLACE_SCALE = 3.0
 
 def words(text: str) -> list[str]:
     """Lower-case words, digits and the signs ? and &, in order; everything else is left out."""
+    if not isinstance(text, str):
+        raise ValueError(f"text={text!r}: needs to be a str")
     return re.findall(r"[a-z]+|[0-9]|[?&]", text.lower())
 
 
@@ -60,6 +66,23 @@ def _separate(q: Tensor, k: Tensor, v: Tensor, prefix: int, later: Tensor) -> Te
     out = (weights[..., :prefix].flatten(1, 2) @ v_prefix).unflatten(1, shape)
     out = out + weights[..., prefix:] @ own_v
     return rearrange(out, "(b h) q l p -> b h (q l) p", b=len(q))
+
+
+def _check_ids(ids: Tensor, batch: int, count: int) -> None:
+    long = isinstance(ids, Tensor) and ids.dtype == torch.long
+    if not long or ids.dim() != 3 or len(ids) != batch or 0 in ids.shape:
+        raise ValueError(f"ids is {describe(ids)} but needs to be torch.int64 ({batch}, Q, L)")
+    if at_hand(ids):
+        check_range(ids.flatten(1), "ids, texts side by side,", 0, count)
+
+
+def _check_parts(vocabulary: Sequence[str], **parts: dict | None) -> None:
+    listed = isinstance(vocabulary, (list, tuple))
+    if not listed or not all(isinstance(word, str) for word in vocabulary):
+        raise ValueError(f"vocabulary={vocabulary!r}: needs a list of words")
+    for name, part in parts.items():
+        if not (part is None or isinstance(part, dict)):
+            raise ValueError(f"{name}={part!r}: needs a dict of its arguments, or None")
 
 
 @dataclass
@@ -90,6 +113,7 @@ class TinyVLM(nn.Module):
 
     def __init__(self, vocabulary, encoder=None, decoder=None, select=-2):
         super().__init__()
+        _check_parts(vocabulary, encoder=encoder, decoder=decoder)
         self.vocabulary = [PAD, START, END, *vocabulary]
         self.ids = {word: i for i, word in enumerate(self.vocabulary)}
         if len(self.ids) < len(self.vocabulary):
@@ -145,10 +169,12 @@ class TinyVLM(nn.Module):
             space: which tensor of `vision` the plan is for; "features" and "selected" (with its
                 prefix) come before the projector, "tokens" after it.
         """
+        check_vision(vision)
         if space not in SPACES:
             raise ValueError(f"space={space!r}: needs one of {SPACES}")
         if plan is None:
             return vision.tokens
+        check_plan(plan, "plan")
         x = plan.apply(getattr(vision, space))
         return x if space == "tokens" else vision.project(x)
 
@@ -158,7 +184,7 @@ class TinyVLM(nn.Module):
 
         ValueError for no text or an empty one, and for a word that the model does not know.
         """
-        if isinstance(texts, str) or not len(texts):
+        if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts:
             raise ValueError(f"texts={texts!r}: needs a list of one text at least")
         rows = [words(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
@@ -180,12 +206,15 @@ class TinyVLM(nn.Module):
         """What the decoder reads, for visual tokens (B, T, D) and B questions.
 
         Returns x (B, 1 + T + L, D), the slice of the visual tokens, valid (B, 1 + T + L) bool.
-        ValueError for tokens that are not finite: the words that come out would be any.
+        ValueError for tokens that are not finite: the words that come out would be any; and for
+        another dtype than the model's, without autocast.
         """
         check_tokens(tokens, self.decoder.embed_dim)
+        check_dtype(tokens, self.embed_tokens.weight, "tokens")
         check_finite(tokens, "tokens")
-        if isinstance(questions, str) or len(questions) != tokens.shape[0]:
-            many = 1 if isinstance(questions, str) else len(questions)
+        listed = isinstance(questions, Sequence) and not isinstance(questions, str)
+        if not listed or len(questions) != tokens.shape[0]:
+            many = len(questions) if listed else 1
             raise ValueError(
                 f"questions has {many} entries but there are {tokens.shape[0]} pictures: needs a "
                 f"list with one for each"
@@ -277,16 +306,22 @@ class TinyVLM(nn.Module):
             num_visual: how many places the picture has; each text starts behind them. None is T.
 
         Errors: ValueError for positions of another shape, or without num_visual; without positions,
-        for num_visual < T.
+        for num_visual < T; for tokens or ids that do not fit.
         """
+        check_tokens(tokens, self.decoder.embed_dim)
+        check_dtype(tokens, self.embed_tokens.weight, "tokens")
+        _check_ids(ids, len(tokens), len(self.vocabulary))
         batch, many, length = ids.shape
         count, device = tokens.shape[1], ids.device
         if positions is None:
             positions = torch.arange(count, device=device).expand(batch, -1)
             num_visual = count if num_visual is None else check_int(num_visual, "num_visual", count)
-        if positions.shape != (batch, count) or num_visual is None:
+        long = isinstance(positions, Tensor) and positions.dtype == torch.long
+        fits = long and positions.shape == (batch, count)
+        num_visual = None if num_visual is None else check_int(num_visual, "num_visual", 1)
+        if not fits or num_visual is None:
             raise ValueError(
-                f"positions {tuple(positions.shape)}, num_visual={num_visual}: needs "
+                f"positions {describe(positions)}, num_visual={num_visual}: needs "
                 f"{(batch, count)}, and the number of places in the picture"
             )
         prefix = 1 + count
