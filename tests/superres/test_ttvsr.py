@@ -283,9 +283,30 @@ def test_an_empty_key_in_half_precision_does_not_divide_by_zero():
 
 
 def test_reading_nowhere_is_no_wild_index():
-    """A place that is no number reads some token of the frame; `TTVSR` refuses such flow."""
-    tokens, location = torch.rand(1, 3, 1, 2, 2), torch.full((1, 1, 2, 2, 2), float("nan"))
-    assert gather_tokens(tokens, location).isfinite().all()
+    """A place that is no number is refused, as `TTVSR` refuses such flow; to the attention, which
+    does not look, it lies outside of the frame."""
+    query, keys, anchor, values, location = ingredients()
+    lost = location.clone()
+    lost[:, :, 0, 1, 1] = float("nan")
+    with pytest.raises(ValueError, match="location .* non-finite"):
+        gather_tokens(keys, lost)
+    out, similarity, _ = LTAM(5)(query, keys, anchor, values, lost, return_attn=True)
+    assert out.isfinite().all() and (similarity[:, :, 1, 1] == 0).all()
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(tokens=torch.rand(1, 3, 2, 2)), "tokens has shape .* 5 axes"),
+    (dict(location=torch.zeros(1, 2, 2, 2)), "location has shape"),
+    (dict(location=[[0]]), "location is a list"),
+    (dict(key=torch.zeros(1, 2, 2, dtype=torch.long)), "location has shape"),
+    (dict(key=torch.full((1, 2, 2), 2), location=torch.zeros(1, 2, 2, 2)), "key.*=2 is no place"),
+    (dict(key=torch.zeros(1, 2, 2), location=torch.zeros(1, 2, 2, 2)), "key is torch.float32"),
+])
+def test_what_cannot_be_gathered(change, words):
+    fits = dict(tokens=torch.rand(1, 3, 2, 2, 2), location=torch.zeros(1, 2, 2, 2, 2))
+    assert gather_tokens(**fits).shape == (1, 3, 2, 2, 2)
+    with pytest.raises(ValueError, match=words):
+        gather_tokens(**{**fits, **change})
 
 
 def test_without_trajectories_the_same_parameters():

@@ -44,8 +44,10 @@ from ..nn import (
     unwrap,
     warp,
 )
-from ..nn.checks import describe
+from ..nn.checks import at_hand, describe
 from ..tokens import take
+from ..tokens.checks import check_axes
+from ..tokens.select import check_range
 from .spynet import SPyNet
 
 PAPER = "ttvsr"
@@ -138,18 +140,30 @@ def gather_tokens(tokens: Tensor, location: Tensor, key: Tensor | None = None) -
         key: None, or (B, h, w), an index into k: each token reads that one key frame only, at a
             cost that does not grow with k.
 
-    Returns (B, C, k, h, w), with `key` (B, C, h, w). ValueError for shapes that do not fit.
+    Returns (B, C, k, h, w), with `key` (B, C, h, w). ValueError for shapes that do not fit, and
+    for places that are not finite.
     """
-    check_float(tokens, "tokens")
+    check_axes(tokens, "tokens", "(B, C, k, h, w)")
     check_float(location, "location")
-    if tokens.dim() != 5:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)} but needs (B, C, k, h, w)")
     batch, _, k, height, width = tokens.shape
     want = (batch, k, 2, height, width) if key is None else (batch, 2, height, width)
     if location.shape != want:
         raise ValueError(f"location has shape {tuple(location.shape)} but needs {want}")
-    if key is not None and (not isinstance(key, Tensor) or key.shape != (batch, height, width)):
-        raise ValueError(f"key is {describe(key)} but needs to be ({batch}, {height}, {width})")
+    _check_key(key, (batch, height, width), k)
+    check_finite(location, "location")
+    return _gather(tokens, location, key)
+
+
+def _check_key(key: Tensor | None, shape: tuple[int, int, int], count: int) -> None:
+    if key is None:
+        return
+    if not isinstance(key, Tensor) or key.dtype != torch.long or key.shape != shape:
+        raise ValueError(f"key is {describe(key)} but needs to be torch.int64 (B, h, w) = {shape}")
+    if at_hand(key):
+        check_range(key.flatten(1), "key", 0, count)
+
+
+def _gather(tokens: Tensor, location: Tensor, key: Tensor | None = None) -> Tensor:
     found, inside = _rows_at(tokens, location, key)
     return (found * inside[..., None]).movedim(-1, 1)
 
@@ -157,13 +171,15 @@ def gather_tokens(tokens: Tensor, location: Tensor, key: Tensor | None = None) -
 def _rows_at(
     tokens: Tensor, location: Tensor, key: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `gather_tokens` reads, channels last, and whether it lies inside the frame.
+    """What `gather_tokens` reads, channels last, and whether it lies inside the frame; a place that
+    is no number does not.
 
     Rows of C numbers move as a whole, which is cheap where they lie side by side, as in `push`.
     """
     batch, _, k, height, width = tokens.shape
-    x, y = location.round().nan_to_num().unbind(-3)                          # b k h w, or b h w
+    x, y = location.round().unbind(-3)                                       # b k h w, or b h w
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = x.nan_to_num(), y.nan_to_num()                                    # no wild index
     if key is None:
         key = torch.arange(k, device=tokens.device)[:, None, None]
     at = (key * height + y.clamp(0, height - 1).long()) * width + x.clamp(0, width - 1).long()
@@ -250,7 +266,7 @@ class LTAM(_Fusion):
         weight, chosen = similarity.max(dim=1)                                # b h w
         index = chosen[:, None, None].expand(-1, 1, 2, -1, -1)
         place = location.gather(1, index)[:, 0]                               # b 2 h w
-        scales = [untokenize(gather_tokens(v, place, chosen), self.stride) for v in values]
+        scales = [untokenize(_gather(v, place, chosen), self.stride) for v in values]
         out = self.fusion(torch.cat(scales, dim=1))
         soft = weight[:, None].repeat_interleave(self.stride, 2)
         out = anchor + out * soft.repeat_interleave(self.stride, 3)
