@@ -199,6 +199,8 @@ OTHER = [
     (lambda: data.photographs(names=[["cat"]]), r"names has \['cat'\]"),
     (lambda: assets.drawing("noto", 1911), "index=1911"),
     (lambda: assets.drawing("noto", "a"), "index='a'"),
+    (lambda: assets.drawing(["noto"], 3), r"artist=\['noto'\]"),
+    (lambda: WORLD.draw((2,), "category", 0), "generator is a int"),
     (lambda: assets.cover(torch.zeros(8, 8), 4, 4), r"image has shape \(8, 8\)"),
     (lambda: backgrounds.names("val"), "split='val'"),
 ]

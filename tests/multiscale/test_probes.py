@@ -71,3 +71,12 @@ def test_corners_hold_the_answer_opposite():
     assert torch.equal(tokens[torch.arange(200), 24 - first].argmax(dim=-1), colour)
     assert set(colour.tolist()) == {0, 1, 2}
     assert torch.equal(tokens, probes.corners(200, seeded(), side=5, colours=3)[0])
+
+
+@pytest.mark.parametrize("task", [probes.stripes, probes.corners])
+def test_tasks_draw_from_a_generator_alone(task):
+    for wrong in (None, 0):                              # None would be the global random numbers
+        with pytest.raises(ValueError, match="generator is a .*: needs a torch.Generator"):
+            task(2, wrong)
+    with pytest.raises(ValueError, match="^device='gpu'"):
+        task(2, seeded(), device="gpu")

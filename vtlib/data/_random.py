@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_generator, check_int
 
 
 def seeded(seed: Any) -> torch.Generator:
@@ -17,6 +17,7 @@ def seeded(seed: Any) -> torch.Generator:
 
 def unit(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Uniform in [0, 1)."""
+    check_generator(generator)
     return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
@@ -30,6 +31,7 @@ def uniform(
         bounds: (low, high).
         generator: decides.
     """
+    check_generator(generator)
     empty = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
     return empty.uniform_(*bounds, generator=generator)
 
@@ -43,4 +45,5 @@ def below(count: int, shape: Sequence[int], generator: torch.Generator, start: i
         generator: decides.
         start: the smallest.
     """
+    check_generator(generator)
     return torch.randint(start, count, tuple(shape), generator=generator, device="cpu")

@@ -204,7 +204,7 @@ def shots(device: Any = None) -> tuple[Tensor, Tensor, float]:
 @functools.cache
 def _streams(artist: str) -> tuple[pathlib.Path, list[int]]:
     """The file of all drawings, and where in it each stream by one artist starts; the last end."""
-    key = f"{one_of(artist, 'artist', ARTISTS)}_start"
+    key = f"{artist}_start"
     start = read_arrays("emoji.npz", key)[key] + place_in_file("emoji.npz", artist)
     return root() / "emoji.npz", start.tolist()
 
@@ -225,6 +225,7 @@ def drawing(artist: str, index: int) -> np.ndarray:
 
     index: its place in `pictograms.table()`.
     """
+    artist = one_of(artist, "artist", ARTISTS)
     index = check_int(index, "index", 0, len(read_rows("emoji.json")) - 1)
     block, place = divmod(index, PACKED)
     return _unpacked(artist, block)[place]
@@ -236,6 +237,6 @@ def drawings(artist: str) -> Tensor:
     In the order of `pictograms.table()`. They are unpacked at each call, which takes 0.5 s and
     30 MiB; `drawing` unpacks one.
     """
-    _, start = _streams(artist)
+    _, start = _streams(one_of(artist, "artist", ARTISTS))
     blocks = [_unpacked(artist, block) for block in range(len(start) - 1)]
     return torch.from_numpy(np.concatenate(blocks))

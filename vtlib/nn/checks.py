@@ -166,6 +166,12 @@ def check_device(device: Any, name: str = "device") -> torch.device:
         raise ValueError(f"{name}={device!r}: {_first(error)}") from None
 
 
+def check_generator(generator: Any, name: str = "generator") -> None:
+    """Raise unless `generator` is a torch.Generator: None would draw from the global numbers."""
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"{name} is a {type(generator).__name__}: needs a torch.Generator")
+
+
 def check_float(x: Any, name: str) -> None:
     """Raise unless `x` is a floating torch tensor; the message says how to make one.
 
