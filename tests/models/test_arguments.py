@@ -94,7 +94,10 @@ def test_what_is_no_size_is_named(build, name):
         assert name in str(error.value), (wrong, str(error.value))
 
 
-RATES = {"mlp_ratio": ("4", -1.0, float("nan"), True), "drop_path": ("0.1", -0.1, float("nan"))}
+RATES = {
+    "mlp_ratio": ("4", -1.0, float("nan"), True, 1e300),
+    "drop_path": ("0.1", -0.1, float("nan"), 1e300),
+}
 
 
 @pytest.mark.parametrize("build", [ViT, vnn.Block, CrossViT, crossformer.CrossFormer])

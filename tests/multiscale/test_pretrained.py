@@ -51,6 +51,10 @@ def test_models_cost_about_the_same():
 
 
 def test_bad_names_and_sizes():
+    with pytest.raises(ValueError, match="kind='vit': needs one of ViT, "):
+        pretrained.build("vit", {})
+    with pytest.raises(ValueError, match="name=\\['vit'\\]: needs one of vit, "):
+        pretrained.emoji(["vit"])
     with pytest.raises(ValueError, match="name='vitt': needs one of vit, "):
         pretrained.emoji("vitt")
     with pytest.raises(ValueError, match="mixed_crossvit_all.*no such checkpoint"):

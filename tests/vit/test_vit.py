@@ -70,7 +70,7 @@ def test_other_sizes_resize_the_learned_table():
     (dict(embed_dim=97), "embed_dim=97"),
     (dict(img_size=65), "(65, 65)"),
     (dict(img_size=(64, 64, 64)), "img_size"),
-    (dict(drop_path=1.5), "rate"),
+    (dict(drop_path=1.5), "drop_path=1.5"),
 ])
 def test_bad_arguments(kwargs, words):
     with pytest.raises(ValueError) as error:

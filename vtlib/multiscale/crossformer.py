@@ -448,7 +448,7 @@ class CrossFormer(nn.Module):
         interval = check_ints(interval, "interval", 1)
         embed_dim = check_int(embed_dim, "embed_dim", 1)
         num_classes = check_int(num_classes, "num_classes", 0)
-        drop_path = check_number(drop_path, "drop_path", 0)
+        drop_path = check_number(drop_path, "drop_path", 0, 1)
         stages = len(depths)
         for name, value in (("group_size", group_size), ("merge_size", merge_size)):
             if not isinstance(value, (tuple, list)):

@@ -331,7 +331,7 @@ class CrossViT(nn.Module):
         num_heads = check_ints(num_heads, "num_heads", 1, length=2)
         mlp_ratio = _check_ratios(mlp_ratio)
         num_classes = check_int(num_classes, "num_classes", 0)
-        drop_path = check_number(drop_path, "drop_path", 0)
+        drop_path = check_number(drop_path, "drop_path", 0, 1)
         depth = _check_depth(depth)
         self.in_chans = check_int(in_chans, "in_chans", 1)
         branches = zip(img_size, patch_size, embed_dim, strict=True)

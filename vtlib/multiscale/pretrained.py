@@ -72,7 +72,7 @@ def config(name):
     }
     for fusion in ("none", "all", "pairwise"):
         plans[f"crossvit_{fusion}"] = "CrossViT", dict(_CROSSVIT, fusion=fusion)
-    if name not in plans:
+    if not isinstance(name, str) or name not in plans:
         raise ValueError(f"name={name!r}: needs one of {', '.join(MODELS)}")
     kind, arguments = plans[name]
     return kind, dict(arguments, num_classes=len(CLASSES))
@@ -80,6 +80,8 @@ def config(name):
 
 def build(kind, arguments):
     """The untrained model of a `config`, behind its pixel scaling."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: needs one of {', '.join(KINDS)}")
     return Normalised(KINDS[kind](**arguments))
 
 

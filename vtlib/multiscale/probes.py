@@ -20,6 +20,7 @@ from ..nn import (
     check_multiple,
     check_tokens,
 )
+from ..nn.checks import check_index
 from .crossformer import CrossFormerBlock
 
 
@@ -128,6 +129,7 @@ class Reader(nn.Module):
     def forward(self, tokens, first):
         check_tokens(tokens, self.embed.in_features)
         check_dtype(tokens, self.embed.weight, "tokens")
+        check_index(first, "first")
         x = self.embed(tokens)                                                         # b n d
         for block in self.blocks:
             x = block(x, (self.side, self.side))

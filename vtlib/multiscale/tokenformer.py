@@ -45,7 +45,7 @@ from ..nn import (
     rope_1d,
     unwrap,
 )
-from ..nn.checks import at_hand
+from ..nn.checks import at_hand, check_generator, check_index
 
 PAPER = "tokenformer"
 
@@ -65,6 +65,7 @@ def modified_softmax(scores, tau, kind="l2_norm_gelu"):
             weights sum to n.
     """
     check_float(scores, "scores")
+    tau = tau if isinstance(tau, torch.Tensor) else check_number(tau, "tau")
     if kind == "l2_norm_gelu":
         return F.gelu(tau * F.normalize(scores, dim=-1, eps=EPS))
     if kind == "gelu_l2_norm":
@@ -125,9 +126,12 @@ class Pattention(nn.Module):
         """
         keys, tau = self.key_param_tokens, self.tau
         if index is not None:
+            check_index(index, "index")
             keys, tau = keys[index], index.shape[0] ** 0.5
         scores = (x @ keys.t()) * self.scale                                     # ... n
         if mask is not None:
+            if not isinstance(mask, torch.Tensor):
+                raise ValueError(f"mask is a {type(mask).__name__} but needs to be a tensor")
             scores = scores * mask.to(scores.dtype)
         return modified_softmax(scores, tau, self.kind)
 
@@ -168,6 +172,8 @@ class Pattention(nn.Module):
         num_new = check_int(num_new, "num_new", 1)
         if not isinstance(init, str) or init not in STARTS:
             raise ValueError(f"init={init!r} must be one of {STARTS}")
+        if generator is not None:
+            check_generator(generator)
         device = "cpu" if generator is None else generator.device
 
         def fresh(old, std):

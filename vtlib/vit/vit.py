@@ -76,7 +76,7 @@ class ViT(nn.Module):
             num_patches = self.grid[0] * self.grid[1]
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        drop_path = check_number(drop_path, "drop_path", 0)
+        drop_path = check_number(drop_path, "drop_path", 0, 1)
         rates = torch.linspace(0, drop_path, num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate) for rate in rates
