@@ -232,6 +232,8 @@ def test_bad_input():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: degrade.bicubic_taps(8, 0), "scale=0"),
+    (lambda: degrade.bicubic_taps(8, 1e300), "scale=1e"),
+    (lambda: bicubic(torch.rand(3, 8, 8), 1e300), "scale=1e"),
     (lambda: degrade.bicubic_taps(8, float("nan")), "scale=nan"),
     (lambda: degrade.bicubic_taps("8", 2), "length='8'"),
     (lambda: degrade.blur_taps(8, 0, 1.6), "scale=0"),

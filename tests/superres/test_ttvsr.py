@@ -463,6 +463,9 @@ WHOLE = (torch.zeros(1, 1, 2, 16, 16, dtype=torch.long),) * 2
     (lambda: gather_tokens(torch.rand(1, 4, 2, 3, 3), torch.rand(1, 2, 3, 3)),
      r"location has shape \(1, 2, 3, 3\) but needs \(1, 2, 2, 3, 3\)"),
     (lambda: gather_tokens(torch.rand(1, 4, 2, 3, 3), torch.rand(1, 2, 3, 3), 0), "key is a int"),
+    (lambda: LTAM(2)(torch.rand(1, 2, 8, 8), [1], torch.rand(1, 2, 8, 8), [1] * 3, [1]),
+     "keys is a list"),
+    (lambda: LTAM(2)(torch.rand(1, 2, 8, 8), [1], torch.rand(1, 2, 8, 8), 3, [1]), "three tensors"),
     (lambda: carry(identity_grid(1, 2, 2), torch.zeros(1, 2, 2, 2), "cubic"), "mode='cubic'"),
 ])
 def test_bad_input(call, message):

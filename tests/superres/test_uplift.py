@@ -344,6 +344,8 @@ def test_the_backbone_is_frozen_and_training_lowers_the_loss():
     (lambda: small(noise_channels=-1), "noise_channels=-1"),
     (lambda: uplift.resize_image(torch.rand(1, 3, 8, 8), 4.0), "size=4.0"),
     (lambda: uplift.resize_image(torch.rand(3, 8, 8), 4), "4 axes"),
+    (lambda: small().encode(torch.rand(1, 3, 24, 32).double()), "images is torch.float64"),
+    (lambda: small().upsample([1.0], []), "x is a list"),
     (lambda: uplift.shifted([1.0], OFFSETS[5]), "value is a list"),
     (lambda: uplift.ConvBlock(3, 4, 0), "convs=0"),
     (lambda: uplift.Encoder(4), "widths=4"),

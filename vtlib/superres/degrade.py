@@ -27,6 +27,7 @@ from ..nn import check_float, check_int, check_number, mirrored
 from ..tokens.precision import full_precision
 
 BLURS = ("centred", "duf")
+LARGEST = 1e4                                        # enlargement: more is a slip of the pen
 WIDEST = 1e4                                         # sigma in pixels: it is written down in taps
 Taps = tuple[Tensor, Tensor]
 
@@ -55,7 +56,7 @@ def bicubic_taps(length: int, scale: float, device: torch.device | None = None) 
         scale: how many times as many come out.
         device: where the taps are made.
     """
-    length, scale = check_int(length, "length", 1), check_number(scale, "scale")
+    length, scale = check_int(length, "length", 1), check_number(scale, "scale", most=LARGEST)
     if scale <= 0 or round(length * scale) < 1:
         raise ValueError(f"scale={scale}: needs one that leaves something of length={length}")
     shrink = min(scale, 1.0)
@@ -85,7 +86,7 @@ def bicubic(images: Tensor, scale: float) -> Tensor:
 
 def _whole_scale(scale: float) -> tuple[bool, int]:
     """Whether it enlarges, and how many times. Single precision's 1/3 counts as a third."""
-    number = check_number(scale, "scale")
+    number = check_number(scale, "scale", most=LARGEST)
     enlarge = number >= 1
     times = 1 / number if 0 < number < 1 else number
     if times <= 0 or not math.isclose(times, round(times), rel_tol=1e-6):

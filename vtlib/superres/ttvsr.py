@@ -258,6 +258,12 @@ class LTAM(_Fusion):
             return_attn: also the cosines (B, k, h, w) and the chosen key frame (B, h, w), an index
                 into k.
         """
+        for x, name in ((query, "query"), (anchor, "anchor")):
+            check_images(x, None, name)
+        if not isinstance(values, (tuple, list)) or len(values) != 3:
+            raise ValueError(f"values is {describe(values)} but needs to be three tensors")
+        check_axes(keys, "keys", "(B, c*s*s, k, h, w)")
+        check_axes(location, "location", "(B, k, 2, h, w)")
         eps = max(1e-12, torch.finfo(query.dtype).tiny)             # half precision has no 1e-12
         q = F.normalize(tokenize(query, self.stride), dim=1, eps=eps)         # b c h w
         found, inside = _rows_at(keys, location)                              # b k h w c

@@ -445,6 +445,7 @@ class UPLiFT(nn.Module):
         Where P is no power of two the image is first enlarged, 16/14 for patch 14, bilinear.
         """
         check_images(images)
+        check_dtype(images, self.decoder.up_1.up.weight, "images")
         grid = 2**self.pixel_steps
         size = [side * grid // self.patch_size for side in images.shape[-2:]]
         return self.encoder(resize_image(images, size))
@@ -461,6 +462,8 @@ class UPLiFT(nn.Module):
             generator: for the noise of the generative variant.
             return_attn: also the attender's weights (B, n, 2h, 2w); None without an attender.
         """
+        check_images(x, self.in_channels, "x")
+        check_dtype(x, self.decoder.up_1.up.weight, "x")
         guide, attn = self.decoder(x, encoded, generator), None
         out = guide
         if self.attender is not None:
@@ -488,9 +491,7 @@ class UPLiFT(nn.Module):
             return_attn: (result, list of T weights (B, n, 2^t h, 2^t w)); needs an attender.
         """
         check_pair(images, features, self.in_channels)
-        weight = self.decoder.up_1.up.weight
-        check_dtype(images, weight, "images")
-        check_dtype(features, weight, "features")
+        check_dtype(features, self.decoder.up_1.up.weight, "features")
         check_grid(images, features, self.patch_size)
         iterations = self.pixel_steps if iterations is None else iterations
         iterations = check_int(iterations, "iterations", 1)
