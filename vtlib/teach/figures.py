@@ -151,7 +151,7 @@ def png(fig: Figure, dpi: float = 85, level: int = 6) -> bytes:
     """
     if not isinstance(fig, Figure):
         raise ValueError(f"fig: got {type(fig).__name__}, needs a matplotlib Figure")
-    dpi, level = check_number(dpi, "dpi", 1, MAX_DPI), check_int(level, "level", 0, 9)
+    dpi, level = check_number(dpi, "dpi", 10, MAX_DPI), check_int(level, "level", 0, 9)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
     fig.set_dpi(dpi)

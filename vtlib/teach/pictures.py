@@ -373,6 +373,8 @@ def seeds(
     check_axes(ax)
     if not isinstance(series, dict):
         raise ValueError(f"series is a {type(series).__name__}: needs a dict of lists by label")
+    if isinstance(groups, str) or not hasattr(groups, "__len__"):
+        raise ValueError(f"groups={groups!r}: needs a list of names")
     step = min(0.2, 0.7 / max(1, len(series)))
     for k, (label, values) in enumerate(series.items()):
         if len(values) != len(groups):

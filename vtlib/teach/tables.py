@@ -23,7 +23,8 @@ def _cell(value) -> str:
 
 def _entries(values, name: str) -> list:
     """As a list. ValueError for a word, which has letters, and for what has no entries."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    several = isinstance(values, Iterable) and getattr(values, "ndim", None) != 0
+    if isinstance(values, (str, bytes)) or not several:
         raise ValueError(f"{name}={values!r}: needs a list")
     return list(values)
 
@@ -47,6 +48,8 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str | None = None
         rows: as many cells each: numbers (of NumPy or torch too), booleans, words, None.
         caption: a line above the table.
     """
+    if caption is not None and not isinstance(caption, str):
+        raise ValueError(f"caption={caption!r}: needs a string")
     names = [_cell(name) for name in _entries(header, "header")]
     cells = [_entries(row, f"rows[{i}]") for i, row in enumerate(_entries(rows, "rows"))]
     cells = [[_cell(value) for value in row] for row in cells]
