@@ -1,6 +1,7 @@
 """What stands around the library: version ranges, one address, a true README, no litter."""
 
 import importlib.metadata
+import math
 import re
 import subprocess
 import tomllib
@@ -8,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from tools.notebook import BADGE_PATTERN, ROOT, badge, number, paths, project, stamp
+from tools.notebook import BADGE_PATTERN, ROOT, badge, number, paths, project, read, stamp
 from tools.papers import taught
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -165,6 +166,21 @@ def test_course_map_lists_every_notebook():
     for row in rows:
         if row not in listed.values():
             assert row[3:] == ["", "", "coming"]
+
+
+TIMES = r"(\d+) minutes to read, (\d+) minutes for the exercises, about ([\d.]+) minutes? to run"
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
+def test_course_map_says_the_times_of_the_notebooks_head(path):
+    """Reading and exercises rounded up to half an hour; a minute is what a laptop's core takes."""
+    nb = read(path)
+    head = next(cell.source for cell in nb.cells if re.search(TIMES, cell.source))
+    reading, exercises, run = map(float, re.search(TIMES, head).groups())
+    row = next(row for row in table("Course map") if path.name in row[1])
+    assert row[3] == f"{math.ceil((reading + exercises) / 30) / 2:g} h / {run:g} min"
+    spent = nb.metadata["vtlib"]
+    assert 20 * run < spent["processor_seconds"] / spent["gauge"] < 60 * run
 
 
 def test_paper_table_and_course_map_agree():
