@@ -4,11 +4,11 @@ like its own."""
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int
+from ..nn.checks import check_finite, check_float, check_int
 from .cosine import unit
 from .plan import Plan
 from .precision import full_precision
-from .select import check_places, check_range, repeated, take
+from .select import check_once, check_places, take
 
 
 def strided(num_tokens: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -86,7 +86,7 @@ def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
             f"(B, d)"
         )
     num_tokens, num_kept = keys.shape[1], kept.shape[1]
-    _check_kept(kept, num_tokens)
+    check_once(kept, "kept", num_tokens)
     num_targets = check_int(num_targets, "num_targets")
     others = num_tokens - num_kept
     if not 0 <= num_targets <= others:
@@ -95,13 +95,3 @@ def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
             f"needs 0 ... {others}"
         )
     return num_targets
-
-
-def _check_kept(kept: Tensor, num_tokens: int) -> None:
-    """Raise for a place that does not exist and for a token kept twice: another would be lost."""
-    if not at_hand(kept):
-        return
-    check_range(kept, "kept", 0, num_tokens)
-    if twice := repeated(kept):
-        image, token = twice
-        raise ValueError(f"kept[{image}] holds token {token} twice: it needs each at most once")

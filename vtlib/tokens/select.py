@@ -174,21 +174,10 @@ def scatter_back(x: Tensor, index: Tensor, num_tokens: int, fill: float = 0.0) -
         raise ValueError(f"index has {index.shape[1]} places but x has {x.shape[1]} tokens")
     num_tokens = check_int(num_tokens, "num_tokens", 0)
     _check_fill(fill, x.dtype)
-    if at_hand(index):
-        check_range(index, "index", 0, num_tokens)
-        if twice := repeated(index):
-            raise ValueError(
-                f"index[{twice[0]}] holds place {twice[1]} twice: it needs each at most once"
-            )
+    check_once(index, "index", num_tokens, "place")
     rows = x.new_full((x.shape[0] * num_tokens, *x.shape[2:]), fill)
-    try:
-        numbers = row_numbers(index, num_tokens, num_tokens, rows)
-        return rows.index_copy(0, numbers, x.flatten(0, 1)).unflatten(0, (x.shape[0], num_tokens))
-    except (IndexError, RuntimeError):
-        if index.device.type != "cpu":
-            raise
-        check_range(index, "index", 0, num_tokens)
-        raise
+    numbers = row_numbers(index, num_tokens, num_tokens, rows)
+    return rows.index_copy(0, numbers, x.flatten(0, 1)).unflatten(0, (x.shape[0], num_tokens))
 
 
 def _check_fill(fill: Any, dtype: torch.dtype) -> None:
@@ -297,6 +286,24 @@ def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
         f"{name}[{image}, {place}]={int(index[image, place])} is no place: "
         f"it must lie in {least} ... {stop - 1}"
     )
+
+
+def check_once(index: Tensor, name: str, stop: int, what: str = "token") -> None:
+    """Raise for a place that does not exist and for one that an image holds twice: another would be
+    lost. It looks where a look waits for nothing.
+
+    Args:
+        index: (B, K) long.
+        name: what the message calls it.
+        stop: one more than the largest that is allowed.
+        what: what the message calls a place.
+    """
+    if not at_hand(index):
+        return
+    check_range(index, name, 0, stop)
+    if twice := repeated(index):
+        image, place = twice
+        raise ValueError(f"{name}[{image}] holds {what} {place} twice: it needs each at most once")
 
 
 def repeated(index: Tensor) -> tuple[int, int] | None:
