@@ -1,12 +1,12 @@
 """What the generators are asked for: each check returns the argument in plain types or raises a
 ValueError that names it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from ..nn.checks import check_device, check_int, check_number
+from ..nn.checks import check_device, check_int, check_number, is_several
 
 
 def bounds(value: Any, name: str, low: float, high: float) -> tuple[float, float]:
@@ -18,14 +18,8 @@ def bounds(value: Any, name: str, low: float, high: float) -> tuple[float, float
         low: the least either may be.
         high: the most either may be.
     """
-    try:
-        least, most = (check_number(v, name, low, high) for v in _as_pair(value))
-        if least <= most:
-            return least, most
-    except ValueError:
-        pass
-    needs = f"a number or (smallest, largest) between {low} and {high}"
-    raise ValueError(f"{name}={value!r}: needs {needs}")
+    needs = f"{name}={value!r}: needs a number or (smallest, largest) between {low} and {high}"
+    return _ordered(lambda v: check_number(v, name, low, high), value, needs)
 
 
 def count_bounds(value: Any, name: str, low: int, high: int) -> tuple[int, int]:
@@ -37,14 +31,25 @@ def count_bounds(value: Any, name: str, low: int, high: int) -> tuple[int, int]:
         low: the least either may be.
         high: the most either may be.
     """
+    needs = f"{name}={value!r}: needs an integer or (fewest, most) between {low} and {high}"
+    return _ordered(lambda v: check_int(v, name, low, high), value, needs)
+
+
+def _ordered(check: Callable[[Any], Any], value: Any, needs: str) -> tuple[Any, Any]:
+    """One value twice, or two that do not fall, each as `check` returns it.
+
+    Args:
+        check: of one value; raises a ValueError.
+        value: a value or two.
+        needs: the message for anything else.
+    """
     try:
-        few, many = (check_int(v, name, low, high) for v in _as_pair(value))
-        if few <= many:
-            return few, many
+        least, most = map(check, _as_pair(value))
+        if least <= most:
+            return least, most
     except ValueError:
         pass
-    needs = f"an integer or (fewest, most) between {low} and {high}"
-    raise ValueError(f"{name}={value!r}: needs {needs}")
+    raise ValueError(needs)
 
 
 def image_size(size: Any, name: str = "size") -> tuple[int, int]:
@@ -69,24 +74,6 @@ def one_of(value: Any, name: str, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")
     return value
-
-
-def as_list(value: Any, name: str, what: str = "a list of names") -> list:
-    """A list, tuple or the like of things; a string is none.
-
-    Args:
-        value: what was given.
-        name: what the message calls it.
-        what: what the message asks for.
-    """
-    if isinstance(value, (str, bytes)) or not is_several(value):
-        raise ValueError(f"{name}={value!r}: needs {what}")
-    return list(value)
-
-
-def is_several(value: Any) -> bool:
-    """Whether it has entries: a list, say; an array or a tensor without axes has none."""
-    return isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
 
 
 def as_device(device: Any) -> torch.device:

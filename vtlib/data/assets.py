@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import root
-from ..nn.checks import check_float, check_int
-from ._arguments import as_device, as_list, image_size, one_of
+from ..nn.checks import check_float, check_int, check_list
+from ._arguments import as_device, image_size, one_of
 from ._threads import one_thread
 
 ARTISTS = ("noto", "twemoji")
@@ -114,7 +114,7 @@ def _photo(name: str) -> Tensor:
 
 def check_photos(names: Any) -> list[str]:
     """Names of photographs as a list. ValueError for one that there is not."""
-    known, names = photo_names(), as_list(names, "names")
+    known, names = photo_names(), check_list(names, "names", "a list of names")
     for name in names:
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"names has {name!r}, but the photographs are {', '.join(known)}")

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int, check_number
+from ..nn.checks import check_int, check_list, check_number
 from . import backgrounds, pictograms, render
 from ._arguments import (
     as_device,
-    as_list,
     bounds,
     count_bounds,
     image_size,
@@ -300,7 +299,7 @@ class EmojiWorld:
         from .retrieval import make_retrieval
 
         identities = check_int(identities, "identities", 1)
-        scales = as_list(scales, "scales", "a list of numbers")
+        scales = check_list(scales, "scales", "a list of numbers")
         scales = [check_number(scale, "scales", *SCALES) for scale in scales]
         if not scales:
             raise ValueError("scales is empty: needs at least one number")
@@ -471,7 +470,7 @@ def whose(artist: Any, count: int) -> tuple[str, Tensor | None]:
         artist: see EmojiWorld.
         count: of pictograms.
     """
-    each = [artist] if isinstance(artist, str) else as_list(artist, "artist", "a word or a list")
+    each = [artist] if isinstance(artist, str) else check_list(artist, "artist", "a word or a list")
     known = (*ARTISTS, "both")
     if not all(isinstance(a, str) and a in known for a in each) or len(each) not in (1, count):
         needs = f"noto, twemoji or both, or a list of these with one for each of {count} pictograms"
@@ -496,7 +495,7 @@ def choose(wanted: Any, split: str) -> list[int]:
         shuffled = torch.randperm(len(pool), generator=generator, device="cpu").tolist()
         return sorted(pool[i] for i in shuffled[:count])
     needs = "None, an int or a list of names, such as list(vtlib.data.EASY)"
-    names = as_list(wanted, "pictograms", needs)
+    names = check_list(wanted, "pictograms", needs)
     if not names:
         raise ValueError(f"pictograms={wanted!r}: needs {needs}")
     found = [_row(name) for name in names]

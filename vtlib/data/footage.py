@@ -20,14 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_int, check_number
+from ..nn.checks import check_int, check_list, check_number, is_several
 from . import assets
 from ._arguments import (
     as_device,
-    as_list,
     bounds,
     image_size,
-    is_several,
     one_of,
 )
 from ._kept import Kept
@@ -344,7 +342,7 @@ def _velocity(velocity: Any) -> list[float] | None:
     """(x, y) or None."""
     if velocity is None:
         return None
-    pair = as_list(velocity, "velocity", "(x, y) in pixels a frame")
+    pair = check_list(velocity, "velocity", "(x, y) in pixels a frame")
     if len(pair) != 2:
         raise ValueError(f"velocity={velocity!r}: needs (x, y) in pixels a frame")
     return [check_number(value, "velocity", -FASTEST, FASTEST) for value in pair]

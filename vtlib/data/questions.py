@@ -7,9 +7,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from ..nn.checks import check_int
+from ..nn.checks import check_int, check_list
 from . import pictograms
-from ._arguments import as_list
 
 # an object counts as seen when this part of it, and so many pixels, are visible; questions that
 # rest on a hidden one are left out
@@ -287,7 +286,7 @@ def check_kinds(kinds: Any) -> list[str]:
     """Some of KINDS."""
     if kinds is None:
         return list(KINDS)
-    kinds = [kinds] if isinstance(kinds, str) else as_list(kinds, "kinds")
+    kinds = [kinds] if isinstance(kinds, str) else check_list(kinds, "kinds", "a list of names")
     for kind in kinds:
         if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(f"kinds has {kind!r}: needs some of {', '.join(KINDS)}")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_int, check_list
 from . import backgrounds
-from ._arguments import as_device, as_list, image_size
+from ._arguments import as_device, image_size
 from ._random import below, seeded, uniform, unit
 from ._threads import one_thread
 from .assets import read_arrays
@@ -40,7 +40,7 @@ def _font(bold: bool) -> tuple[Tensor, dict[str, int]]:
 
 def check_words(words: Any) -> list[str]:
     """A list of strings that can be drawn: ASCII, Latin-1 and newlines."""
-    words = as_list(words, "words", "strings")
+    words = check_list(words, "words", "strings")
     known = {*_font(False)[1], "\n"}
     for word in words:
         if not isinstance(word, str):
@@ -107,7 +107,7 @@ def text_image(
         device: where the result is; None: the CPU.
     """
     device, height = as_device(device), check_int(height, "height", 4)
-    words = [words] if isinstance(words, str) else as_list(words, "words", "strings")
+    words = [words] if isinstance(words, str) else check_list(words, "words", "strings")
     if not words:
         raise ValueError("words is empty: needs at least one string")
     ink = coverage(words, bold, device)

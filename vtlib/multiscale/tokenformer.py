@@ -172,8 +172,7 @@ class Pattention(nn.Module):
         num_new = check_int(num_new, "num_new", 1)
         if not isinstance(init, str) or init not in STARTS:
             raise ValueError(f"init={init!r} must be one of {STARTS}")
-        if generator is not None:
-            check_generator(generator)
+        check_generator(generator, optional=True)
         device = "cpu" if generator is None else generator.device
 
         def fresh(old, std):

@@ -8,7 +8,7 @@ and under torch.compile.
 import math
 import numbers
 import operator
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -60,14 +60,30 @@ def check_ints(
 
 
 def _entries(values: Any, name: str, kind: str, length: int | None) -> list[Any]:
-    try:                                              # a string has letters, bytes have numbers
-        entries = None if isinstance(values, (str, bytes, Mapping, Set)) else list(values)
-    except TypeError:                                                # a number, or a 0-dim tensor
-        entries = None
-    if entries is None or (length is not None and len(entries) != length):
-        many = kind if length is None else f"{length} {kind}"
-        raise ValueError(f"{name}={values!r}: needs a sequence of {many}")
-    return entries
+    needs = f"a sequence of {kind if length is None else f'{length} {kind}'}"
+    if not isinstance(values, (Mapping, Set)):                           # those have no order
+        entries = check_list(values, name, needs)
+        if length is None or len(entries) == length:
+            return entries
+    raise ValueError(f"{name}={values!r}: needs {needs}")
+
+
+def check_list(values: Any, name: str, needs: str = "a list") -> list[Any]:
+    """`values` as a list. ValueError for a string, which has letters, and what has no entries.
+
+    Args:
+        values: a list, a tuple or the like.
+        name: what the message calls it.
+        needs: what the message asks for.
+    """
+    if isinstance(values, (str, bytes)) or not is_several(values):
+        raise ValueError(f"{name}={values!r}: needs {needs}")
+    return list(values)
+
+
+def is_several(value: Any) -> bool:
+    """Whether it has entries: a list, say; an array or a tensor without axes has none."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
 
 
 def check_odd(value: Any, name: str) -> int:
@@ -166,10 +182,13 @@ def check_device(device: Any, name: str = "device") -> torch.device:
         raise ValueError(f"{name}={device!r}: {_first(error)}") from None
 
 
-def check_generator(generator: Any, name: str = "generator") -> None:
-    """Raise unless `generator` is a torch.Generator: None would draw from the global numbers."""
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f"{name} is a {type(generator).__name__}: needs a torch.Generator")
+def check_generator(generator: Any, optional: bool = False) -> None:
+    """Raise unless `generator` is a torch.Generator, or None where it is optional: elsewhere None
+    would draw from the global numbers."""
+    if isinstance(generator, torch.Generator) or (optional and generator is None):
+        return
+    needs = "a torch.Generator, or None" if optional else "a torch.Generator"
+    raise ValueError(f"generator is a {type(generator).__name__}: needs {needs}")
 
 
 def check_float(x: Any, name: str) -> None:
@@ -210,13 +229,18 @@ def check_dtype(x: Tensor, weight: Tensor, name: str) -> None:
     """
     if x.dtype == weight.dtype:
         return
-    cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    if cast and torch.float64 not in (x.dtype, weight.dtype):
+    if autocasts(x.device) and torch.float64 not in (x.dtype, weight.dtype):
         return
     raise ValueError(
         f"{name} is {x.dtype} but the model's weights are {weight.dtype}: "
         f"{name}.to({weight.dtype}) or model.to({x.dtype}) makes them agree"
     )
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast chooses the dtype of products on this device now."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def check_index(x: Any, name: str) -> None:

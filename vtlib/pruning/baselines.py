@@ -23,9 +23,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_int, check_tokens
+from ..nn.checks import check_finite, check_generator, check_int, check_tokens
 from ..tokens import Plan, keep_all, resolve_keep
-from ..tokens.checks import check_generator, check_grid, check_mask
+from ..tokens.checks import check_grid, check_mask
 from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
 from ..tokens.select import add_rows
@@ -44,7 +44,7 @@ def random(
         generator: of the draw, made on its device; None: torch's own, on the features' device.
     """
     check_vision(vision)
-    check_generator(generator)
+    check_generator(generator, optional=True)
     features = vision.features
     batch, num_tokens, _ = features.shape
     keep = resolve_keep(keep, num_tokens)

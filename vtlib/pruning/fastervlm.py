@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
-from ..nn.checks import check_int, check_number, readable
+from ..nn.checks import autocasts, check_generator, check_int, check_number, readable
 from ..tokens import Plan
-from ..tokens.checks import check_axes, check_generator, check_grid, check_scores
+from ..tokens.checks import check_axes, check_grid, check_scores
 from ..tokens.plan import keep_best
-from ..tokens.precision import autocasts, widen
+from ..tokens.precision import widen
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
@@ -174,7 +174,7 @@ def rope_bias(
     samples = check_int(samples, "samples", least=1)
     head_dim = check_int(head_dim, "head_dim", least=2)
     agreement = check_number(agreement, "agreement")
-    check_generator(generator)
+    check_generator(generator, optional=True)
     cos, sin = rope_1d(num_visual + 1, head_dim, device=device)
     if same_position:
         place = torch.zeros(num_visual + 1, dtype=torch.long, device=cos.device)

@@ -38,6 +38,7 @@ from ..nn.checks import (
     at_hand,
     check_finite,
     check_float,
+    check_generator,
     check_int,
     check_ints,
     check_number,
@@ -45,7 +46,7 @@ from ..nn.checks import (
     describe,
 )
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
-from ..tokens.checks import check_generator, check_grid, check_scores, is_fraction
+from ..tokens.checks import check_grid, check_scores, is_fraction
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision, widen
 from ..tokens.select import check_range
@@ -77,7 +78,7 @@ def _directions(
 ) -> Tensor:
     """(m, d_v) of length 1, on the device of x (B, N, d_v) and in its dtype: given or Gaussian."""
     dim = x.shape[2]
-    check_generator(generator)
+    check_generator(generator, optional=True)
     if given is None:
         drawn_on = x.device if generator is None else generator.device
         shape = (num_directions, dim)

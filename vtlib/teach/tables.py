@@ -1,11 +1,12 @@
 """Small tables, as HTML and as plain text."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from vtlib.nn.checks import check_list
 from vtlib.teach import figures
 
 CLAIM_COLUMNS = ["claim", "paper's number", "ours", "same direction?", "why it may differ"]
@@ -19,14 +20,6 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
-
-
-def _entries(values, name: str) -> list:
-    """As a list. ValueError for a word, which has letters, and for what has no entries."""
-    several = isinstance(values, Iterable) and getattr(values, "ndim", None) != 0
-    if isinstance(values, (str, bytes)) or not several:
-        raise ValueError(f"{name}={values!r}: needs a list")
-    return list(values)
 
 
 def _is_numeric(text: str) -> bool:
@@ -50,8 +43,8 @@ def table(header: Sequence, rows: Sequence[Sequence], caption: str | None = None
     """
     if caption is not None and not isinstance(caption, str):
         raise ValueError(f"caption={caption!r}: needs a string")
-    names = [_cell(name) for name in _entries(header, "header")]
-    cells = [_entries(row, f"rows[{i}]") for i, row in enumerate(_entries(rows, "rows"))]
+    names = [_cell(name) for name in check_list(header, "header")]
+    cells = [check_list(row, f"rows[{i}]") for i, row in enumerate(check_list(rows, "rows"))]
     cells = [[_cell(value) for value in row] for row in cells]
     for i, row in enumerate(cells):
         if len(row) != len(names):
@@ -104,7 +97,7 @@ def claims(rows: Sequence[Sequence]) -> None:
     Each row: (claim, paper's number, ours, same direction?, why it may differ); the fourth cell is
     a bool (written yes / no) or words. ValueError for a row of another length.
     """
-    rows = [_entries(row, f"rows[{i}]") for i, row in enumerate(_entries(rows, "rows"))]
+    rows = [check_list(row, f"rows[{i}]") for i, row in enumerate(check_list(rows, "rows"))]
     for i, row in enumerate(rows):
         if len(row) != len(CLAIM_COLUMNS):
             raise ValueError(

@@ -79,14 +79,6 @@ def check_grid(grid: Any, num_tokens: int | None = None, name: str = "grid") -> 
     return rows, columns
 
 
-def check_generator(generator: Any) -> None:
-    """Raise unless `generator` is one of torch's, or None."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator is {describe(generator)} but needs to be a torch.Generator, or None"
-        )
-
-
 def is_fraction(keep: Any) -> bool:
     """Whether a budget is a fraction: a real number, of Python or NumPy, that is no integer."""
     return isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral)

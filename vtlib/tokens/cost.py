@@ -4,7 +4,7 @@ the number of tokens in each layer."""
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..nn.checks import check_int, check_ints
+from ..nn.checks import check_int, check_ints, check_list
 from .plan import Stage
 from .select import resolve_keep
 
@@ -48,14 +48,8 @@ def tokens_per_layer(
 
 def _pairs(cuts: Any) -> list[tuple[int, Any]]:
     """(after, keep) of each cut. ValueError for what is no list of pairs or `Stage`s."""
-    try:
-        given = None if isinstance(cuts, str) else list(cuts)
-    except TypeError:
-        given = None
-    if given is None:
-        raise ValueError(f"cuts={cuts!r}: needs (after, keep) pairs or Stages")
     pairs = []
-    for cut in given:
+    for cut in check_list(cuts, "cuts", "(after, keep) pairs or Stages"):
         pair = (cut.after, cut.keep) if isinstance(cut, Stage) else cut
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"cuts has {cut!r}: needs (after, keep) pairs or Stages")

@@ -15,12 +15,6 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def autocasts(device: torch.device) -> bool:
-    """Whether autocast chooses the dtype of products on this device now."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 -> float32, anything wider as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

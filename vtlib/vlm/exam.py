@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data import EmojiWorld, Scenes, categories
 from ..data.text import WORDS
 from ..nn import check_finite, check_float, check_int, check_number, check_tokens
-from ..nn.checks import describe
+from ..nn.checks import check_list, describe
 from ..tokens import Plan, take
 from ..tokens.checks import check_grid, check_mask
 from ..tokens.plan import check_plan
@@ -202,12 +202,7 @@ def exam(
         device: of the scenes.
         options: see `scenes`.
     """
-    try:
-        kinds = None if isinstance(kinds, str) else list(kinds)
-    except TypeError:
-        kinds = None
-    if kinds is None:
-        raise ValueError(f"kinds needs to be a list of {KINDS}")
+    kinds = check_list(kinds, "kinds", f"a list of {KINDS}")
     made = scenes(batch, seed, device=device, **options)
     asked = made.questions(n, seed, kinds)
     return Exam(made, asked, *pack(_IDS, asked))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int, describe, readable
+from ..nn.checks import check_int, check_list, describe, readable
 from ..tokens import Plan, Stage, keep_all, take
 from ..tokens.checks import check_mask
 from ..tokens.plan import check_plan
@@ -198,10 +198,7 @@ def check_stages(
         visual: where the image's tokens are; None: nowhere.
         num_layers: of the decoder.
     """
-    try:
-        stages = list(stages)
-    except TypeError:
-        raise ValueError(f"stages={stages!r}: needs a list of Stages") from None
+    stages = check_list(stages, "stages", "a list of Stages")
     if strange := [stage for stage in stages if not isinstance(stage, Stage)]:
         raise ValueError(f"stages has {strange[0]!r}: needs Stages")
     if stages and visual is None:
