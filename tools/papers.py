@@ -56,6 +56,22 @@ def slugs(cell):
     return [tag.removeprefix("paper:") for tag in tags(cell) if tag.startswith("paper:")]
 
 
+def sections(nb):
+    """{slug: cells} of the paper sections of a notebook.
+
+    From the heading tagged paper:slug to the next heading of level 2.
+    """
+    found, slug = {}, None
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and cell.source.lstrip().startswith("## "):
+            slug = next(iter(slugs(cell)), None)
+            if slug:
+                found[slug] = []
+        if slug:
+            found[slug].append(cell)
+    return found
+
+
 def taught():
     """{slug: number of the notebook that has its section}."""
     found = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools import papers
+from tools import claims, papers
 from tools.notebook import (
     BADGE_PATTERN,
     ROOT,
@@ -28,6 +28,7 @@ from tools.notebook import (
     setup_source,
     tags,
 )
+from tools.papers import sections
 
 NOTEBOOKS = paths()
 FOLDERS = "root|home|Users|work|tmp|opt|usr|private|var|content|mnt"
@@ -66,22 +67,6 @@ def head(nb):
     """The markdown before the set-up cell, in one piece."""
     stop = next(i for i, cell in enumerate(nb.cells) if "setup" in tags(cell))
     return "\n\n".join(cell.source for cell in nb.cells[:stop] if cell.cell_type == "markdown")
-
-
-def sections(nb):
-    """{slug: cells} of the paper sections.
-
-    From the heading tagged paper:slug to the next heading of level 2.
-    """
-    found, slug = {}, None
-    for cell in nb.cells:
-        if cell.cell_type == "markdown" and cell.source.lstrip().startswith("## "):
-            slug = next(iter(papers.slugs(cell)), None)
-            if slug:
-                found[slug] = []
-        if slug:
-            found[slug].append(cell)
-    return found
 
 
 def outputs(nb):
@@ -275,6 +260,22 @@ def test_widget_and_claim_outputs(nb):
         for cell in tagged(code_cells(nb), tag):
             shown = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
             assert any(wanted in text for text in shown), f"{show(cell)}: no {what}"
+
+
+BEFORE_DATA = ">same direction?</th>"
+"""A column that teach.claims had before its output carried data: run no more since."""
+
+
+def test_claims_carry_their_rows_as_data(nb):
+    known = papers.facts()
+    for cell in tagged(code_cells(nb), "claim"):
+        rows = claims.rows_of(cell)
+        tables = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
+        old = any(BEFORE_DATA in table for table in tables)
+        assert rows or old, f"{show(cell)}: teach.claims makes the table, run the notebook again"
+        for row in rows:
+            slug = row["slug"]
+            assert slug is None or slug in known, f"{show(cell)}: slug={slug!r} is no paper's"
 
 
 # ------------------------------------------------------------------------------------------ outputs

@@ -8,7 +8,9 @@ import sys
 import nbformat
 import pytest
 
+from tools import claims
 from tools import notebook as tool
+from vtlib.teach.tables import CLAIMS
 
 SOURCE = '''# %% [markdown]
 # # A title
@@ -131,6 +133,38 @@ def test_widget_view_gives_way_to_html():
     tool.tidy_outputs(nbformat.v4.new_notebook(cells=[cell]))
     assert set(cell.outputs[0].data) == {"text/html", "text/plain"}
     assert set(cell.outputs[1].data) == {tool.WIDGET}
+
+
+# ------------------------------------------------------------------------------------------- claims
+CLAIM = {"claim": "it helps", "paper": "+1.4", "here": "+0.1", "verdict": "holds", "holds": True,
+         "why": "Small data."}  # fmt: skip
+
+
+def claims_cell(*slugs):
+    """The cell of a table of claims, one row a slug, as it stands after a run."""
+    rows = [CLAIM | {"slug": slug} for slug in slugs]
+    data = {"text/html": "<table>", "text/plain": "claim", CLAIMS: {"rows": rows}}
+    output = nbformat.v4.new_output("display_data", data=data)
+    return nbformat.v4.new_code_cell("teach.claims(rows)", outputs=[output])
+
+
+def test_claims_are_gathered_with_paper_and_place(tmp_path):
+    heading = nbformat.v4.new_markdown_cell("## 1. A paper", metadata={"tags": ["paper:crossvit"]})
+    cells = [claims_cell(None), heading, claims_cell(None, "tokenformer")]
+    cells += [nbformat.v4.new_markdown_cell("## 2. Side by side"), claims_cell(None)]
+    cells.append(nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream")]))
+    path = tmp_path / "01b_small.ipynb"
+    nb = nbformat.v4.new_notebook(cells=cells)
+    tool.write(tool.normalise(tool.tidy_outputs(nb)), path)
+    got = claims.gather([path])
+    told = [(row["notebook"], row["cell"], row["slug"]) for row in got]
+    assert told == [
+        ("01b", "c000", None),
+        ("01b", "c002", "crossvit"),
+        ("01b", "c002", "tokenformer"),
+        ("01b", "c004", None),
+    ]
+    assert all(CLAIM.items() <= row.items() for row in got)
 
 
 WARNS = "import warnings; warnings.warn('careful')"

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import re
 import time
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from tests.settings import default_dtype, meta_device
 from vtlib import teach
-from vtlib.teach import figures
+from vtlib.teach import figures, tables
 
 ALT = 'A line that rises from one to two & a <b>bold</b> "quote".'
 
@@ -370,10 +371,59 @@ def test_table_has_scopes_and_a_plain_twin(published):
 
 
 def test_claims(published):
-    teach.claims([("cross-attention beats none", "+1.4", 0.021, True, "small data")])
-    assert "same direction?" in published[0]["text/html"] and "yes" in published[0]["text/plain"]
-    with pytest.raises(ValueError, match=r"rows\[0\] has 2 cells, needs 5"):
-        teach.claims([("a", "b")])
+    rows = [
+        ("cross-attention beats none", "+1.4 < 2", 0.021, torch.tensor(True), "small data & noise"),
+        ("its cost is linear", None, "slope 1.0", np.bool_(False)),
+        ("it scales", "82.5", "", "not measured", None),
+    ]
+    teach.claims(rows, slug=["crossvit", None, "crossformer"])
+    (bundle,) = published
+    text, data = bundle["text/html"], bundle[tables.CLAIMS]
+    columns = re.findall(r'<th scope="col"[^>]*>([^<]*)<', text)
+    assert columns == ["claim", "paper", "here"] and text.count('scope="row"') == 3
+    for piece in ("+1.4 &lt; 2<", "<b>holds</b>: 0.021<", "<b>does not hold</b>: slope 1.0<",
+                  "<b>not measured</b><"):
+        assert piece in text
+    assert text.count("<li>") == 1
+    assert "<li><i>cross-attention beats none</i>: small data &amp; noise.</li>" in text
+    assert bundle["text/plain"].splitlines() == [
+        "claim                       paper     here",
+        "--------------------------  --------  ------------------------",
+        "cross-attention beats none  +1.4 < 2  holds: 0.021",
+        "its cost is linear                    does not hold: slope 1.0",
+        "it scales                   82.5      not measured",
+        "Why it may differ:",
+        "- cross-attention beats none: small data & noise.",
+    ]
+    names = ["claim", "paper", "here", "verdict", "holds", "why", "slug"]
+    values = [
+        ["cross-attention beats none", "+1.4 < 2", "0.021", "holds", True, "small data & noise.",
+         "crossvit"],
+        ["its cost is linear", "", "slope 1.0", "does not hold", False, "", None],
+        ["it scales", "82.5", "", "not measured", None, "", "crossformer"],
+    ]
+    carried = json.loads(json.dumps(data))["rows"]
+    assert [list(row) for row in carried] == [names] * 3
+    assert [list(row.values()) for row in carried] == values
+    teach.claims([("no reason", "1", "1", True)])
+    assert "<p>" not in published[1]["text/html"]
+
+
+@pytest.mark.parametrize(
+    "rows,slug,said",
+    [
+        ([("a", "b")], None, r"rows\[0\] has 2 cells, needs 4 or 5"),
+        ([("a", "b", "c", True), ("a", "b", "c", 1)], None, r"rows\[1\]\[3\]=1: needs True, False"),
+        ([("a", "b", "c", " ")], None, r"rows\[0\]\[3\]=' '"),
+        ([("", "b", "c", True)], None, r"rows\[0\]\[0\] is empty"),
+        ([("a", "b", "c", True)], ["x", "y"], "slug: got 2 slugs for 1 rows"),
+        ("ab", None, "rows='ab': needs a list"),
+    ],
+)
+def test_claims_refuse_what_is_no_row(rows, slug, said, published):
+    with pytest.raises(ValueError, match=said):
+        teach.claims(rows, slug=slug)
+    assert not published
 
 
 # ------------------------------------------------------------------------------------------ colours
