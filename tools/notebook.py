@@ -4,7 +4,7 @@ python tools/notebook.py COMMAND ...
 
     convert SRC.py NN_x.ipynb   jupytext py:percent -> normalised notebook without outputs
     run NN_x.ipynb ...          execute in a fresh kernel and store the outputs
-    stamp [FILE ...]            write set-up cell and Colab badge (all notebooks, and the README)
+    stamp [FILE ...]            write set-up cell, Colab badge and what folds (all, and the README)
     check [FILE ...]            exit 1 when stamp would change something
     solve FILE [DEST]           the notebook with each solution in its exercise's place
 """
@@ -36,6 +36,16 @@ LANGUAGE = {
     "name": "python",
     "pygments_lexer": "ipython3",
 }
+FOLDS = {
+    "machinery": ("hide-input", {"cellView": "form", "jupyter": {"source_hidden": True}}),
+    "prediction": ("hide-output", {"collapsed": True, "jupyter": {"outputs_hidden": True}}),
+}
+"""Tag of a code cell, as an author sets it -> the tag and the metadata that fold the cell.
+
+`jupyter` is read by JupyterLab; `cellView` by Colab, where it folds code and never an output;
+`collapsed` by the classic Notebook, and JupyterLab adds it when it saves; the tags by pages that
+are made of notebooks. GitHub, VS Code and nbval read none of these, and show everything.
+"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """import sys
 if "google.colab" in sys.modules:  # on Colab: add what it lacks, leave its torch and numpy alone
@@ -90,6 +100,36 @@ def badge(name):
     return BADGE.format(address=f"https://colab.research.google.com/{page}")
 
 
+def metadata(cell):
+    """What a cell's metadata should be: the author's tags, and what folds the cell after them.
+
+    All else goes, so a cell unfolds when its tag is taken away.
+    """
+    follow = {tag for tag, _ in FOLDS.values()}
+    written = [tag for tag in tags(cell) if tag not in follow]
+    found = {"tags": list(written)} if written else {}
+    for name, (tag, keys) in FOLDS.items():
+        if name in written and cell.cell_type == "code":
+            found["tags"].append(tag)
+            found["jupyter"] = found.get("jupyter", {}) | keys["jupyter"]
+            found |= {key: value for key, value in keys.items() if key != "jupyter"}
+    return nbformat.from_dict(found)
+
+
+def stored_outputs(cell):
+    """What a code cell's stored outputs should be: without metadata, and silent while folded.
+
+    JupyterLab shows the first line of a folded cell's first output. So that it does not tell the
+    answer to a prediction, an output of nothing at all comes first.
+    """
+    shown = [o for o in cell.outputs if o.get("data") != {}]
+    for output in shown:
+        if "metadata" in output:
+            output["metadata"] = nbformat.from_dict({})
+    silent = [nbformat.v4.new_output("display_data")] if "prediction" in tags(cell) else []
+    return silent + shown if shown else []
+
+
 def normalise(nb):
     """Same bytes on every machine: ids, metadata and kernel name carry nothing local."""
     nb.nbformat, nb.nbformat_minor = 4, 5
@@ -99,13 +139,10 @@ def normalise(nb):
         nb.metadata["vtlib"] = seconds
     for i, cell in enumerate(nb.cells):
         cell["id"] = f"c{i:03d}"
-        kept = {"tags": list(tags(cell))} if tags(cell) else {}
-        cell["metadata"] = nbformat.from_dict(kept)
+        cell["metadata"] = metadata(cell)
         cell["source"] = cell["source"].rstrip()
         if cell.cell_type == "code":
-            for output in cell.outputs:
-                if "metadata" in output:
-                    output["metadata"] = nbformat.from_dict({})
+            cell["outputs"] = stored_outputs(cell)
     return nb
 
 
@@ -271,12 +308,16 @@ def run(path):
 
 # -------------------------------------------------------------------------------------------- stamp
 def stamp_notebook(nb, name):
-    """Write set-up cell and badge into `nb` in place; return True when something changed."""
+    """Write set-up cell, badge and folds into `nb` in place; True when something changed."""
     setups = [cell for cell in nb.cells if "setup" in tags(cell)]
     if len(setups) != 1:
         raise SystemExit(f"{name}: needs exactly one code cell tagged 'setup', found {len(setups)}")
     before = nbformat.writes(nb)
     setups[0].source = setup_source()
+    for cell in nb.cells:
+        cell["metadata"] = metadata(cell)
+    for cell in code_cells(nb):
+        cell["outputs"] = stored_outputs(cell)
     head = next(cell for cell in nb.cells if cell.cell_type == "markdown")
     if BADGE_PATTERN.search(head.source):
         head.source = BADGE_PATTERN.sub(lambda _: badge(name), head.source, count=1)

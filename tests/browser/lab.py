@@ -197,10 +197,15 @@ def browser_page():
             browser.close()
 
 
-def run_all(page, lab, name):
-    """Open notebook `name`, run all of its cells, complain about what went wrong; the cells."""
+def open_notebook(page, lab, name):
+    """Open notebook `name`, and wait for its kernel."""
     page.goto(lab.address(name), wait_until="domcontentloaded")
     page.wait_for_function(OPENED, timeout=600_000)
+
+
+def run_all(page, lab, name):
+    """Open notebook `name`, run all of its cells, complain about what went wrong; the cells."""
+    open_notebook(page, lab, name)
     page.evaluate(RUN_ALL)
     start = time.monotonic()
     while not page.evaluate("() => window.vtlibFinished"):

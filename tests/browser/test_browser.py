@@ -5,8 +5,17 @@ import statistics
 import nbformat
 import pytest
 
-from tests.browser.lab import drive, panels, redraws, redraws_in_time, report, run_all, shut_down
-from tools.notebook import code_cells, exercises, paths, read, tags
+from tests.browser.lab import (
+    drive,
+    open_notebook,
+    panels,
+    redraws,
+    redraws_in_time,
+    report,
+    run_all,
+    shut_down,
+)
+from tools.notebook import code_cells, exercises, normalise, paths, read, tags, write
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -78,6 +87,33 @@ def test_an_error_in_a_cell_is_found(lab, page):
     name = small(lab, "error.ipynb", "1 / 0", "print(1)")
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_all(page, lab, name)
+    shut_down(page)
+
+
+def folded(lab, name):
+    """A notebook with a machinery cell, and a prediction whose answer is 42."""
+    cells = []
+    for tag, code in (("machinery", "# @title Draw the scene"), ("prediction", "print(6 * 7)")):
+        shown = [nbformat.v4.new_output("stream", text="42" if tag == "prediction" else "drawn")]
+        cell = nbformat.v4.new_code_cell(code, outputs=shown)
+        cell.metadata["tags"] = [tag]
+        cells.append(cell)
+    write(normalise(nbformat.v4.new_notebook(cells=cells)), lab.root / name)
+    return name
+
+
+def test_machinery_and_answers_are_folded_and_open_on_a_click(lab, page):
+    open_notebook(page, lab, folded(lab, "folded.ipynb"))
+    machinery, prediction = (page.locator(".jp-Notebook .jp-CodeCell").nth(i) for i in (0, 1))
+    machinery.get_by_text("# @title Draw the scene").wait_for()
+    assert machinery.locator(".jp-Editor").count() == 0, "the code is out of sight"
+    assert machinery.locator(".jp-OutputArea-output").inner_text().strip() == "drawn"
+    assert prediction.locator(".jp-Editor").count() == 1, "its code is there"
+    assert "42" not in prediction.inner_text(), "the fold tells the answer"
+    prediction.get_by_title("Click to expand").click()
+    assert prediction.locator(".jp-OutputArea-output").inner_text().strip() == "42"
+    machinery.get_by_title("Click to expand").click()
+    machinery.locator(".jp-Editor").wait_for()
     shut_down(page)
 
 

@@ -21,11 +21,13 @@ from tools.notebook import (
     badge,
     code_cells,
     exercises,
+    metadata,
     number,
     paths,
     plain_python,
     read,
     setup_source,
+    stored_outputs,
     tags,
 )
 from tools.papers import sections
@@ -102,6 +104,8 @@ def test_valid_and_normalised(nb):
     assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
     ids = [f"c{i:03d}" for i in range(len(nb.cells))]
     assert [cell.id for cell in nb.cells] == ids, "run tools/notebook.py run on it"
+    folded = [show(cell) for cell in nb.cells if cell.metadata != metadata(cell)]
+    assert not folded, "only tags, and what follows from them: run `make colab`"
     assert nb.metadata.kernelspec.name == "python3"
     told = "the Python version of the machine is in the metadata"
     assert "version" not in nb.metadata.language_info, told
@@ -162,6 +166,24 @@ def test_code_cells_are_short(nb):
     long = {k: v for k, v in counts.items() if v > 20}
     assert len(long) <= len(counts) / 10, f"rarely over 20 lines: {long}"
     assert statistics.median(counts.values()) <= 15
+
+
+TITLE = re.compile(r"# @title \S.{9,}")
+
+
+def test_folded_code_has_a_title(nb):
+    """All that a reader sees of it: a comment on its first line, which Colab takes for a title."""
+    for cell in tagged(nb.cells, "machinery"):
+        assert cell.cell_type == "code", f"{show(cell)}: only code is machinery"
+        told = f"{show(cell)}: its first line is `# @title`, and what the cell does"
+        assert TITLE.match(cell.source), told
+
+
+def test_predictions_are_code_that_shows_something(nb):
+    for cell in tagged(nb.cells, "prediction"):
+        told = f"{show(cell)}: the cell whose output is the answer, not the question"
+        assert cell.cell_type == "code" and cell.outputs, told
+        assert cell.outputs == stored_outputs(cell), f"{show(cell)}: run `make colab`"
 
 
 def test_last_sections(nb):

@@ -167,6 +167,84 @@ def test_claims_are_gathered_with_paper_and_place(tmp_path):
     assert all(CLAIM.items() <= row.items() for row in got)
 
 
+# -------------------------------------------------------------------------------------------- folds
+CODE = {"machinery": "# @title Draw it\nprint(1)", "prediction": "print(2)", "": "print(3)"}
+
+
+def folding(code=CODE):
+    """A notebook with a cell a tag, each with its output."""
+    cells = []
+    for tag, source in code.items():
+        shown = nbformat.v4.new_output("stream", text=source[-2])
+        cell = nbformat.v4.new_code_cell(source, outputs=[shown])
+        cell.metadata["tags"] = [tag] if tag else []
+        cells.append(cell)
+    text = nbformat.v4.new_markdown_cell("Guess.", metadata={"tags": ["prediction"]})
+    return nbformat.v4.new_notebook(cells=[*cells, text])
+
+
+def test_one_tag_folds_a_cell_and_taking_it_away_unfolds():
+    nb = tool.normalise(folding())
+    machinery, prediction, plain, text = (cell.metadata for cell in nb.cells)
+    hidden = {"source_hidden": True}
+    tags = ["machinery", "hide-input"]
+    assert machinery == {"cellView": "form", "jupyter": hidden, "tags": tags}
+    hidden = {"outputs_hidden": True}
+    tags = ["prediction", "hide-output"]
+    assert prediction == {"collapsed": True, "jupyter": hidden, "tags": tags}
+    assert (plain, text) == ({}, {"tags": ["prediction"]})
+    once = nbformat.writes(nb)
+    assert nbformat.writes(tool.normalise(nb)) == once
+    for cell in nb.cells:
+        cell.metadata["tags"] = ["hide-output", "hide-input"]
+    assert [cell.metadata for cell in tool.normalise(nb).cells] == [{}, {}, {}, {}]
+    assert all(len(cell.outputs) == 1 for cell in tool.code_cells(nb))
+
+
+def test_a_cell_may_fold_twice():
+    nb = folding({"machinery": "print(1)"})
+    nb.cells[0].metadata["tags"] = ["prediction", "machinery"]
+    got = tool.normalise(nb).cells[0].metadata
+    assert got["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+    assert got["tags"] == ["prediction", "machinery", "hide-input", "hide-output"]
+
+
+def test_a_folded_output_begins_with_one_that_shows_nothing():
+    """JupyterLab shows the first line of the first output of a folded cell: the answer."""
+    machinery, prediction, plain = (c.outputs for c in tool.normalise(folding()).cells[:3])
+    assert prediction[0] == {"output_type": "display_data", "data": {}, "metadata": {}}
+    assert [o.get("text") for o in (*machinery, *prediction, *plain)] == ["1", None, "2", "3"]
+
+
+def test_stamp_folds_and_check_sees_what_is_not_folded(nb):
+    tagged = tool.read(nb)
+    tagged.cells[2].metadata["tags"] = ["prediction"]
+    tagged.cells[2].outputs = [nbformat.v4.new_output("stream", text="the answer")]
+    tool.write(tagged, nb)
+    assert tool.main(["check", str(nb)]) == 1
+    assert tool.stamp([nb]) == [nb] and tool.main(["check", str(nb)]) == 0
+    got = tool.read(nb).cells[2]
+    assert got.metadata["jupyter"] == {"outputs_hidden": True}
+    assert [output.get("text") for output in got.outputs] == [None, "the answer"]
+
+
+def test_folds_survive_jupytext_run_and_solve(nb, tmp_path):
+    import jupytext
+
+    without_vtlib(nb)
+    tagged = tool.read(nb)
+    tagged.cells[2].metadata["tags"] = ["machinery"]
+    tagged.cells[6].metadata["tags"] = ["prediction"]
+    tool.write(tagged, nb)
+    tool.run(nb)
+    folded = [cell.metadata for cell in tool.read(nb).cells]
+    assert [len(cell.outputs) for cell in tool.code_cells(tool.read(nb))] == [0, 1, 0, 2]
+    assert [cell.metadata for cell in tool.solve(tool.read(nb)).cells] == folded
+    jupytext.write(tool.read(nb), tmp_path / "again.py", fmt="py:percent")
+    tool.convert(tmp_path / "again.py", tmp_path / "99_again.ipynb")
+    assert [cell.metadata for cell in tool.read(tmp_path / "99_again.ipynb").cells] == folded
+
+
 WARNS = "import warnings; warnings.warn('careful')"
 
 
