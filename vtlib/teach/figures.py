@@ -173,11 +173,15 @@ def require_alt(alt) -> str:
     return alt.strip()
 
 
-def picture_html(data: bytes, alt: str) -> str:
-    """`<img>` with the PNG inside and the alt text, and the same sentence under it."""
+def image_html(data: bytes, alt: str) -> str:
+    """`<img>` with the PNG inside and the alt text."""
     text, source = html.escape(alt, quote=True), base64.b64encode(data).decode()
-    image = f'<img alt="{text}" src="data:image/png;base64,{source}" style="max-width:100%">'
-    return f"{image}\n<p>{text}</p>"
+    return f'<img alt="{text}" src="data:image/png;base64,{source}" style="max-width:100%">'
+
+
+def picture_html(data: bytes, alt: str) -> str:
+    """`image_html`, and the same sentence under it."""
+    return f"{image_html(data, alt)}\n<p>{html.escape(alt, quote=True)}</p>"
 
 
 def publish(bundle: dict, display_id: str | None = None, update: bool = False) -> None:
