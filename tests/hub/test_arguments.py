@@ -90,9 +90,9 @@ def wrong_shapes(size):
         (dict(token_type_ids=ones(size)), "token_type_ids has shape"),
         (dict(token_type_ids=ones(2, size).numpy()), "token_type_ids is a ndarray"),
         (dict(mm_token_type_ids=ones(1, size)), "mm_token_type_ids has shape"),
-        (dict(labels=ones(2, size - 1)), "labels has shape"),
-        (dict(labels=ones(size)), "labels has shape"),
-        (dict(labels=ones(2, size).numpy()), "labels is ndarray"),
+        (dict(labels=ones(2, size - 1)), "labels is torch.int64 "),
+        (dict(labels=ones(size)), "labels is torch.int64 "),
+        (dict(labels=ones(2, size).numpy()), "labels is a numpy.ndarray"),
         (dict(labels=torch.ones(2, size)), "labels is torch.float32"),
     ]
 

@@ -2,6 +2,8 @@
 backward, gradient checkpointing, odd sizes, batch of 1, save and load, other defaults of torch, the
 fused attention kernel."""
 
+import copy
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -157,6 +159,38 @@ def test_another_dtype_than_the_weights_is_named(model):
         model.module(x.double())
     with pytest.raises(ValueError, match="is torch.float32 but the model's weights are .*bfloat16"):
         model.module.bfloat16()(x)
+
+
+class Stored(torch.nn.Module):
+    """A linear layer whose weights are 8-bit integers and one scale. packed: behind a method, as
+    torch's own quantised layers have them."""
+
+    def __init__(self, linear, packed):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scale = linear.weight.detach().abs().max().clamp(min=1e-6) / 127
+        self.stored, self.bias = (linear.weight.detach() / self.scale).round().char(), linear.bias
+        self.weight = self.read if packed else self.stored
+
+    def read(self):
+        return self.stored * self.scale
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.read(), self.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_linear_layers_stored_as_integers(model, packed):
+    for linear in model.module.modules():
+        if type(linear) is torch.nn.Linear:
+            linear.weight.copy_(Stored(linear, packed).read())
+    stored, x = copy.deepcopy(model.module), model.inputs(1)
+    for name, linear in list(stored.named_modules()):
+        if type(linear) is torch.nn.Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(stored.get_submodule(parent), child, Stored(linear, packed))
+    torch.testing.assert_close(stored(x), model.module(x), atol=1e-5, rtol=1e-4)
 
 
 def attention_kernels(run):

@@ -261,8 +261,8 @@ def test_identity_keys_are_not_a_linear_layer():
     (lambda: tf.TokenFormer(11, **SIZES)(torch.zeros(3, dtype=torch.long)), "(B, T)"),
     (lambda: tf.TokenFormer(11, **SIZES)(torch.rand(2, 3)), "ids is torch.float32"),
     (lambda: tf.TokenFormer(11, **SIZES)([[1, 2]]), "ids is list"),
-    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[1, 11]])), "from 1 to 11"),
-    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[-1, 2]])), "from -1 to 2"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[1, 11]])), "ids[0, 1]=11 is no place"),
+    (lambda: tf.TokenFormer(11, **SIZES)(torch.tensor([[-1, 2]])), "ids[0, 0]=-1 is no place"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:

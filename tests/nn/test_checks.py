@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vtlib import nn as vnn
+from vtlib.nn.checks import check_index
 
 
 @pytest.mark.parametrize("value", [
@@ -73,6 +74,69 @@ def test_another_dtype_than_the_weights_is_named():
         vnn.check_dtype(weight.bfloat16(), weight, "x")
         with pytest.raises(ValueError, match="x is torch.float64"):              # is never cast
             vnn.check_dtype(x, weight, "x")
+
+
+@pytest.mark.parametrize("weight", [
+    torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.uint8),
+    torch.zeros(2).to(torch.float8_e4m3fn), torch.nn.Identity().forward,
+], ids=["int8", "uint8", "float8", "a method"])
+def test_weights_that_are_only_stored_say_nothing_of_the_input(weight):
+    for dtype in (torch.float32, torch.bfloat16):
+        vnn.check_dtype(torch.zeros(2, dtype=dtype), weight, "x")
+
+
+@pytest.mark.parametrize("value", [
+    True, np.bool_(True), np.array(True), torch.tensor(True)
+])
+def test_flags_of_any_maker_are_flags(value):
+    assert vnn.check_flag(value, "causal") is True
+    assert vnn.check_flag(value ^ True, "causal") is False
+
+
+@pytest.mark.parametrize("value", [
+    1, 0, 0.5, "no", "", None, [], [True], np.array([True]), torch.tensor([True]), torch.tensor(1),
+    torch.tensor(True, device="meta"),
+])
+def test_what_is_no_flag_is_named(value):
+    with pytest.raises(ValueError, match="^causal=.*: needs True or False$"):
+        vnn.check_flag(value, "causal")
+
+
+def test_what_cannot_be_called_is_named():
+    vnn.check_callable(print, "loss")
+    vnn.check_callable(torch.nn.Identity(), "loss")
+    with pytest.raises(ValueError, match="^loss is a str but needs to be a function of the batch$"):
+        vnn.check_callable("mse", "loss", "a function of the batch")
+
+
+@pytest.mark.parametrize("index, words", [
+    (torch.zeros(2, 3), r"key is torch.float32 \(2, 3\) but needs to be torch.int64 \(B, K\)"),
+    (torch.zeros(2, 3).int(), r"key is torch.int32 \(2, 3\)"),
+    ([[0, 1, 2]], "key is a list"),
+    (torch.zeros(3).long(), r"key is torch.int64 \(3,\) .* \(B, K\) = \(2, K\)$"),
+    (torch.zeros(3, 2).long(), r"key is torch.int64 \(3, 2\) .* \(B, K\) = \(2, K\)$"),
+    (torch.tensor([[0, 1], [4, 3]]), r"key\[1, 0\]=4 is no place: it must lie in -1 ... 3$"),
+    (torch.tensor([[0, 1], [3, -2]]), r"key\[1, 1\]=-2 is no place: it must lie in -1 ... 3$"),
+])
+def test_what_is_no_index_is_named(index, words):
+    fits = "key", "(B, K)", (2, None), 4, -1
+    check_index(torch.tensor([[0, 3], [-1, 0]]), *fits)
+    with pytest.raises(ValueError, match=words):
+        check_index(index, *fits)
+
+
+def test_indices_of_any_shape_and_of_one_axis():
+    check_index(torch.zeros(2, 0, 3).long(), "key", stop=1)
+    check_index(torch.arange(3), "key", "(K,)", stop=3)
+    check_index(torch.full((2,), 9, device="meta"), "key", "(K,)", stop=3)      # no values to see
+    with pytest.raises(ValueError, match=r"key\[2\]=2 is no place: it must lie in 0 ... 1$"):
+        check_index(torch.arange(3), "key", stop=2)
+    with pytest.raises(ValueError, match="key=9 is no place"):
+        check_index(torch.tensor(9), "key", stop=2)
+    with pytest.raises(ValueError, match=r"torch.int64 \(3,\) but .* torch.int64 \(K,\) = \(2,\)$"):
+        check_index(torch.arange(3), "key", "(K,)", (2,))
+    with pytest.raises(ValueError, match=r"\(1, 3\) but needs to be torch.int64 \(K,\)$"):
+        check_index(torch.zeros(1, 3).long(), "key", "(K,)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

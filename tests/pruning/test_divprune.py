@@ -263,7 +263,7 @@ def test_bad_costs(call, words):
     (lambda x: dp.optimum(x, 3, limit=5), "10 subsets"),
     (lambda x: dp.optimum(x, 3, limit="5"), "limit='5'"),
     (lambda x: dp.coverage(x, torch.zeros(2, 0, dtype=torch.long)), "needs a kept token"),
-    (lambda x: dp.coverage(x, torch.zeros(1, 1, dtype=torch.long)), "index has 1 rows"),
+    (lambda x: dp.coverage(x, torch.zeros(1, 1, dtype=torch.long)), r"index is .* \(1, 1\)"),
     (lambda x: dp.coverage(x, torch.full((2, 1), 5)), r"index\[0, 0\]=5 is no place"),
     (lambda x: dp.coverage(x, torch.full((2, 1), -1)), r"index\[0, 0\]=-1 is no place"),
     (lambda x: dp.coverage(x, [[0]]), "index is a list"),

@@ -155,9 +155,9 @@ def test_stages_refuse(arguments, words):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(last=3), "last is a int but needs to be torch.int64 (2,)"),
+    (dict(last=3), "last is a int but needs to be torch.int64 (B,) = (2,)"),
     (dict(last=torch.tensor([1])), "last is torch.int64 (1,)"),
-    (dict(last=torch.tensor([1, 3])), "index[1, 0]=3 is no place"),
+    (dict(last=torch.tensor([1, 3])), "last[1]=3 is no place"),
     (dict(attention=torch.rand(2, 3, 4)), "4 axes (B, heads, R, S)"),
 ])
 def test_a_row_that_is_not_there(change, words):

@@ -392,7 +392,7 @@ def test_bad_shapes():
     needs = r"sensitivity has shape \(2, 11\) but needs \(B, N\) = \(2, 12\)"
     with pytest.raises(ValueError, match=needs):
         select(torch.rand(2, 11), features(), 3)
-    with pytest.raises(ValueError, match=r"views has shape \(12,\)"):
+    with pytest.raises(ValueError, match=r"views is torch.int64 \(12,\)"):
         select_views(torch.rand(2, 12), features(), torch.arange(12), 3)
     views = torch.arange(12).view(2, 6)
     for wrong, words in (
@@ -400,6 +400,7 @@ def test_bad_shapes():
         (dict(views=views + 1), r"views\[1, 5\]=12 is no place"),
         (dict(newlines=views), "newlines is torch.int64"),
         (dict(newlines=3), "newlines is a int"),
+        (dict(newlines=torch.tensor([12])), r"newlines\[0\]=12 is no place"),
     ):
         with pytest.raises(ValueError, match=words):
             select_views(torch.rand(2, 12), features(), **{**dict(views=views, keep=4), **wrong})

@@ -184,10 +184,10 @@ def test_autocast_sums_stay_in_the_tokens_dtype():
 
 
 @pytest.mark.parametrize("index, message", [
-    (torch.zeros(2, 2), r"index is torch.float32 \(2, 2\) but needs to be a torch.int64 tensor"),
+    (torch.zeros(2, 2), r"index is torch.float32 \(2, 2\) but needs to be torch.int64 \(B, K\)"),
     (torch.zeros(2, 2, dtype=torch.int32), "index is torch.int32"),
     (torch.zeros(2, dtype=torch.long), r"index is torch.int64 \(2,\)"),
-    (torch.zeros(1, 2, dtype=torch.long), "index has 1 rows but there are 2 images"),
+    (torch.zeros(1, 2, dtype=torch.long), r"index is torch.int64 \(1, 2\) .*\(B, K\) = \(2, K\)"),
     ([[0, 1], [0, 1]], "index is a list"),
 ])
 def test_wrong_indices(index, message):

@@ -50,8 +50,12 @@ def test_packed_with_kept_positions_equals_separate_runs(model, vision):
         last = packed[:, q, valid[q].sum() - 1]
         torch.testing.assert_close(last, alone, atol=1e-5, rtol=1e-4)
     assert (packed - model.packed(tokens, ids.expand(3, -1, -1))).abs().max() > 1e-3
-    for wrong in ((kept[:1], num_visual), (kept, None)):
-        with pytest.raises(ValueError, match="positions .*num_visual"):
+    for message, *wrong in (
+        (r"positions is torch.int64 \(1, 2\) .*\(B, T\) = \(3, 2\)", kept[:1], num_visual),
+        (r"positions\[1, 1\]=11 is no place: it must lie in 0 ... 10", kept, 11),
+        ("num_visual=None", kept, None),
+    ):
+        with pytest.raises(ValueError, match=message):
             model.packed(tokens, ids.expand(3, -1, -1), *wrong)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_index, check_int
 from ..tokens import take
 from .cuts import Level, Run
 
@@ -44,14 +44,8 @@ def wishes(kwargs: dict[str, Any], parameters: set[str]) -> Wishes:
 
 
 def _check_labels(labels: Any, ids: Any) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels is {kind}: needs a long tensor, one label a token")
-    if isinstance(ids, Tensor) and labels.shape != ids.shape:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)} but input_ids {tuple(ids.shape)}: one label a "
-            "token, as without pruning"
-        )
+    """One label a token, as without pruning."""
+    check_index(labels, "labels", "(B, S)", ids.shape if isinstance(ids, Tensor) else None)
 
 
 def _checked_keep(keep: Any) -> int | Tensor:

@@ -211,8 +211,8 @@ class DynamicPositionBias(nn.Module):
 
     def table(self, group_size):
         """((2G-1)^2, heads): the bias of every offset, dy outer, from 1 - G to G - 1."""
-        weight = self.pos_proj.weight
-        offsets = relative_offsets(group_size, weight.device).to(weight.dtype)
+        like = self.pos1[0].weight                  # of a norm: a Linear's may be stored otherwise
+        offsets = relative_offsets(group_size, like.device).to(like.dtype)
         return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
 
     def forward(self, group_size):

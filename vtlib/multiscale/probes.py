@@ -129,7 +129,7 @@ class Reader(nn.Module):
     def forward(self, tokens, first):
         check_tokens(tokens, self.embed.in_features)
         check_dtype(tokens, self.embed.weight, "tokens")
-        check_index(first, "first")
+        check_index(first, "first", "(B,)", (len(tokens),), tokens.shape[1])
         x = self.embed(tokens)                                                         # b n d
         for block in self.blocks:
             x = block(x, (self.side, self.side))

@@ -45,7 +45,7 @@ from ..nn import (
     rope_1d,
     unwrap,
 )
-from ..nn.checks import at_hand, check_generator, check_index
+from ..nn.checks import at_hand, check_generator, check_index, check_range
 
 PAPER = "tokenformer"
 
@@ -405,11 +405,7 @@ def _check_ids(ids, vocab_size):
             f"ids has shape {tuple(ids.shape)} but needs (B, T) with at least one token"
         )
     if at_hand(ids):
-        low, high = (int(bound) for bound in ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"ids go from {low} to {high} but the words are 0 ... {vocab_size - 1}"
-            )
+        check_range(ids, "ids", 0, vocab_size)
 
 
 class TokenFormerViT(_Tokenformer):

@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".attention": ("Attention", "CrossAttention", "attend"),
     ".blocks": ("Block", "DropPath", "Mlp"),
     ".checks": (
-        "check_device", "check_dtype", "check_finite", "check_float", "check_heads",
+        "check_callable", "check_device", "check_dtype", "check_finite", "check_flag",
+        "check_float", "check_heads",
         "check_images", "check_int", "check_ints", "check_multiple", "check_number",
         "check_numbers", "check_odd", "check_tokens",
     ),

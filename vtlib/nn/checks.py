@@ -1,8 +1,8 @@
 """Bad input ends here: each check raises a ValueError that names the argument, what it got and what
 it needs.
 
-All but `check_finite` look at types and shapes only, so they cost nothing, work on the meta device
-and under torch.compile.
+All but `check_finite` and the bounds of indices look at types and shapes only, so they cost
+nothing, work on the meta device and under torch.compile.
 """
 
 import math
@@ -169,6 +169,34 @@ def _as_number(value: Any) -> float | None:
         return None
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """`value` as a bool: True or False, of Python, or a 0-dim one of NumPy or torch.
+
+    ValueError for anything else: "no" is true to Python, and so is 0.5.
+    """
+    if value is True or value is False:
+        return value
+    try:
+        plain = value.item() if getattr(value, "ndim", None) == 0 else None
+    except RuntimeError:                                        # on meta there is no value
+        plain = None
+    if isinstance(plain, bool):
+        return plain
+    raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs True or False")
+
+
+def check_callable(value: Any, name: str, needs: str = "a function") -> None:
+    """Raise unless `value` can be called.
+
+    Args:
+        value: what was given.
+        name: what the message calls it.
+        needs: what the message asks for.
+    """
+    if not callable(value):
+        raise ValueError(f"{name} is {describe(value)} but needs to be {needs}")
+
+
 def check_device(device: Any, name: str = "device") -> torch.device:
     """A device that torch can put tensors on; None is the CPU, whatever the default device is.
 
@@ -217,17 +245,21 @@ def _first(error: Exception) -> str:
     return str(error).splitlines()[0].partition(". ")[0]
 
 
-def check_dtype(x: Tensor, weight: Tensor, name: str) -> None:
+def check_dtype(x: Tensor, weight: Any, name: str) -> None:
     """Raise unless `x` has the dtype of the weights that it meets first.
 
-    Under autocast other dtypes are fine, float64 excepted, which it leaves as it is.
+    Under autocast other dtypes are fine, float64 excepted, which it leaves as it is. Weights that
+    are only stored, as integers or as floats of one byte, or packed away behind a function, say
+    nothing about what their layer computes in: they pass.
 
     Args:
         x: what was given.
         weight: of the layer that reads it.
         name: what the message calls it.
     """
-    if x.dtype == weight.dtype:
+    if not isinstance(weight, Tensor) or x.dtype == weight.dtype:
+        return
+    if not weight.is_floating_point() or weight.element_size() < 2:
         return
     if autocasts(x.device) and torch.float64 not in (x.dtype, weight.dtype):
         return
@@ -243,10 +275,71 @@ def autocasts(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def check_index(x: Any, name: str) -> None:
-    """Raise unless `x` is a tensor of int64."""
-    if not isinstance(x, Tensor) or x.dtype != torch.int64:
-        raise ValueError(f"{name} is {describe(x)} but needs to be a torch.int64 tensor")
+def check_index(
+    x: Any,
+    name: str,
+    axes: str = "",
+    sizes: Sequence[int | None] | None = None,
+    stop: int | None = None,
+    least: int = 0,
+) -> None:
+    """Raise unless `x` is a tensor of int64 with these axes and, where a look at its values waits
+    for nothing, within these bounds.
+
+    Args:
+        x: what was given.
+        name: what the message calls it.
+        axes: what each axis is, "(B, K)" say; "": any axes.
+        sizes: how long each must be, None where any length will do; None: all of any length.
+        stop: one more than the largest value allowed; None: no bounds.
+        least: the smallest value allowed.
+    """
+    if not (isinstance(x, Tensor) and x.dtype == torch.int64 and _has_axes(x.shape, axes, sizes)):
+        needs = f"torch.int64 {axes}" if axes else "a torch.int64 tensor"
+        if sizes is not None and any(size is not None for size in sizes):
+            letters = zip(_letters(axes), sizes, strict=True)
+            shown = [letter if size is None else str(size) for letter, size in letters]
+            needs += f" = ({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+        raise ValueError(f"{name} is {describe(x)} but needs to be {needs}")
+    if stop is not None and at_hand(x):
+        check_range(x, name, least, stop)
+
+
+def _letters(axes: str) -> list[str]:
+    """["B", "heads", "N"] of "(B, heads, N)", ["K"] of "(K,)"."""
+    return axes.strip("()").rstrip(",").split(", ")
+
+
+def _has_axes(shape: torch.Size, axes: str, sizes: Sequence[int | None] | None) -> bool:
+    if sizes is None:
+        return not axes or len(shape) == len(_letters(axes))
+    if len(shape) != len(sizes):
+        return False
+    return all(want is None or want == have for want, have in zip(sizes, shape, strict=True))
+
+
+def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
+    """Raise unless all of `index` lie in least ... stop - 1. It reads the values (a GPU is waited
+    for), so it passes on the meta device and while compiling or exporting.
+
+    Args:
+        index: (...) long.
+        name: what the message calls it.
+        least: the smallest that is allowed.
+        stop: one more than the largest that is allowed.
+
+    Returns whether it saw the values and none is negative.
+    """
+    if index.numel() == 0 or not readable(index):
+        return False
+    low, high = (int(bound) for bound in index.aminmax())
+    if low >= least and high < stop:
+        return low >= 0
+    place = ((index < least) | (index >= stop)).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}{place or ''}={int(index[tuple(place)])} is no place: "
+        f"it must lie in {least} ... {stop - 1}"
+    )
 
 
 def check_finite(x: Tensor, name: str) -> None:
@@ -314,24 +407,37 @@ def check_images(images: Tensor, in_chans: int | None = 3, name: str = "images")
         )
 
 
+def check_axes(x: Any, name: str, axes: str) -> None:
+    """Raise unless `x` is floating with the axes that `axes` names, "(B, heads, N)" say, none of
+    them empty.
+
+    Args:
+        x: what was given.
+        name: what the message calls it.
+        axes: what each axis is, in brackets.
+    """
+    check_float(x, name)
+    shape, count = tuple(x.shape), len(_letters(axes))
+    if len(shape) != count:
+        raise ValueError(f"{name} has shape {shape} but needs {count} axes {axes}")
+    if 0 in shape:
+        raise ValueError(f"{name} is empty: shape {shape}; needs {axes}, each at least 1")
+
+
 def check_tokens(x: Tensor, dim: int | None = None, name: str = "tokens") -> None:
-    """Raise unless `x` is floating (B, N, D) with B, N >= 1.
+    """Raise unless `x` is floating (B, N, D), none of them empty.
 
     Args:
         x: what was given.
         dim: the D that is needed; None: any.
         name: what the message calls it.
     """
-    check_float(x, name)
-    shape = tuple(x.shape)
-    if len(shape) != 3:
-        raise ValueError(f"{name} has shape {shape} but needs 3 axes (B, N, D)")
-    if dim is not None and shape[2] != dim:
+    check_axes(x, name, "(B, N, D)")
+    if dim is not None and x.shape[2] != dim:
         raise ValueError(
-            f"{name} has {shape[2]} channels (shape {shape}) but this layer needs D = {dim}"
+            f"{name} has {x.shape[2]} channels (shape {tuple(x.shape)}) but this layer needs "
+            f"D = {dim}"
         )
-    if 0 in shape:
-        raise ValueError(f"{name} is empty: shape {shape}")
 
 
 def check_channels(x: Tensor, dim: int, name: str = "x") -> None:

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from ..nn.checks import (
     at_hand,
+    check_axes,
     check_finite,
     check_int,
     check_ints,
@@ -47,7 +48,7 @@ from ..nn.checks import (
     check_tokens,
 )
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep
-from ..tokens.checks import check_axes, check_mask, is_fraction
+from ..tokens.checks import check_mask, is_fraction
 from ..tokens.cosine import unit
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import check_vision

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.checks import check_index
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, scatter_back
 from ..tokens.plan import check_plan
-from ..tokens.select import check_places, repeated
+from ..tokens.select import repeated
 from ..vlm.decoder import POSITIONS, Prefill
 from ..vlm.exam import SHELL, Exam
 from ..vlm.tinyvlm import TinyVLM, words
@@ -159,7 +160,7 @@ def at_positions(tokens: Tensor, index: Tensor, num_tokens: int) -> tuple[Tensor
     that takes them out again: with positions="keep" the decoder then sees T tokens, in their order,
     with the numbers of their patches.
     """
-    check_places(index, "index")
+    check_index(index, "index", "(B, T)")
     cut = Stage(0, index.shape[1], lambda state, keep: Plan(index, num_tokens))
     return scatter_back(tokens, index, num_tokens), cut
 

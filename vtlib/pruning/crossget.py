@@ -33,12 +33,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_int, check_tokens, describe
+from ..nn.checks import (
+    at_hand,
+    check_axes,
+    check_finite,
+    check_float,
+    check_index,
+    check_int,
+    check_range,
+    check_tokens,
+    describe,
+)
 from ..tokens import Plan, VisionOutputs, check_scores, keep_all, resolve_keep, take
-from ..tokens.checks import check_axes
 from ..tokens.cosine import check_cosines, cosines, unit, within_range
 from ..tokens.precision import full_precision, widen
-from ..tokens.select import check_range
 from ..tokens.vision import check_vision
 from .method import Method
 
@@ -214,9 +222,8 @@ def _check_eot(eot: Tensor | None, batch: int, t: int) -> None:
     """ValueError unless eot is None or one place of t an image, (batch,) long."""
     if eot is None:
         return
-    if not isinstance(eot, Tensor) or eot.dtype != torch.long or eot.shape != (batch,):
-        raise ValueError(f"eot is {describe(eot)} but needs to be torch.int64 ({batch},)")
-    check_range(eot[:, None], "eot", 0, t)
+    check_index(eot, "eot", "(B,)", (batch,))
+    check_range(eot, "eot", 0, t)
 
 
 def _similarity(key: Tensor, num_prefix: int, num_suffix: int, eot: Tensor | None) -> Tensor:
@@ -275,12 +282,11 @@ def _check_pairs(pairs: Pairs, size: Tensor) -> Pairs:
     check_axes(size, "size", "(B, t)")
     if not isinstance(pairs, Pairs):
         raise ValueError(f"pairs is {describe(pairs)} but needs to be Pairs, of `match`")
-    shape = tuple(pairs.source.shape)
-    if len(shape) != 2 or shape[0] != len(size) or shape[1] > size.shape[1]:
-        raise ValueError(f"pairs has the sources {shape} but size has shape {tuple(size.shape)}")
-    for name, index in (("pairs.source", pairs.source), ("pairs.target", pairs.target)):
-        if at_hand(index):
-            check_range(index, name, 0, size.shape[1])
+    batch, t = size.shape
+    check_index(pairs.source, "pairs.source", "(B, r)", (batch, None), t)
+    check_index(pairs.target, "pairs.target", "(B, r)", pairs.source.shape, t)
+    if pairs.source.shape[1] > t:
+        raise ValueError(f"pairs has {pairs.source.shape[1]} sources but size has {t} tokens")
     return pairs
 
 

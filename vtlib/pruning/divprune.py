@@ -35,12 +35,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_int, check_tokens
+from ..nn.checks import check_finite, check_index, check_int, check_tokens
 from ..tokens import Plan, resolve_keep, take
 from ..tokens.cosine import unit
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision
-from ..tokens.select import check_places
 from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
 
@@ -108,7 +107,7 @@ def coverage(tokens: Tensor, index: Tensor) -> Tensor:
     """
     check_tokens(tokens)
     check_finite(tokens, "tokens")
-    check_places(index, "index", len(tokens))
+    check_index(index, "index", "(B, T)", (len(tokens), None))
     if index.shape[1] < 1:
         raise ValueError(f"index has shape {tuple(index.shape)}: needs a kept token at least")
     with full_precision(tokens.device):

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
-from ..nn.checks import autocasts, check_generator, check_int, check_number, readable
+from ..nn.checks import autocasts, check_axes, check_generator, check_int, check_number, readable
 from ..tokens import Plan
-from ..tokens.checks import check_axes, check_grid, check_scores
+from ..tokens.checks import check_grid, check_scores
 from ..tokens.plan import keep_best
 from ..tokens.precision import widen
 from ..tokens.views import join_views

@@ -20,9 +20,8 @@ keep = 1 - R. Only the last token's row is looked at: what another word asks abo
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int, describe
+from ..nn.checks import check_axes, check_index, check_int
 from ..tokens import Plan, Stage, resolve_keep, take
-from ..tokens.checks import check_axes
 from ..tokens.precision import widen
 from .method import Method
 
@@ -38,9 +37,7 @@ def score(attention: Tensor, last: Tensor) -> Tensor:
     attention (B, heads, R, S): weights of R rows; last (B,) long: which of them is it.
     """
     check_axes(attention, "attention", "(B, heads, R, S)")
-    batch = len(attention)
-    if not isinstance(last, Tensor) or last.dtype != torch.long or last.shape != (batch,):
-        raise ValueError(f"last is {describe(last)} but needs to be torch.int64 ({batch},)")
+    check_index(last, "last", "(B,)", (len(attention),), attention.shape[2])
     row = take(attention.transpose(1, 2), last[:, None])[:, 0]      # b heads s
     return widen(row).mean(dim=1)
 

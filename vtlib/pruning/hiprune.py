@@ -33,11 +33,10 @@ HiPrune++ of a later version is not here.
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_int, check_number, describe
+from ..nn.checks import at_hand, check_axes, check_index, check_int, check_number
 from ..tokens import Plan, resolve_keep, top_tokens
-from ..tokens.checks import check_axes, check_grid, check_mask, check_scores
+from ..tokens.checks import check_grid, check_mask, check_scores
 from ..tokens.precision import widen
-from ..tokens.select import check_places, check_range
 from ..tokens.views import join_views
 from ..tokens.vision import VisionOutputs, check_vision
 from .method import Method
@@ -115,14 +114,14 @@ def received_merged(attention: Tensor, order: Tensor | None = None, merge: int =
 
 
 def _check_order(order: Tensor, num_tokens: int) -> None:
-    needs = f"order needs to be a long permutation of 0 ... {num_tokens - 1}, ({num_tokens},)"
-    if not isinstance(order, Tensor) or order.dtype != torch.long or order.shape != (num_tokens,):
-        raise ValueError(f"order is {describe(order)}: {needs}")
+    check_index(order, "order", "(S / merge,)", (num_tokens,), num_tokens)
     if not at_hand(order):
         return
     missing = set(range(num_tokens)) - set(order.tolist())
     if missing:
-        raise ValueError(f"order lacks place {min(missing)}: {needs}")
+        raise ValueError(
+            f"order lacks place {min(missing)}: needs each of 0 ... {num_tokens - 1} once"
+        )
 
 
 def score(
@@ -177,9 +176,7 @@ def neighbourhood(index: Tensor, grid: tuple[int, int], wrap: bool = False) -> T
     Returns (B, h w) bool. ValueError for an index or a grid that is none.
     """
     h, w = check_grid(grid)
-    check_places(index, "index")
-    if at_hand(index):
-        check_range(index, "index", 0, h * w)
+    check_index(index, "index", "(B, A)", stop=h * w)
     row, col = index // w, index % w
     if wrap:
         around = [(index + step).clamp(0, h * w - 1) for step in (-1, 1, -w, w)]

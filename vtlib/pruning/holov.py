@@ -37,8 +37,10 @@ from torch import Tensor
 
 from ..nn.checks import (
     at_hand,
+    check_axes,
     check_finite,
     check_float,
+    check_index,
     check_int,
     check_ints,
     check_number,
@@ -46,7 +48,7 @@ from ..nn.checks import (
     describe,
 )
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
-from ..tokens.checks import check_axes, check_grid, check_scores
+from ..tokens.checks import check_grid, check_scores
 from ..tokens.cosine import within_range
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import check_vision
@@ -158,9 +160,8 @@ def _to_crops(x: Tensor, crops: Tensor, runs: bool = False) -> Tensor:
 
 def _check_crops(crops: Tensor, num_tokens: int) -> None:
     """Raise unless each token is in one crop, and, on the CPU in eager mode, each crop has one."""
-    if not isinstance(crops, Tensor) or crops.dtype != torch.long:
-        raise ValueError(f"crops is {describe(crops)} but needs to be a torch.int64 tensor (C, M)")
-    if crops.dim() != 2 or crops.numel() < num_tokens:
+    check_index(crops, "crops", "(C, M)")
+    if crops.numel() < num_tokens:
         raise ValueError(
             f"crops has shape {tuple(crops.shape)} but needs (C, M) with C M >= {num_tokens}; see "
             f"`bands`"
@@ -343,8 +344,7 @@ def quotas(weight: Tensor, sizes: Tensor, keep: int, allocate: str = "paper") ->
 
 def _check_sizes(sizes: Tensor, num_crops: int, keep: int) -> int:
     """`keep` as an int. Raise unless the crops have these sizes and hold so many tokens."""
-    if not isinstance(sizes, Tensor) or sizes.dtype != torch.long or sizes.shape != (num_crops,):
-        raise ValueError(f"sizes is {describe(sizes)} but needs to be torch.int64 ({num_crops},)")
+    check_index(sizes, "sizes", "(C,)", (num_crops,))
     if at_hand(sizes):
         return resolve_keep(check_int(keep, "keep"), int(sizes.sum()))
     return check_int(keep, "keep", 1)

@@ -44,6 +44,7 @@ from ..nn.checks import (
     at_hand,
     check_finite,
     check_float,
+    check_index,
     check_int,
     check_ints,
     check_number,
@@ -307,11 +308,7 @@ def quotas(counts: Tensor, keep: int) -> Tensor:
 
 def _check_counts(counts: Tensor, batch: int | None = None) -> None:
     """Raise unless `counts` is long (B, 3), nothing < 0 on the CPU; batch None: any B."""
-    long = isinstance(counts, Tensor) and counts.dtype == torch.long
-    if not long or counts.dim() != 2 or counts.shape[1] != 3 or batch not in (None, len(counts)):
-        raise ValueError(
-            f"counts is {describe(counts)} but needs to be torch.int64 ({batch or 'B'}, 3)"
-        )
+    check_index(counts, "counts", "(B, 3)", (batch, 3))
     if at_hand(counts) and (counts < 0).any():
         raise ValueError(f"counts={counts.tolist()}: needs numbers of at least 0")
 

@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import (
+    check_axes,
     check_finite,
     check_float,
     check_int,
@@ -52,7 +53,7 @@ from ..nn.checks import (
     check_numbers,
 )
 from ..tokens import Plan, Stage, resolve_keep, take
-from ..tokens.checks import check_axes, check_mask, is_fraction
+from ..tokens.checks import check_mask, is_fraction
 from ..tokens.precision import widen
 from .method import Method
 

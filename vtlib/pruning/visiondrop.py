@@ -38,9 +38,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_int, check_ints, check_number, check_tokens
+from ..nn.checks import check_axes, check_finite, check_int, check_ints, check_number, check_tokens
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, top_tokens
-from ..tokens.checks import check_axes, check_scores
+from ..tokens.checks import check_scores
 from ..tokens.merge import merge_to_targets
 from ..tokens.precision import widen
 from ..tokens.vision import check_vision

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, vmap
 
 from ..nn.checks import (
-    at_hand,
     check_finite,
     check_float,
     check_generator,
+    check_index,
     check_int,
     check_ints,
     check_number,
@@ -49,7 +49,6 @@ from ..tokens import Plan, VisionOutputs, resolve_keep, take
 from ..tokens.checks import check_grid, check_scores, is_fraction
 from ..tokens.greedy import greedy_maxmin
 from ..tokens.precision import full_precision, widen
-from ..tokens.select import check_range
 from ..tokens.vision import check_vision
 from .method import Method
 
@@ -306,9 +305,8 @@ def sads_views(
             f"sensitivity has shape {tuple(sensitivity.shape)} but the tokens need "
             f"{tuple(tokens.shape[:2])}"
         )
+    check_index(views, "views", "(V, M)", stop=tokens.shape[1], least=-1)
     k = _count_each(views, keep)
-    if at_hand(views):
-        check_range(views, "views", -1, tokens.shape[1])
     valid = views >= 0
     flat = views.clamp(min=0)
     s = widen(sensitivity)[:, flat]                                 # b v m
@@ -325,12 +323,8 @@ def sads_views(
 
 def _count_each(views: Tensor, keep: int | float) -> int:
     """k, the tokens that each view keeps, checked against the shortest view."""
-    if not isinstance(views, Tensor) or views.dtype != torch.long:
-        raise ValueError(f"views is {describe(views)} but needs to be a torch.int64 tensor (V, M)")
-    if views.dim() != 2 or not views.numel():
-        raise ValueError(
-            f"views has shape {tuple(views.shape)} but needs (V, M): the tokens of each view"
-        )
+    if not views.numel():
+        raise ValueError(f"views is empty: shape {tuple(views.shape)}")
     total, shortest = views.numel(), views.shape[1]
     if views.device.type != "meta":
         sizes = (views >= 0).sum(dim=1)
@@ -370,19 +364,13 @@ def select_views(
     names = tuple(f"view {v}" for v in range(num_views))
     index = index.flatten(1)
     if newlines is not None:
-        _check_newlines(newlines)
+        check_index(newlines, "newlines", "(L,)", stop=tokens.shape[1])
         newlines = newlines.expand(batch, -1)
         index = torch.cat([index, newlines], dim=1)
         role = torch.cat([role, torch.full_like(newlines, num_views)], dim=1)
         names = (*names, "newline")
     index, order = index.sort(dim=1)
     return Plan(index, tokens.shape[1], role=take(role, order), roles=names)
-
-
-def _check_newlines(newlines: Tensor) -> None:
-    long = isinstance(newlines, Tensor) and newlines.dtype == torch.long
-    if not long or newlines.dim() != 1:
-        raise ValueError(f"newlines is {describe(newlines)} but needs to be torch.int64 (L,)")
 
 
 def prune(

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.checks import at_hand, check_finite, check_float, check_index, check_ints
+from ..nn.checks import check_finite, check_float, check_index, check_ints
 from ..tokens.precision import widen
 from .contract import Quantized, straight_through, used
 
@@ -88,12 +88,5 @@ class FiniteScalar(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """indices (...) long -> codes (..., C), bit for bit those that forward returned."""
-        check_index(indices, "indices")
-        if indices.numel() and at_hand(indices):
-            low, high = (int(bound) for bound in indices.aminmax())
-            if low < 0 or high >= self.codebook_size:
-                raise ValueError(
-                    f"indices go from {low} to {high} but the codes are 0 ... "
-                    f"{self.codebook_size - 1}"
-                )
+        check_index(indices, "indices", stop=self.codebook_size)
         return self.codes(indices[..., None] // self.steps % self.levels)

@@ -44,10 +44,8 @@ from ..nn import (
     unwrap,
     warp,
 )
-from ..nn.checks import at_hand, describe
+from ..nn.checks import check_axes, check_index, describe
 from ..tokens import take
-from ..tokens.checks import check_axes
-from ..tokens.select import check_range
 from .spynet import SPyNet
 
 PAPER = "ttvsr"
@@ -157,10 +155,7 @@ def gather_tokens(tokens: Tensor, location: Tensor, key: Tensor | None = None) -
 def _check_key(key: Tensor | None, shape: tuple[int, int, int], count: int) -> None:
     if key is None:
         return
-    if not isinstance(key, Tensor) or key.dtype != torch.long or key.shape != shape:
-        raise ValueError(f"key is {describe(key)} but needs to be torch.int64 (B, h, w) = {shape}")
-    if at_hand(key):
-        check_range(key.flatten(1), "key", 0, count)
+    check_index(key, "key", "(B, h, w)", shape, count)
 
 
 def _gather(tokens: Tensor, location: Tensor, key: Tensor | None = None) -> Tensor:

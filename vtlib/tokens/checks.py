@@ -29,23 +29,6 @@ def check_scores(
     check_finite(scores, name)
 
 
-def check_axes(x: Any, name: str, axes: str) -> None:
-    """Raise unless `x` is floating with the axes that `axes` names, "(B, heads, N)" say, none of
-    them empty.
-
-    Args:
-        x: what was given.
-        name: what the message calls it.
-        axes: what each axis is, in brackets.
-    """
-    check_float(x, name)
-    shape, count = tuple(x.shape), axes.count(",") + 1
-    if len(shape) != count:
-        raise ValueError(f"{name} has shape {shape} but needs {count} axes {axes}")
-    if 0 in shape:
-        raise ValueError(f"{name} is empty: shape {shape}; needs {axes}, each at least 1")
-
-
 def check_mask(mask: Any, name: str, shape: tuple[int, ...], axes: str = "(B, N)") -> None:
     """Raise unless `mask` is a boolean tensor of this shape.
 

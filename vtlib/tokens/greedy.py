@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_tokens
+from ..nn.checks import check_range, check_tokens
 from .checks import check_scores
 from .cosine import check_cosines, cosines
 from .precision import full_precision
-from .select import check_range, resolve_keep
+from .select import resolve_keep
 
 CACHED = 1 << 20
 """Distances that a CPU's cache holds: images go in groups that need no more of them."""
@@ -66,7 +66,7 @@ def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | No
                 f"first has shape {tuple(first.shape)}, {first.dtype}, but needs one index "
                 f"an image, int64 ({batch},)"
             )
-        check_range(first[:, None], "first", 0, num_tokens)
+        check_range(first, "first", 0, num_tokens)
         return
     if first is not None and not (isinstance(first, str) and first == "weight"):
         raise ValueError(

@@ -4,11 +4,11 @@ like its own."""
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float, check_int
+from ..nn.checks import check_finite, check_float, check_index, check_int
 from .cosine import unit
 from .plan import Plan
 from .precision import full_precision
-from .select import check_once, check_places, take
+from .select import check_once, take
 
 
 def strided(num_tokens: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -79,12 +79,9 @@ def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
     """num_targets as an int. ValueError as `merge_to_targets` says."""
     check_float(keys, "keys")
     check_finite(keys, "keys")
-    check_places(kept, "kept")
-    if keys.dim() != 3 or kept.shape[0] != keys.shape[0]:
-        raise ValueError(
-            f"keys {tuple(keys.shape)} and kept {tuple(kept.shape)} need the shapes (B, N, P) and "
-            f"(B, d)"
-        )
+    if keys.dim() != 3:
+        raise ValueError(f"keys has shape {tuple(keys.shape)} but needs (B, N, P)")
+    check_index(kept, "kept", "(B, d)", (len(keys), None))
     num_tokens, num_kept = keys.shape[1], kept.shape[1]
     check_once(kept, "kept", num_tokens)
     num_targets = check_int(num_targets, "num_targets")

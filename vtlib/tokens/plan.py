@@ -10,25 +10,16 @@ from ..nn.checks import (
     at_hand,
     check_finite,
     check_float,
+    check_index,
     check_int,
     check_ints,
+    check_range,
     describe,
     readable,
 )
 from .checks import check_scores
 from .precision import full_precision, widen
-from .select import (
-    add_rows,
-    as_rows,
-    best,
-    check_keep,
-    check_places,
-    check_range,
-    repeated,
-    resolve_keep,
-    row_numbers,
-    take,
-)
+from .select import add_rows, as_rows, best, check_keep, repeated, resolve_keep, row_numbers, take
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Plan:
         num_prefix = check_int(self.num_prefix, "num_prefix", 0, num_tokens)
         object.__setattr__(self, "num_tokens", num_tokens)
         object.__setattr__(self, "num_prefix", num_prefix)
-        check_places(self.index, "index")
+        check_index(self.index, "index", "(B, T)")
         entries = {"origin": self.origin, "slot": self.slot, "weight": self.weight}
         if len({entry is None for entry in entries.values()}) > 1:
             missing = [name for name, entry in entries.items() if entry is None]
@@ -77,12 +68,7 @@ class Plan:
         if self.origin is not None and self.slot is not None and self.weight is not None:
             check_entries(self.origin, self.slot, self.weight, self.index.shape[0])
         if self.role is not None:
-            check_places(self.role, "role")
-            if self.role.shape != self.index.shape:
-                raise ValueError(
-                    f"role has shape {tuple(self.role.shape)} but index has "
-                    f"{tuple(self.index.shape)}: one number a slot"
-                )
+            check_index(self.role, "role", "(B, T)", self.index.shape)
         if at_hand(self.index):
             self.check()
 
@@ -244,15 +230,14 @@ def check_entries(origin: Tensor, slot: Tensor, weight: Tensor, batch: int) -> N
         weight: of each entry, how much of that token.
         batch: B.
     """
-    check_places(origin, "origin", batch)
-    check_places(slot, "slot", batch)
+    check_index(origin, "origin", "(B, E)", (batch, None))
+    check_index(slot, "slot", "(B, E)", origin.shape)
     check_float(weight, "weight")
-    for name, entry in (("slot", slot), ("weight", weight)):
-        if entry.shape != origin.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(entry.shape)} but origin has {tuple(origin.shape)}: "
-                f"one number an entry"
-            )
+    if weight.shape != origin.shape:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)} but origin has {tuple(origin.shape)}: "
+            f"one number an entry"
+        )
 
 
 def keep_all(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_int, describe, readable
+from ..nn.checks import at_hand, check_index, check_int, check_range, describe, readable
 from .checks import is_fraction
 
 
@@ -135,7 +135,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """
     if not isinstance(x, Tensor) or x.dim() < 2:
         raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, N, ...)")
-    check_places(index, "index", x.shape[0])
+    check_index(index, "index", "(B, K)", (x.shape[0], None))
     try:
         if x.dim() == 2:
             return x.gather(1, index)
@@ -169,7 +169,7 @@ def scatter_back(x: Tensor, index: Tensor, num_tokens: int, fill: float = 0.0) -
     """
     if not isinstance(x, Tensor) or x.dim() < 2:
         raise ValueError(f"x is {describe(x)} but needs to be a tensor (B, K, ...)")
-    check_places(index, "index", x.shape[0])
+    check_index(index, "index", "(B, K)", (x.shape[0], None))
     if index.shape[1] != x.shape[1]:
         raise ValueError(f"index has {index.shape[1]} places but x has {x.shape[1]} tokens")
     num_tokens = check_int(num_tokens, "num_tokens", 0)
@@ -250,44 +250,6 @@ def add_rows(
 
 
 # ------------------------------------------------------------------------------------------ checks
-def check_places(index: Any, name: str, batch: int | None = None) -> None:
-    """Raise unless `index` is a long tensor (B, K).
-
-    Args:
-        index: whatever was given.
-        name: what the message calls it.
-        batch: B; None: any.
-    """
-    if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != 2:
-        raise ValueError(f"{name} is {describe(index)} but needs to be a torch.int64 tensor (B, K)")
-    if batch is not None and index.shape[0] != batch:
-        raise ValueError(f"{name} has {index.shape[0]} rows but there are {batch} images")
-
-
-def check_range(index: Tensor, name: str, least: int, stop: int) -> bool:
-    """Raise unless all of `index` lie in least ... stop - 1. It reads the values (a GPU is waited
-    for), so it passes on the meta device and while compiling or exporting.
-
-    Args:
-        index: (B, K) long.
-        name: what the message calls it.
-        least: the smallest that is allowed.
-        stop: one more than the largest that is allowed.
-
-    Returns whether it saw the values and none is negative.
-    """
-    if index.numel() == 0 or not readable(index):
-        return False
-    low, high = (int(bound) for bound in index.aminmax())
-    if low >= least and high < stop:
-        return low >= 0
-    image, place = ((index < least) | (index >= stop)).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{image}, {place}]={int(index[image, place])} is no place: "
-        f"it must lie in {least} ... {stop - 1}"
-    )
-
-
 def check_once(index: Tensor, name: str, stop: int, what: str = "token") -> None:
     """Raise for a place that does not exist and for one that an image holds twice: another would be
     lost. It looks where a look waits for nothing.

@@ -4,12 +4,10 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_int, check_tokens, describe
+from ..nn.checks import check_index, check_int, check_tokens, describe
 from .checks import check_grid
-from .select import check_range
 
 SPACES = ("features", "selected", "tokens")
 """The tensors of `VisionOutputs` that a plan can be for."""
@@ -64,12 +62,7 @@ class VisionOutputs:
     def rows(self, index: Tensor) -> "VisionOutputs":
         """The same for pictures `index` (K,) long of the batch, repeats allowed: one row for each
         question to a picture, say. ValueError for what is no such index."""
-        if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != 1:
-            raise ValueError(
-                f"index is {describe(index)} but needs to be a torch.int64 tensor (K,)"
-            )
-        if at_hand(index):
-            check_range(index[None], "index", 0, len(self.selected))
+        check_index(index, "index", "(K,)", stop=len(self.selected))
         out = VisionOutputs(
             self.selected[index],
             self.grid,

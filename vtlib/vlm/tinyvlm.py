@@ -27,10 +27,9 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..nn import check_dtype, check_finite, check_int, check_tokens, places_2d
-from ..nn.checks import at_hand, describe
+from ..nn.checks import check_index
 from ..tokens import Plan
 from ..tokens.plan import check_plan
-from ..tokens.select import check_range
 from ..tokens.vision import SPACES, VisionOutputs, check_vision
 from .decoder import Decoder, Prefill
 from .encoder import Encoder
@@ -69,11 +68,9 @@ def _separate(q: Tensor, k: Tensor, v: Tensor, prefix: int, later: Tensor) -> Te
 
 
 def _check_ids(ids: Tensor, batch: int, count: int) -> None:
-    long = isinstance(ids, Tensor) and ids.dtype == torch.long
-    if not long or ids.dim() != 3 or len(ids) != batch or 0 in ids.shape:
-        raise ValueError(f"ids is {describe(ids)} but needs to be torch.int64 ({batch}, Q, L)")
-    if at_hand(ids):
-        check_range(ids.flatten(1), "ids, texts side by side,", 0, count)
+    check_index(ids, "ids", "(B, Q, L)", (batch, None, None), count)
+    if 0 in ids.shape:
+        raise ValueError(f"ids is empty: shape {tuple(ids.shape)}")
 
 
 def _check_parts(vocabulary: Sequence[str], **parts: dict | None) -> None:
@@ -315,15 +312,11 @@ class TinyVLM(nn.Module):
         count, device = tokens.shape[1], ids.device
         if positions is None:
             positions = torch.arange(count, device=device).expand(batch, -1)
-            num_visual = count if num_visual is None else check_int(num_visual, "num_visual", count)
-        long = isinstance(positions, Tensor) and positions.dtype == torch.long
-        fits = long and positions.shape == (batch, count)
-        num_visual = None if num_visual is None else check_int(num_visual, "num_visual", 1)
-        if not fits or num_visual is None:
-            raise ValueError(
-                f"positions {describe(positions)}, num_visual={num_visual}: needs "
-                f"{(batch, count)}, and the number of places in the picture"
-            )
+            num_visual = count if num_visual is None else num_visual
+            num_visual = check_int(num_visual, "num_visual", count)
+        else:
+            num_visual = check_int(num_visual, "num_visual", 1)
+            check_index(positions, "positions", "(B, T)", (batch, count), num_visual)
         prefix = 1 + count
         start = self.embed_tokens.weight[self.ids[START]].expand(batch, 1, -1)
         x = torch.cat([start.to(tokens.dtype), tokens], dim=1)                   # b prefix d
