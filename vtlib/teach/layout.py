@@ -190,7 +190,7 @@ class Layout:
             i = self.columns.gap_beside(start.column, end.column)
             self.columns.gap[i] = max(self.columns.gap[i], width + 24 + turn)
         else:
-            i = self.rows.gap_beside(source.row, target.row)
+            i = self._level_gap(arrow)
             flat = 16 if arrow.route == "vhv" else 0
             self.rows.gap[i] = max(self.rows.gap[i], height + 20 + flat)
 
@@ -230,6 +230,12 @@ class Layout:
         """Whether an arrow bends beside its source, as where several leave one box."""
         leaving = [other for other in self.arrows if other.source is arrow.source]
         return arrow.route == "hvh" and sum(other.route == "hvh" for other in leaving) > 1
+
+    def _level_gap(self, arrow: Arrow) -> int:
+        """The gap of rows in which a downward arrow has its label: "vhv" bends there, too."""
+        if arrow.route == "vhv":
+            return self.rows.gap_beside(arrow.target.row, arrow.source.row)
+        return self.rows.gap_beside(arrow.source.row, arrow.target.row)
 
     def _frame_room(self, frame: Frame) -> None:
         names = {box.name for box in frame.boxes}
@@ -296,8 +302,7 @@ class Layout:
         sign = 1 if target.y > source.y else -1
         start = source.y + sign * source.height / 2
         end = target.y - sign * target.height / 2
-        gap = self.rows.gap_beside(source.row, target.row)
-        middle = (start + end) / 2 if source.row % 1 else self.rows.between(gap)
+        middle = (start + end) / 2 if source.row % 1 else self.rows.between(self._level_gap(arrow))
         height = self.measure(arrow.label)[1] if arrow.label else 0
         arrow.align, arrow.text = "left", (source.x + 6, middle - sign * 2)
         if arrow.route == "v":

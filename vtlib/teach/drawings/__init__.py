@@ -6,4 +6,8 @@ from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".basics": ("vit",),
+    ".multiscale": (
+        "crossformer", "crossformer_cel", "crossformer_groups", "crossvit", "crossvit_exchange",
+        "tokenformer", "tokenformer_pattention",
+    ),
 })
