@@ -343,6 +343,45 @@ def test_lines_lie_between_patches():
     teach.png(fig)
 
 
+# --------------------------------------------------------------------------------- rows of pictures
+
+
+def test_a_picture_row_has_titles_heat_and_patches():
+    pictures = [torch.rand(3, 12, 12), torch.rand(24, 24), torch.rand(3, 12, 6)]
+    heat = [None, torch.rand(3, 3), None]
+    fig = teach.picture_row(pictures, ["a", "b\nc", None], heat=heat, patch=[4, None, None], cols=2,
+                            title="All three", vmin=0.0, vmax=2.0)  # fmt: skip
+    first, second, third = fig.axes
+    assert [len(ax.images) for ax in fig.axes] == [1, 2, 1] and len(first.collections) == 1
+    assert second.images[1].get_clim() == (0, 2)
+    assert second.images[1].get_array().shape == (24, 24)
+    assert [ax.get_title("left") for ax in fig.axes] == ["a", "b\nc", ""]
+    assert np.allclose(first.images[0].get_array().transpose(2, 0, 1), pictures[0].numpy())
+    fig.canvas.draw()
+    boxes = [ax.get_window_extent() for ax in fig.axes]
+    assert boxes[0].x1 < boxes[1].x0 and boxes[2].y1 < boxes[0].y0
+    texts = [fig.texts[0], *(ax._left_title for ax in fig.axes)]
+    assert all(text.get_window_extent().y1 <= fig.bbox.y1 for text in texts)
+    assert second._left_title.get_window_extent().y1 <= fig.texts[0].get_window_extent().y0
+
+
+def test_a_picture_row_asks_for_one_of_each():
+    pictures = torch.rand(2, 3, 8, 8)
+    row = teach.picture_row(pictures, patch=4)
+    assert [len(ax.collections) for ax in row.axes] == [1, 1]
+    for bad, said in (
+        ({"images": []}, "images: got none"),
+        ({"images": 3}, "images is a int"),
+        ({"images": [torch.rand(2, 8, 8)]}, r"images\[0\]: got shape"),
+        ({"titles": ["a"]}, "titles: got 1 for 2 images"),
+        ({"titles": "ab"}, "titles='ab': needs a list"),
+        ({"heat": [None]}, "heat: got 1 for 2"),
+        ({"patch": [4, 4, 4]}, "patch: got 3 for 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            teach.picture_row(**{"images": pictures} | bad)
+
+
 # ------------------------------------------------------------------------------------------- tables
 
 

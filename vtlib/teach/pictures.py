@@ -152,6 +152,92 @@ def grid(
     return fig
 
 
+@matplotlib.rc_context(STYLE)
+def picture_row(
+    images,
+    titles: Sequence[str] | None = None,
+    heat: Sequence | None = None,
+    patch: int | Sequence | None = None,
+    cols: int | None = None,
+    size: float = 1.9,
+    title: str | None = None,
+    **look,
+) -> Figure:
+    """Pictures of any sizes, each with its title, its heat map and the borders of its patches ->
+    Figure, one Axes a picture (`fig.axes`, to mark something in one of them).
+
+        teach.show(teach.picture_row([photo, photo], ["the photograph", "where [CLS] looks"],
+                                     heat=[None, attention], patch=[16, None]), alt="...")
+
+    `grid` draws many pictures of one size faster. ValueError for no image, for titles, heat maps or
+    patches that are not one an image.
+
+    Args:
+        images: a list, each (3, H, W) in [0, 1], or one channel, or uint8 (see `pixels_of`).
+        titles: one an image, written above it (newlines allowed).
+        heat: one (h, w) an image, laid over it (see `overlay`), or None.
+        patch: the side of the patches whose borders are drawn, for all or one an image, or None.
+        cols: pictures in a row, by default all up to five.
+        size: width of a picture in inches.
+        title: the message of the whole figure.
+        look: of the heat maps, as for `overlay` (vmin, vmax, alpha, cmap); mode is "nearest" here,
+            a flat square a token.
+    """
+    if not isinstance(images, Iterable) or getattr(images, "ndim", None) == 0:
+        raise ValueError(f"images is a {type(images).__name__}: needs (B, 3, H, W) or a list")
+    images = list(images)
+    if not images:
+        raise ValueError("images: got none, needs at least one (B, 3, H, W)")
+    count = len(images)
+    titles = _one_each(titles, "titles", count)
+    heat, patch = _one_each(heat, "heat", count), _one_each(patch, "patch", count)
+    size = check_number(size, "size", 0.1, 100)
+    cols = min(count, 5 if cols is None else check_int(cols, "cols", 1))
+    pixels = [pixels_of(picture, f"images[{i}]") for i, picture in enumerate(images)]
+    fig, places = _places(pixels, titles, cols, size, title)
+    for i, place in enumerate(places):
+        ax = fig.add_axes(place)
+        if heat[i] is None:
+            image(ax, pixels[i], titles[i])
+        else:
+            overlay(ax, pixels[i], heat[i], title=titles[i], **{"mode": "nearest"} | look)
+        if patch[i] is not None:
+            lines(ax, patch[i])
+    return fig
+
+
+def _one_each(values, name: str, count: int) -> list:
+    """A list of `count` values: those given, or the same one (an integer, None) for all."""
+    if values is None or isinstance(values, int):
+        return [values] * count
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise ValueError(f"{name}={values!r}: needs a list with one for each image")
+    if len(values) != count:
+        raise ValueError(f"{name}: got {len(values)} for {count} images")
+    return list(values)
+
+
+def _places(pixels: list[Tensor], titles: list, cols: int, size: float, title: str | None):
+    """A figure with room for all pictures, and for each its [left, bottom, width, height] there."""
+    texts = max(0 if text is None else str(text).count("\n") + 1 for text in titles)
+    above, gap, head = 0.17 * texts + 0.04, 0.1, 0.28 if title else 0.0
+    tall = size * max(picture.shape[1] / picture.shape[2] for picture in pixels)
+    rows = math.ceil(len(pixels) / cols)
+    width = cols * (size + gap) - gap + 0.08
+    height = rows * (tall + above + gap) - gap + head + 0.08
+    fig = Figure(figsize=(width, height))
+    FigureCanvasAgg(fig)
+    if title:
+        fig.text(0.04 / width, 1 - 0.06 / height, title, fontsize=9.5, va="top", ha="left")
+    places = []
+    for i in range(len(pixels)):
+        row, column = divmod(i, cols)
+        left = 0.04 + column * (size + gap)
+        top = height - 0.04 - head - above - row * (tall + above + gap)
+        places.append([left / width, (top - tall) / height, size / width, tall / height])
+    return fig, places
+
+
 def _check_grid(pictures: list[np.ndarray], titles) -> None:
     if not pictures:
         raise ValueError("images: got none, needs at least one (B, 3, H, W)")
