@@ -42,9 +42,9 @@ FOLDS = {
 }
 """Tag of a code cell, as an author sets it -> the tag and the metadata that fold the cell.
 
-`jupyter` is read by JupyterLab; `cellView` by Colab, where it folds code and never an output;
-`collapsed` by the classic Notebook, and JupyterLab adds it when it saves; the tags by pages that
-are made of notebooks. GitHub, VS Code and nbval read none of these, and show everything.
+JupyterLab reads `jupyter`. Colab writes `collapsed` itself where a reader hides an output, and
+folds code where `cellView` says so; a form folds no output, so an answer is none. Pages made of
+notebooks read the tags. GitHub, VS Code, nbconvert and nbval read none of all that.
 """
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """import sys
