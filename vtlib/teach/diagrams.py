@@ -147,8 +147,10 @@ class Drawing:
         kinds = [kind for kind in KINDS if any(b.kind == kind for b in self.boxes.values())]
         entries = [(kind, KINDS[kind].meaning) for kind in kinds if KINDS[kind].meaning]
         top = MARGIN + size(self.title, TITLE)[1] + 10
-        width = max(layout.place(0, 0)[0], size(self.title, TITLE)[0], 420) + 2 * MARGIN
-        left = (width - layout.place(0, 0)[0]) / 2
+        layout.place(0, 0)
+        right = max(rect.right for rect in layout.extents())
+        width = max(right, size(self.title, TITLE)[0], 420) + 2 * MARGIN
+        left = (width - right) / 2
         _, bottom = layout.place(left, top)
         if width > MOST:
             raise ValueError(

@@ -188,6 +188,8 @@ class Layout:
             turn = TURN if arrow.route == "hvh" else 0
             start, end = (source, target) if not self._turns_early(arrow) else (target, source)
             i = self.columns.gap_beside(start.column, end.column)
+            if self._runs_far(arrow):
+                width = self._missing(arrow, width)
             self.columns.gap[i] = max(self.columns.gap[i], width + 24 + turn)
         else:
             i = self._level_gap(arrow)
@@ -225,6 +227,19 @@ class Layout:
         places = [box.row if flat else box.column for box in ends]
         after = arrow.route in ("below", "right")
         return math.ceil(max(places)) if after else math.floor(min(places))
+
+    def _runs_far(self, arrow: Arrow) -> bool:
+        """Whether a label may lie over other columns than the gap beside its box."""
+        far = abs(arrow.target.column - arrow.source.column) > 1
+        return arrow.route == "hv" or (arrow.route == "h" and far)
+
+    def _missing(self, arrow: Arrow, width: float) -> float:
+        """What is left of a label's width for one gap, where it lies over columns as well."""
+        low, high = sorted((arrow.source.column, arrow.target.column))
+        over = sum(self.columns.size[math.floor(low) + 1 : math.ceil(high)])
+        if arrow.route == "hv" and not arrow.target.column % 1:
+            over += self.columns.size[int(arrow.target.column)] / 2
+        return max(width - over, 0)
 
     def _turns_early(self, arrow: Arrow) -> bool:
         """Whether an arrow bends beside its source, as where several leave one box."""
@@ -265,6 +280,17 @@ class Layout:
             frame.rect = self._frame(frame)
         return right, bottom
 
+    def extents(self) -> list[Rect]:
+        """What takes up room: boxes, frames, labels."""
+        found = [box.rect for box in self.boxes] + [frame.rect for frame in self.frames]
+        for arrow in self.arrows:
+            if arrow.label:
+                width, height = self.measure(arrow.label)
+                left = arrow.text[0] - (0 if arrow.align == "left" else width / 2)
+                top = arrow.text[1] - height / 2
+                found.append(Rect(arrow.name, left, top, left + width, top + height))
+        return found
+
     def _draw(self, arrow: Arrow) -> None:
         if arrow.route in LANES:
             self._in_lane(arrow)
@@ -289,7 +315,9 @@ class Layout:
             bend = start + sign * TURN if early else end - sign * (TURN + 6)
             arrow.points = [(start, source.y), (bend, source.y), (bend, target.y), (end, target.y)]
         near, far = (target, source) if early else (source, target)
-        if near.column % 1:
+        if self._runs_far(arrow):
+            x = (start + arrow.points[1][0]) / 2
+        elif near.column % 1:
             x = (start + end) / 2
         else:
             x = self.columns.between(self.columns.gap_beside(near.column, far.column))
@@ -344,17 +372,30 @@ class Layout:
         arrow.text = lane + sign * (4 + width / 2), sum(ends) / 2
 
     def _frame(self, frame: Frame) -> Rect:
-        """Around the boxes, and the skip arrows between them."""
-        names = {box.name for box in frame.boxes}
-        inside = [a for a in self.arrows if {a.source.name, a.target.name} <= names]
-        xs = [x for arrow in inside for x, _ in arrow.points]
-        ys = [y for arrow in inside for _, y in arrow.points]
+        """Around the boxes, and the skip arrows beside them."""
         rects = [box.rect for box in frame.boxes]
+        xs = [rect.left for rect in rects] + [rect.right for rect in rects]
+        ys = [rect.top for rect in rects] + [rect.bottom for rect in rects]
+        for arrow in self.arrows:
+            ends = [box for box in (arrow.source, arrow.target) if box in frame.boxes]
+            if arrow.skips and (ends or self._passes(arrow, frame)):
+                lane_x, lane_y = arrow.points[1]
+                if arrow.route in ("above", "below"):
+                    ys.append(lane_y)
+                else:
+                    xs.append(lane_x)
         pad, head = PAD * (frame.inner + 1) - 4, self.title_height * (frame.inner + 1)
+        left, right = min(xs) - pad, max(xs) + pad
         return Rect(
-            f"frame {frame.title!r}",
-            min(xs + [rect.left for rect in rects]) - pad,
-            min(ys + [rect.top for rect in rects]) - pad - head,
-            max(xs + [rect.right for rect in rects]) + pad,
-            max(ys + [rect.bottom for rect in rects]) + pad,
+            f"frame {frame.title!r}", left, min(ys) - pad - head, right, max(ys) + pad
         )
+
+    def _passes(self, arrow: Arrow, frame: Frame) -> bool:
+        """Whether a skip arrow runs along a row, or column, of the frame, past its boxes."""
+        flat = arrow.route in ("above", "below")
+        low, high = self._span(arrow)
+        track = self._lane_track(arrow)
+        along = [box.column if flat else box.row for box in frame.boxes]
+        across = [box.row if flat else box.column for box in frame.boxes]
+        beside = min(across) <= track <= max(across)
+        return beside and min(along) < high and max(along) > low

@@ -10,4 +10,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "crossformer", "crossformer_cel", "crossformer_groups", "crossvit", "crossvit_exchange",
         "tokenformer", "tokenformer_pattention",
     ),
+    ".superres": (
+        "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",
+        "uplift_neighbours", "uplift_step",
+    ),
 })

@@ -71,3 +71,22 @@ def cell(ax, place, side: float, group: int, strong: bool = False) -> None:
         place[0] + side / 2, place[1] + side / 2, LETTERS[group], fontsize=SMALL, ha="center",
         va="center", zorder=4,
     ).set_gid("cell")
+
+
+def outline(ax, place, width: float, height: float) -> None:
+    """A thick frame around some cells.
+
+    Args:
+        ax: axes in pixels.
+        place: upper left corner (x, y).
+        width: in pixels.
+        height: in pixels.
+    """
+    ax.add_patch(
+        Rectangle(place, width, height, fill=False, edgecolor=INK, linewidth=2.4, zorder=5)
+    )
+
+
+def blank(place, side: float) -> Rectangle:
+    """An empty cell."""
+    return Rectangle(place, side, side, facecolor="#f2f2f2", edgecolor="#bbbbbb", zorder=1)
