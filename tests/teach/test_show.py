@@ -523,6 +523,7 @@ def drawings(picture, heat, keys):
         teach.grid([picture, picture], cols=np.int64(1)).axes[0].images[1].get_array(),
         teach.overlay(ax, picture, heat).get_array(),
         teach.tiles(ax, keys).get_array(),
+        teach.picture_row([picture], heat=[heat]).axes[0].images[1].get_array(),
     ]
     teach.lines(ax, np.int64(4))
     teach.lines(ax, (torch.tensor(4, device="cpu"), 2))
