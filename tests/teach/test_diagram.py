@@ -5,11 +5,16 @@ import itertools
 import re
 
 import pytest
+import torch
 from matplotlib.patches import Patch
 
-from vtlib import teach
+from vtlib import checkpoints, teach
+from vtlib.multiscale import crossformer, crossvit, tokenformer
+from vtlib.superres import catanet, ttvsr, uplift
 from vtlib.teach import diagrams, drawings, figures
 from vtlib.teach.layout import Rect
+from vtlib.vit import ViT
+from vtlib.vlm import TinyVLM
 
 BOXES = {
     "image": (0, 0, "image", "data"),
@@ -152,6 +157,88 @@ def test_texts_of_a_paper_fit_their_boxes_and_do_not_meet(name, drawn):
         assert not one.meets(other), f"{one} {other}"
     assert all(text.get_fontsize() >= 8.5 for text in fig.axes[0].texts)
     assert 20 <= len(" ".join(words)) <= 2400
+
+
+def of_vit():
+    model = ViT(64, 8, num_classes=12, embed_dim=96, num_layers=4, num_heads=3)
+    images = torch.empty(1, 3, 64, 64)
+    return [model.patch_embed(images), model.embed(images)[0], model(images)]
+
+
+def of_crossvit():
+    return crossvit.crossvit_tiny().embed(torch.empty(1, 3, 240, 240))
+
+
+def of_crossformer():
+    maps = crossformer.crossformer_small().stages(torch.empty(1, 3, 224, 224))
+    return [x.flatten(2).transpose(1, 2) for x in maps]
+
+
+def of_cel():
+    embed = crossformer.CrossScaleEmbed()
+    images = torch.empty(1, 3, 128, 128)
+    return [*(proj(images) for proj in embed.projs), embed(images)]
+
+
+def of_ttvsr():
+    assert checkpoints.info("ttvsr_small")["config"]["mid_channels"] == 32
+    state = torch.empty(1, 32, 96, 96)
+    return [state, ttvsr.tokenize(state), ttvsr.token_flow(torch.empty(1, 2, 96, 96))]
+
+
+def of_tab():
+    config = checkpoints.info("catanet_small")["config"]
+    block = catanet.CATANet(**config).blocks[0][0]
+    assert block.group_size == 64 and config["num_layers"] == 4
+    tokens = torch.empty(1, 32, 48, 48).flatten(2).transpose(1, 2)
+    return [tokens, block.means[None]]
+
+
+def of_uplift():
+    model = uplift.UPLiFT(**checkpoints.info("uplift_emoji")["config"])
+    images, features = torch.empty(1, 3, 96, 96), torch.empty(1, 128, 12, 12)
+    return [features, *model(images, features, return_steps=True)]
+
+
+def of_uplift_step():
+    model = uplift.UPLiFT(**checkpoints.info("uplift_emoji")["config"])
+    features, maps = torch.empty(1, 128, 12, 12), model.encode(torch.empty(1, 3, 96, 96))
+    out, attn = model.upsample(features, maps, return_attn=True)
+    return [features, model.decoder(features, maps), out, attn]
+
+
+def of_pruning():
+    vision = TinyVLM(["crab"]).encode(torch.empty(1, 3, 128, 128))
+    return [vision.features]
+
+
+MODELS = {
+    "vit": of_vit, "crossvit": of_crossvit, "crossformer": of_crossformer, "ttvsr_step": of_ttvsr,
+    "crossformer_cel": of_cel, "catanet_tab": of_tab, "uplift": of_uplift,
+    "uplift_step": of_uplift_step, "pruning": of_pruning,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_are_those_of_the_models(name, drawn):
+    getattr(drawings, name)()
+    with torch.device("meta"), torch.no_grad():
+        shapes = [tuple(x.shape[1:]) for x in MODELS[name]()]
+    words = " ".join(drawn[0][1])
+    for shape in shapes:
+        written = str(shape).replace(",)", ")")
+        assert written in words, f"{written} is not in: {words}"
+
+
+def test_numbers_of_pairs_are_those_of_the_shipped_tokenformer(drawn):
+    config = checkpoints.info("tokenformer_chars")["config"]
+    with torch.device("meta"):
+        block = tokenformer.TokenFormer(**config).blocks[0]
+    drawings.tokenformer()
+    words = " ".join(drawn[0][1])
+    assert f"Pattention Q, {block.attention.query.num_tokens} pairs" in words
+    assert f"Pattention FFN, {block.mlp.num_tokens} pairs" in words
+    assert f"(T, {config['embed_dim']})" in words
 
 
 def test_the_measure_above_finds_what_does_not_fit():

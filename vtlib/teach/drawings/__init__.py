@@ -5,7 +5,7 @@ notebooks' small models.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
-    ".basics": ("vit",),
+    ".basics": ("pruning", "vit"),
     ".multiscale": (
         "crossformer", "crossformer_cel", "crossformer_groups", "crossvit", "crossvit_exchange",
         "tokenformer", "tokenformer_pattention",

@@ -1,4 +1,4 @@
-"""What every later drawing starts from: the plain ViT."""
+"""What many notebooks start from: the plain ViT, and pruning's places in TinyVLM."""
 
 from vtlib.teach.diagrams import chain, diagram
 
@@ -42,4 +42,38 @@ def vit() -> None:
         groups=[(("attention", "add1", "mlp", "add2"), "x 4 blocks")],
         note="Shapes without the batch. A patch has 8 x 8 x 3 = 192 numbers, a token D = 96. "
         "Dashed arrows are skips: what a step finds is added to what was there.",
+    )
+
+
+def pruning() -> None:
+    """Where tokens can leave TinyVLM: 128 x 128 pixels are 256 visual tokens."""
+    diagram(
+        "Pruning: three places where visual tokens can leave a vision-language model",
+        boxes={
+            "image": (0, 0, "image\n128 x 128", "data"),
+            "encoder": (1, 0, "ViT encoder\n5 layers", "layer"),
+            "features": (2, 0, "select features\nscore, select, apply", "idea"),
+            "projector": (3, 0, "projector\n2 Linear", "layer"),
+            "tokens": (3, 1, "select tokens\nscore, select, apply", "idea"),
+            "prompt": (2, 1, "prompt\ntokens, then words", "step"),
+            "early": (1, 1, "decoder\nlayers 1, 2", "layer"),
+            "inside": (0, 1, "select inside\nwords may vote", "idea"),
+            "late": (0, 2, "decoder\nlayers 3 to 6", "layer"),
+            "question": (2, 2, "question\nis there a crab?", "data"),
+            "answer": (1, 2, "answer\nyes", "data"),
+        },
+        arrows=[
+            ("image", "encoder", ""),
+            ("encoder", "features", "(256, 144)"),
+            ("features", "projector", "(T, 144)"),
+            ("projector", "tokens", "(T, 128)"),
+            ("tokens", "prompt", "(T, 128)"),
+            ("prompt", "early", "(T + L, 128)"),
+            ("early", "inside", ""),
+            ("inside", "late", "fewer tokens"),
+            ("late", "answer", ""),
+            ("question", "prompt", "(L, 128)"),
+        ],
+        note="Shapes without the batch. T of 256 visual tokens stay, L words join them. A method "
+        "selects at one of the three places, or at several; where it does not, all tokens pass.",
     )

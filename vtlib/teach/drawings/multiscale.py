@@ -81,7 +81,7 @@ def crossformer() -> None:
             "cel3": (2, 1, "CEL\n2 x 2 and 4 x 4 tokens", "idea"),
             "stage3": (1, 1, "stage 3: 14 x 14 tokens\n3 times SDA, LDA", "idea"),
             "cel4": (0, 1, "CEL\n2 x 2 and 4 x 4 tokens", "idea"),
-            "stage4": (0, 2, "stage 4: 7 x 7 tokens\n2 plain ViT blocks", "layer"),
+            "stage4": (0, 2, "stage 4: 7 x 7 tokens\n2 blocks, one group", "layer"),
             "mean": (1, 2, "mean of tokens\nafter LayerNorm", "step"),
             "head": (2, 2, "Linear", "layer"),
             "logits": (3, 2, "logits", "data"),
@@ -101,7 +101,7 @@ def crossformer() -> None:
         ],
         note="Shapes without the batch, sizes of CrossFormer-S. CEL: cross-scale embedding layer. "
         "SDA, LDA: a ViT block with short-, then one with long-distance attention, in groups of "
-        "7 x 7 tokens; in stage 4 all tokens are one group.",
+        "7 x 7 tokens; stage 4 has no more than one group.",
     )
 
 

@@ -73,8 +73,8 @@ def ttvsr_step() -> None:
         ],
         note="k: key frames so far, every third frame. A token is 4 x 4 pixels of 32 channels, 512 "
         "numbers; 96 x 96 pixels are 24 x 24 tokens. A location map says for each token of frame "
-        "t where it was in one key frame; the flow is its mean over a token. There are k "
-        "comparisons a token, not k x 576.",
+        "t where it was in one key frame; a new key frame adds a map with all tokens at home. A "
+        "query is compared k times, not k x 576 times.",
     )
 
 
