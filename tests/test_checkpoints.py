@@ -189,7 +189,7 @@ def linear(folder, **header):
 
 @pytest.mark.parametrize("build, message", [
     (nn.Conv2d, "does not take the config of name='.*net.safetensors', .*in_features"),
-    (5, "build=5 does not take the config"),
+    (5, "build is a int but needs to be a class"),
     (lambda **config: nn.Linear(4, 4), "another net than .*net.safetensors.* weight"),
     (lambda **config: nn.Linear(2, 3, bias=False), "another net .*bias"),
     (lambda **config: config, "made a dict: needs a torch module"),

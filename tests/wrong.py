@@ -1,4 +1,5 @@
-"""What no argument of a function is: whatever comes in, a ValueError comes out, or a result."""
+"""What no argument of a function is: whatever comes in, a ValueError comes out, or a result. For a
+flag and for a function only flags and functions give one."""
 
 import numpy as np
 import torch
@@ -47,10 +48,12 @@ def changed(value):
 
 def raw_errors(function, fits):
     """[(argument, what it got, the error)]: errors that are no ValueError, each argument of a call
-    that fits replaced by what does not."""
+    that fits replaced by what does not; flags and functions that may be anything."""
     function(**fits)
     found = []
     for name, value in fits.items():
+        if isinstance(value, bool):
+            function(**{**fits, name: np.bool_(value)})
         for what, wrong in {**WRONG, **changed(value)}.items():
             try:
                 function(**{**fits, name: wrong})
@@ -58,4 +61,9 @@ def raw_errors(function, fits):
                 continue
             except Exception as error:
                 found.append((name, what, f"{type(error).__name__}: {error}"[:100]))
+            else:
+                if isinstance(value, bool) and not isinstance(wrong, bool):
+                    found.append((name, what, "passes for a flag"))
+                if callable(value) and wrong is not None and not callable(wrong):
+                    found.append((name, what, "passes for a function"))
     return found

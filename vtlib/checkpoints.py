@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .nn.checks import check_device
+from .nn.checks import check_callable, check_device
 
 HEADER = ("config", "command", "seed", "score")
 _SEEDS = "_seeds.json"
@@ -116,6 +116,7 @@ def load(
     """
     from safetensors.torch import load_file
 
+    check_callable(build, "build", "a class, or a function that makes the model")
     device, config = check_device(device), info(name)["config"]
     with _plain_torch():
         model = _built(build, config, name).float()

@@ -123,6 +123,13 @@ def test_one_frame():
     assert clip.flows(4)[0].shape == (1, 0, 2, 6, 6)
 
 
+def test_what_is_no_world_is_named():
+    with pytest.raises(ValueError, match="world is a int but needs to be an EmojiWorld"):
+        footage.pictograms(3, 2, 4, 3)
+    with pytest.raises(ValueError, match="video is a NoneType but needs to be a Video"):
+        footage.reverse_flow(None)
+
+
 def test_pictograms_with_flow_both_ways():
     world = data.EmojiWorld((48, 64))
     options = dict(objects=2, speed=0.04, spin=5, pan=0.03, zoom=0.02)

@@ -125,6 +125,7 @@ def test_text_image():
         (dict(words="long enough", size=20), "size=20: the text at height=24 needs at least"),
         (dict(words="a", height=2), "height=2"),
         (dict(words="a", colour=300), "colour=300"),
+        (dict(words="a", bold="no"), "bold='no' .* needs True or False"),
     ],
 )
 def test_text_errors(arguments, message):

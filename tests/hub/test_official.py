@@ -74,6 +74,17 @@ def test_wrong_checkpoint_says_what_does_not_fit(tmp_path):
         hub.load_official(small_crossvit(), tmp_path / "bad.safetensors")
 
 
+def test_wrong_arguments_are_named(tmp_path):
+    _, state = golden("crossvit", "tiny_linear_resize")
+    save_file(state, tmp_path / "good.safetensors")
+    for given, said in (
+        (dict(convert="timm"), "convert is a str but needs to be a function of a state dict"),
+        (dict(strict="no"), "strict='no' .* needs True or False"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hub.load_official(small_crossvit(), tmp_path / "good.safetensors", **given)
+
+
 def test_pickled_code_is_refused(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -840,7 +840,7 @@ def test_plans_and_stages_that_do_not_fit(llava):
         ),
         (
             dict(stages=[Stage(2, 4, last_token(2, 4).plan, (3,))]),
-            "watches layers",
+            "watches layer 3: layers 1 ... 2 have run",
         ),
         (
             dict(stages=[Stage(2, 4, lambda state, keep: keep_all(2, 7))]),
@@ -879,6 +879,19 @@ def test_a_stage_leaves_no_empty_slot(llava, positions, merging):
             with pytest.raises(ValueError, match=message):
                 llava(**PROMPT)
     torch.testing.assert_close(llava(**PROMPT).logits, full, rtol=0, atol=0)
+
+
+def test_arguments_of_another_kind_are_named_at_the_door(llava):
+    for given, message in (
+        (dict(signals="text"), "signals is a str but needs to be a function"),
+        (dict(stages=3), "stages=3: needs a list of Stages"),
+        (dict(attention=1), "attention=1: needs a sequence of integers"),
+        (dict(hidden=(0.5,)), r"hidden\[0\]=0.5"),
+    ):
+        with pytest.raises(ValueError, match=message), prune(llava, "divprune", 4, **given):
+            pass
+    with prune(llava, stages=[3]), pytest.raises(ValueError, match="stages has 3: needs Stages"):
+        llava(**PROMPT)
 
 
 def test_cuts_inside_need_equally_many_images(llava):

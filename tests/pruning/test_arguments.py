@@ -84,9 +84,11 @@ OF_CROSSGET = {
         method="complete",
     )),
     "ensemble": (crossget.ensemble, dict(
-        pairs=crossget.match(TOKENS, SCORES, 2), size=torch.ones(BATCH, N)
+        pairs=crossget.match(TOKENS, SCORES, 2), size=torch.ones(BATCH, N), guided=True
     )),
-    "prune": (crossget.prune, dict(ONE, importance=SCORES, method="complete")),
+    "prune": (
+        crossget.prune, dict(ONE, importance=SCORES, method="complete", guided=True)
+    ),
     "prune, a layer": (crossget.prune, dict(ONE, layer=8)),
 }
 OF_DIVPRUNE = {
@@ -106,7 +108,8 @@ OF_FASTERVLM = {
     "prune_views": (fastervlm.prune_views, dict(vision=VISION, keep=2, crops=(1, 1))),
     "concentration": (fastervlm.concentration, dict(scores=SCORES)),
     "rope_bias": (fastervlm.rope_bias, dict(
-        num_visual=4, head_dim=4, agreement=1.0, samples=2, generator=GENERATOR
+        num_visual=4, head_dim=4, agreement=1.0, samples=2, generator=GENERATOR,
+        same_position=False,
     )),
     "fastv.score": (fastv.score, dict(attention=MAPS, last=ROWS)),
     "fastv.stages": (fastv.stages, dict(
@@ -123,13 +126,15 @@ OF_HIPRUNE = {
     ),
     "score": (hiprune.score, dict(LAYERS, vision=VISION)),
     "num_anchors": (hiprune.num_anchors, dict(keep=9, alpha=0.3)),
-    "neighbourhood": (hiprune.neighbourhood, dict(index=INDEX, grid=GRID)),
+    "neighbourhood": (hiprune.neighbourhood, dict(index=INDEX, grid=GRID, wrap=False)),
     "select": (hiprune.select, dict(
-        object_score=SCORES, deep_score=SCORES, keep=5, grid=GRID, alpha=0.5
+        object_score=SCORES, deep_score=SCORES, keep=5, grid=GRID, alpha=0.5, wrap=False, exact=True
     )),
-    "prune": (hiprune.prune, dict(ONE, **LAYERS, alpha=0.1)),
+    "prune": (hiprune.prune, dict(ONE, **LAYERS, alpha=0.1, wrap=False)),
     "prune_views": (
-        hiprune.prune_views, dict(LAYERS, vision=VISION, total=4, crops=(1, 1), alpha=0.1)
+        hiprune.prune_views, dict(
+            LAYERS, vision=VISION, total=4, crops=(1, 1), alpha=0.1, wrap=False
+        )
     ),
     "object_iou": (hiprune.object_iou, dict(scores=SCORES, mask=MASK, top=3)),
     "spread": (hiprune.spread, dict(scores=SCORES, grid=GRID, top=3)),
@@ -140,7 +145,8 @@ OF_HOLOV = {
     "bands": (holov.bands, dict(num_tokens=12, num_crops=3)),
     "rectangles": (holov.rectangles, dict(grid=(3, 4), num_crops=4)),
     "score": (holov.score, dict(
-        tokens=TOKENS, attention=SCORES, crops=CROPS, variance_weight=0.1
+        tokens=TOKENS, attention=SCORES, crops=CROPS, variance_weight=0.1, raw_singles=False,
+        runs=False,
     )),
     "crop_scores": (holov.crop_scores, dict(token_score=SCORES, crops=CROPS)),
     "crop_weights": (holov.crop_weights, dict(token_score=SCORES, crops=CROPS, tau=0.5)),
@@ -156,7 +162,9 @@ OF_HOLOV = {
         tau=1.0, order="raster",
     )),
     "prune, rectangles": (holov.prune, dict(ONE, num_crops=(1, 2), layout="rectangles")),
-    "refetch": (holov.refetch, dict(x=TOKENS, pruned=TOKENS, ffn=TOKENS, beta=0.2)),
+    "refetch": (holov.refetch, dict(
+        x=TOKENS, pruned=TOKENS, ffn=TOKENS, beta=0.2, activation=torch.nn.functional.silu
+    )),
 }
 OF_RECOVERABLE = {
     "visual_score": (
@@ -170,12 +178,14 @@ OF_RECOVERABLE = {
         recoverable.local_outliers, dict(scores=SCORES, n_neighbors=3, mask=MASK)
     ),
     "filters": (recoverable.filters, dict(
-        visual=SCORES, text=SCORES, n_neighbors=(3, 3, 3), counts=COUNTS, width=4
+        visual=SCORES, text=SCORES, n_neighbors=(3, 3, 3), counts=COUNTS, width=4,
+        float_count=False,
     )),
     "quotas": (recoverable.quotas, dict(counts=COUNTS, keep=4)),
     "select": (recoverable.select, dict(
         visual=SCORES, text=SCORES, keys=TOKENS, keep=5, n_neighbors=(3, 3, 3), num_gathered=2,
-        text_weight=5.0, released_center_count=3,
+        text_weight=5.0, released_center_count=3, released_key_index=False,
+        released_float_count=False,
     )),
     "prune": (recoverable.prune, dict(
         ONE, query=VISION.selected, key=VISION.selected, patches=TOKENS, text=TOKENS[:, 0]
@@ -242,13 +252,16 @@ OF_METHODS = {
     "find": (registry.find, dict(method="divprune")),
     "Method": (method.Method, dict(
         name="word", title="Word", prune=divprune.prune, reads=("keys",), layers=(1,), hidden=(0,),
-        space="features", positions="keep",
+        space="features", positions="keep", asks=False, keep_before=max,
     )),
     "Method.plan": (divprune.METHOD.plan, ONE),
     "Method.attention": (
         hiprune.METHOD.attention, dict(num_layers=12, deep=3, num_prefix=1)
     ),
     "patch_positions": (bench.patch_positions, dict(plan=PLAN)),
+    "Reduced": (bench.Reduced, dict(
+        tokens=TOKENS, plan=PLAN, space="tokens", stages=[], positions="keep", scattered=False
+    )),
     "at_positions": (
         bench.at_positions, dict(tokens=TOKENS[:, :3], index=INDEX, num_tokens=N)
     ),

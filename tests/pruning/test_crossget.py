@@ -502,7 +502,7 @@ def test_meta_device():
     assert losses["ita"].is_meta and losses["kd"].shape == ()
     with torch.device("meta"):
         selected, row, keys = torch.empty(2, 31, 8), torch.empty(2, 3, 30), torch.empty(2, 31, 4)
-    plan = prune(VisionOutputs(selected, (5, 6), None, 1, row, keys), 9)
+    plan = prune(VisionOutputs(selected, (5, 6), len, 1, row, keys), 9)
     assert plan.index.shape == (2, 9) and plan.index.is_meta
 
 
@@ -550,7 +550,7 @@ def test_compile():
     (lambda m: prune(encoder(), 0), "keep=0"),
     (lambda m: prune(encoder(), 31), "keep=31 but there are 30"),
     (lambda m: prune(encoder(), 3, layer=1), r"layer=1 but vision.attention holds \[3\]"),
-    (lambda m: prune(VisionOutputs(torch.zeros(1, 5, 2), (2, 2), None), 2), "vision.keys is None"),
+    (lambda m: prune(VisionOutputs(torch.zeros(1, 5, 2), (2, 2), len), 2), "vision.keys is None"),
     (lambda m: m.encode_image(torch.zeros(2, 3, 32, 40)), "needs 32 x 32"),
     (lambda m: m.encode_image(torch.zeros(2, 1, 32, 32)), "1 channels"),
     (lambda m: m.encode_image(torch.zeros(0, 3, 32, 32)), "empty"),

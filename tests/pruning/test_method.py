@@ -136,7 +136,8 @@ def test_what_is_a_method():
         (dict(reads=("cls",)), "needs a tuple of"),
         (dict(space="keys"), "space="),
         (dict(positions="new"), "positions="),
-        (dict(prune=3), "is no function"),
+        (dict(prune=3), "prune of method .* is a int but needs to be a function"),
+        (dict(keep_before=3), "keep_before of method .* is a int"),
     ):
         with pytest.raises(ValueError, match=message):
             Method("wrong", "Wrong", **{"prune": visionzip, **wrong})

@@ -82,6 +82,12 @@ def test_latency():
             teach.latency(time.sleep, 0, repeat=repeat)
 
 
+def test_what_is_measured_is_a_function():
+    for measure in (teach.flops, teach.latency, teach.activation_bytes):
+        with pytest.raises(ValueError, match="fn is torch.float32 .* but needs to be a function"):
+            measure(torch.ones(2))
+
+
 def test_activation_bytes():
     x = torch.rand(4, 8)
     layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))

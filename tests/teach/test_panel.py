@@ -95,6 +95,8 @@ def test_what_a_panel_needs():
             teach.panel(draw, alt=ALT, **controls)
     with pytest.raises(ValueError, match="alt="):
         teach.panel(draw, alt="short", keep=slider())
+    with pytest.raises(ValueError, match="draw is a str but needs to be a function of the"):
+        teach.panel("draw", alt=ALT, keep=slider())
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,13 @@ def plain_training():
     model = torch.nn.Linear(3, 1, device="cpu", dtype=torch.float32)
     x = torch.arange(24.0, device="cpu", dtype=torch.float32).view(8, 3) / 24
     return teach.train(model, lambda step: model(x).square().mean(), steps=5, rate=0.1)
+
+
+def test_what_training_calls_is_callable():
+    model = torch.nn.Linear(3, 1)
+    for given, said in ((dict(loss=0.5), "loss is a float"), (dict(each=3), "each is a int")):
+        with pytest.raises(ValueError, match=f"{said} but needs to be a function"):
+            teach.train(model, **dict(loss=model, steps=1, rate=0.1) | given)
 
 
 @pytest.mark.parametrize("setting", [torch.no_grad, torch.inference_mode])

@@ -304,6 +304,8 @@ def test_tiles_colour_by_key():
     _, ax = teach.figure()
     keys = torch.tensor([[0, 1, -1], [0, 6, -2]])
     drawn = teach.tiles(ax, keys, "Groups", numbers=True).get_array()
+    with pytest.raises(ValueError, match="numbers='no' .* needs True or False"):
+        teach.tiles(ax, keys, numbers="no")
     assert np.allclose(drawn[0, 0], drawn[1, 0]) and not np.allclose(drawn[0, 0], drawn[0, 1])
     assert np.allclose(drawn[0, 2], 0.75) and np.allclose(drawn[1, 2], 0)
     assert np.allclose(drawn[1, 1], 1)

@@ -41,7 +41,7 @@ CALLS = {
     "tokens_per_layer": (
         cost.tokens_per_layer, dict(num_layers=4, num_visual=9, num_text=2, cuts=[(1, 3)])
     ),
-    "decoder_flops": (cost.decoder_flops, dict(num_tokens=[3, 2], dim=4, hidden_dim=5)),
+    "decoder_flops": (cost.decoder_flops, dict(num_tokens=[3, 2], dim=4, hidden_dim=5, gated=True)),
     "cache_bytes": (cost.cache_bytes, dict(num_tokens=[3, 2], kv_dim=4, bytes_per_value=2)),
     "greedy_maxmin": (
         greedy.greedy_maxmin, dict(tokens=X, keep=3, weight=SCORES, first=ROWS)

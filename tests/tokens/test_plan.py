@@ -121,18 +121,18 @@ def test_weights_of_sums_are_not_rounded_to_halves(dtype):
     (lambda: Plan(torch.tensor([[0]]), 3).then(3), "other is a int but needs to be a Plan"),
     (lambda: keep_all(2.0, 12), "batch=2.0"),
     (lambda: keep_all(2, -1), "num_tokens=-1"),
-    (lambda: Stage(1, "4", None), "keep='4' must be an int"),
-    (lambda: Stage(1, -4, None), "keep=-4: needs at least 0"),
-    (lambda: Stage(1, False, None), "keep=False"),
-    (lambda: Stage(1, torch.nan, None), r"keep=nan .*\(0, 1\]"),
-    (lambda: Stage(1, 30, None).count(20), "keep=30 but there are 20"),
-    (lambda: Stage(1, 1.5, None).count(20), "keep=1.5"),
-    (lambda: Stage(1.5, 4, None), r"after=1.5 \(float\): needs an integer"),
-    (lambda: Stage(2.0, 4, None), r"after=2.0 \(float\): needs an integer"),
-    (lambda: Stage("1", 4, None), r"after='1' \(str\): needs an integer"),
-    (lambda: Stage(None, 4, None), r"after=None \(NoneType\): needs an integer"),
-    (lambda: Stage(3, 4, None, (1, 1.5)), r"watch\[1\]=1.5 \(float\): needs an integer"),
-    (lambda: Stage(3, 4, None, 1), "watch=1: needs a sequence of integers"),
+    (lambda: Stage(1, "4", print), "keep='4' must be an int"),
+    (lambda: Stage(1, -4, print), "keep=-4: needs at least 0"),
+    (lambda: Stage(1, False, print), "keep=False"),
+    (lambda: Stage(1, torch.nan, print), r"keep=nan .*\(0, 1\]"),
+    (lambda: Stage(1, 30, print).count(20), "keep=30 but there are 20"),
+    (lambda: Stage(1, 1.5, print).count(20), "keep=1.5"),
+    (lambda: Stage(1.5, 4, print), r"after=1.5 \(float\): needs an integer"),
+    (lambda: Stage(2.0, 4, print), r"after=2.0 \(float\): needs an integer"),
+    (lambda: Stage("1", 4, print), r"after='1' \(str\): needs an integer"),
+    (lambda: Stage(None, 4, print), r"after=None \(NoneType\): needs an integer"),
+    (lambda: Stage(3, 4, print, (1, 1.5)), r"watch\[1\]=1.5 \(float\): needs an integer"),
+    (lambda: Stage(3, 4, print, 1), "watch=1: needs a sequence of integers"),
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
@@ -141,13 +141,13 @@ def test_bad_input(call, message):
 
 @pytest.mark.parametrize("number", [int, np.int64, torch.tensor])
 def test_a_stage_takes_integers_of_any_kind(number):
-    stage = Stage(number(3), 4, None, [number(1), number(2)])
-    assert type(stage.after) is int and stage == Stage(3, 4, None, (1, 2))
+    stage = Stage(number(3), 4, print, [number(1), number(2)])
+    assert type(stage.after) is int and stage == Stage(3, 4, print, (1, 2))
 
 
 def test_a_stage_may_leave_nothing():
-    assert Stage(3, 0, None).count(20) == Stage(3, 0.0, None).count(20) == 0
-    assert Stage(3, 0.25, None).count(20) == 5
+    assert Stage(3, 0, print).count(20) == Stage(3, 0.0, print).count(20) == 0
+    assert Stage(3, 0.25, print).count(20) == 5
 
 
 def test_meta():

@@ -23,7 +23,9 @@ def calls():
     taken = exam.exam(2, seed=3)
     asked = dict(tokens=X, questions=QUESTIONS, stages=[CUT], positions="keep", mode="drop")
     return {
-        "Decoder": (Decoder, dict(DECODER, num_kv_heads=2, rope_base=10.0, eps=1e-5)),
+        "Decoder": (Decoder, dict(
+            DECODER, num_kv_heads=2, rope_base=10.0, eps=1e-5, qkv_bias=False
+        )),
         "Decoder.forward": (decoder, dict(x=X, positions=PLACES[:1])),
         "Decoder.prefill": (decoder.prefill, dict(
             x=X, visual=slice(1, 6), stages=[CUT], valid=torch.ones(2, 9, dtype=torch.bool),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_finite, check_float
+from ..nn.checks import check_finite, check_flag, check_float
 from ._kept import Kept
 from ._random import below, uniform, unit
 from .assets import cover, photo, photo_table
@@ -69,7 +69,7 @@ def crops(
     zoom = below(len(ZOOMS), (batch,), generator)
     at = unit((batch, 2), generator)
     views = [(which, at)]
-    if twice:
+    if check_flag(twice, "twice"):
         views.append(((which + count) % (2 * count), (at + 0.5) % 1))
     out = [cut(pool, size, zoom, *chosen).to(device).float() for chosen in views]
     return out[0], (which % count).to(device), *out[1:]

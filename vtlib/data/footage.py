@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_int, check_list, check_number, is_several
+from ..nn.checks import check_int, check_list, check_number, describe, is_several
 from . import assets
 from ._arguments import (
     as_device,
@@ -32,8 +32,9 @@ from ._kept import Kept
 from ._random import below, seeded, uniform, unit
 from ._threads import one_thread
 from .backgrounds import names as background_names
+from .emojiworld import EmojiWorld
 from .pictograms import check_split
-from .video import Camera, Paths, fold, pixel_middles, video_flow
+from .video import Camera, Paths, Video, fold, pixel_middles, video_flow
 
 CLIP = {"train": slice(0, 24), "test": slice(28, 48), "all": slice(0, 48)}
 """Four frames lie between "train" and "test"."""
@@ -275,7 +276,7 @@ def panned(
     reach = reach / magnify.amin(1, keepdim=True)                                             # b 2
     given = f"size={size}: with zoom={zoom}, turn={turn}, shrink={shrink}"
     check_room(reach, room, chosen, given)
-    place = path(motion, reach, room, frames, whole=not (zoom or turn))
+    place = _path(motion, reach, room, frames, whole=not (zoom or turn))
     view = View.similarity(place, magnify, angle)
     middle = torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64, device="cpu")
     pixels = pixel_middles(*size, "cpu").double() - middle                                  # h w 2
@@ -289,7 +290,7 @@ def panned(
     return Footage(torch.stack(images).clamp_(0, 1).to(device), *flows, chosen)
 
 
-def path(motion: Motion, reach: Tensor, room: Tensor, frames: int, whole: bool) -> Tensor:
+def _path(motion: Motion, reach: Tensor, room: Tensor, frames: int, whole: bool) -> Tensor:
     """(B, T, 2) float64: where the camera's middle is, in pixels of the photographs.
 
     Args:
@@ -358,6 +359,8 @@ def pictograms(world, batch: int, frames: int, seed: int, **options: Any) -> Foo
         seed: decides.
         options: those of `EmojiWorld.video`.
     """
+    if not isinstance(world, EmojiWorld):
+        raise ValueError(f"world is {describe(world)} but needs to be an EmojiWorld")
     video = world.video(batch, frames, seed, **options)
     names = [video.photos[k] for k in video.photo.tolist()]
     return Footage(video.frames, video.flow, reverse_flow(video), names)
@@ -369,6 +372,8 @@ def reverse_flow(video) -> Tensor:
 
     [:, i] leads from frame i + 1 to frame i.
     """
+    if not isinstance(video, Video):
+        raise ValueError(f"video is {describe(video)} but needs to be a Video")
     backwards = (f.flip(1) for f in (video.trajectory, video.side, video.angle, video.camera))
     centre, side, angle, camera = backwards
     used = torch.where(side > 0, side, torch.ones_like(side))        # unused slots have no size

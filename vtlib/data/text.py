@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..nn.checks import check_int, check_list
+from ..nn.checks import check_flag, check_int, check_list
 from . import backgrounds
 from ._arguments import as_device, image_size
 from ._random import below, seeded, uniform, unit
@@ -63,7 +63,7 @@ def coverage(words: list[str], bold: bool = False, device: Any = None) -> Tensor
         bold: which face.
         device: where the result is; None: the CPU.
     """
-    glyphs, place = _font(bold)
+    glyphs, place = _font(check_flag(bold, "bold"))
     lines = [word.split("\n") for word in check_words(words)]
     rows = max(len(text) for text in lines)
     columns = max(1, max(len(line) for text in lines for line in text))
@@ -178,7 +178,7 @@ def plates(
         generator: decides.
         bold: which face.
     """
-    glyphs = _font(bold)[0]
+    glyphs = _font(check_flag(bold, "bold"))[0]
     page_height, page_width = taken.shape[1:]
     letters = torch.tensor([len(word) for word in words], device="cpu")
     line = height.cpu()

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..nn.checks import check_ints, check_list
 from ..pruning import registry
 from ..tokens import Plan, Stage, VisionOutputs, keep_all
+from ..vlm.prefill import check_stages
 from .tower import Family, Found, Reads
 
 BY_IMAGE = ("index", "origin", "slot", "weight", "role")
@@ -51,13 +53,15 @@ class Method:
     ):
         if method is None and stages is None:
             raise ValueError("method=None and stages=None: there is nothing to do")
+        if stages is not None and not callable(stages):
+            stages = check_list(stages, "stages", "a list of Stages, a function or None")
         self.method, self.family, self.keep = method, family, keep
         self.more, self.options = stages, options
         self.before = method is not None and method.prune is not None
         self.inside = stages is not None or not self.before
         self.positions = None if method is None else method.positions
         self.space = "features" if method is None else method.space
-        self.reads = self._reads(tuple(attention), tuple(hidden))
+        self.reads = self._reads(check_ints(attention, "attention"), check_ints(hidden, "hidden"))
         counts = (("attention", family.num_layers), ("hidden", family.num_layers + 1))
         for name, count in counts:
             if any(not 0 <= layer < count for layer in getattr(self.reads, name)):
@@ -134,20 +138,6 @@ class Method:
                 num_layers=layers, keep=self.keep, num_visual=num_visual, **self.options
             )
         if self.more is not None:
-            cuts += self.more(layers, num_visual) if callable(self.more) else self.more
-        for stage in cuts:
-            _check_stage(stage, layers)
-        return sorted(cuts, key=lambda stage: stage.after)
-
-
-def _check_stage(stage: Stage, layers: int) -> None:
-    if not 0 <= stage.after < layers:
-        raise ValueError(
-            f"a stage after layer {stage.after} is outside 0 ... {layers - 1}: a later layer must "
-            "use what it leaves"
-        )
-    if any(not 1 <= n <= stage.after for n in stage.watch):
-        raise ValueError(
-            f"the stage after layer {stage.after} watches layers {stage.watch}: layers 1 ... "
-            f"{stage.after} have run by then"
-        )
+            more = self.more(layers, num_visual) if callable(self.more) else self.more
+            cuts += check_list(more, "stages", "a list of Stages")
+        return check_stages(cuts, slice(0, num_visual), layers)

@@ -9,7 +9,7 @@ import re
 import torch
 from safetensors.torch import load_file
 
-from ..nn import load_weights, resize_pos_embed, unwrap
+from ..nn import check_callable, load_weights, resize_pos_embed, unwrap
 
 
 def available():
@@ -32,6 +32,8 @@ def load_official(model, path, convert=None, strict=True):
 
     ValueError that lists missing and unexpected keys.
     """
+    if convert is not None:
+        check_callable(convert, "convert", "a function of a state dict, or None")
     if str(path).endswith(".safetensors"):
         state = load_file(path)
     else:

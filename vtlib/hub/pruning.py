@@ -49,6 +49,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn import check_callable
 from ..tokens import Plan
 from ..vlm.decoder import POSITIONS
 from . import cache, encoders, head
@@ -172,6 +173,8 @@ class Pruned:
     def __init__(
         self, family: Family, method: Method, positions: str | None, signals: Callable | None
     ):
+        if signals is not None:
+            check_callable(signals, "signals", "a function of a forward's arguments, or None")
         self.family, self.method = family, method
         # three-part positions are never counted anew
         fixed = self.family.default_positions == "keep"

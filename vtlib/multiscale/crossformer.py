@@ -42,7 +42,7 @@ from ..nn import (
     window_merge,
     window_partition,
 )
-from ..nn.checks import check_map
+from ..nn.checks import check_flag, check_map
 
 PAPER = "crossformer"
 
@@ -320,7 +320,7 @@ class CrossFormerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * check_number(mlp_ratio, "mlp_ratio", 0, 1e4)))
         self.drop_path = DropPath(drop_path)
-        if cooling:
+        if check_flag(cooling, "cooling"):
             self.ex_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
             self.ex_ln = nn.LayerNorm(dim)
 
@@ -449,6 +449,7 @@ class CrossFormer(nn.Module):
         embed_dim = check_int(embed_dim, "embed_dim", 1)
         num_classes = check_int(num_classes, "num_classes", 0)
         drop_path = check_number(drop_path, "drop_path", 0, 1)
+        cooling = check_flag(cooling, "cooling")
         stages = len(depths)
         for name, value in (("group_size", group_size), ("merge_size", merge_size)):
             if not isinstance(value, (tuple, list)):

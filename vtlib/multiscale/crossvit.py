@@ -36,6 +36,7 @@ from ..nn import (
     CrossAttention,
     DropPath,
     check_dtype,
+    check_flag,
     check_images,
     check_int,
     check_ints,
@@ -112,7 +113,7 @@ class BranchEmbed(nn.Module):
         patch_size = check_int(patch_size, "patch_size", 1)
         check_multiple((img_size, img_size), patch_size, "img_size of the branch")
         self.img_size, self.num_patches = img_size, (img_size // patch_size) ** 2
-        if multi_conv:
+        if check_flag(multi_conv, "multi_conv"):
             self.proj = ConvStem(patch_size, in_chans, embed_dim)
         else:
             in_chans = check_int(in_chans, "in_chans", 1)
@@ -167,6 +168,7 @@ def exchange_cls(xs, f, mca, g, return_attn=False):
 
     Returns two sequences of the shapes of xs.
     """
+    return_attn = check_flag(return_attn, "return_attn")
     out, attns = [], []
     for i in (0, 1):
         cls = f[i](xs[i][:, :1])                                                 # b 1 d_o
@@ -214,7 +216,8 @@ class SumFusion(nn.Module):
 
     def __init__(self, dims, patches=False):
         super().__init__()
-        self.patches, dims = patches, check_ints(dims, "dims", 1, length=2)
+        self.patches = check_flag(patches, "patches")
+        dims = check_ints(dims, "dims", 1, length=2)
         self.projs = nn.ModuleList(_project(d, dims[1]) for d in dims)
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
@@ -367,7 +370,7 @@ class CrossViT(nn.Module):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if fan_in_projs:
+        if check_flag(fan_in_projs, "fan_in_projs"):
             for name, module in linear.items():
                 if "projs." in name:
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -390,6 +393,7 @@ class CrossViT(nn.Module):
         (B, heads, 1, 1 + N_other): entry i is the [CLS] of branch i looking at itself (key 0) and
         at the other branch's patches.
         """
+        return_attn = check_flag(return_attn, "return_attn")
         if return_attn and self.blocks[0].kind != "cross":
             raise ValueError(
                 f"return_attn=True needs fusion='cross'; this model has "
@@ -417,7 +421,7 @@ class CrossViT(nn.Module):
 
         With return_attn=True also the attention weights of `tokens`.
         """
-        if not return_attn:
+        if not check_flag(return_attn, "return_attn"):
             return torch.stack(self.branch_logits(images)).mean(dim=0)
         xs, attns = self.tokens(images, return_attn=True)
         return torch.stack(self._heads(xs)).mean(dim=0), attns

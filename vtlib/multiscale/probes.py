@@ -20,7 +20,7 @@ from ..nn import (
     check_multiple,
     check_tokens,
 )
-from ..nn.checks import check_index
+from ..nn.checks import check_flag, check_index
 from .crossformer import CrossFormerBlock
 
 
@@ -117,6 +117,7 @@ class Reader(nn.Module):
         super().__init__()
         self.side = check_int(side, "side", 2)
         colours, dim = check_int(colours, "colours", 1), check_int(dim, "dim", 1)
+        zero_bias = check_flag(zero_bias, "zero_bias")
         self.embed = nn.Linear(colours, dim, bias=False)
         self.blocks = nn.ModuleList(
             CrossFormerBlock(dim, 2, group_size, interval, kind, mlp_ratio=2) for kind in kinds

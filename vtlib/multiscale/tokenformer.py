@@ -45,7 +45,7 @@ from ..nn import (
     rope_1d,
     unwrap,
 )
-from ..nn.checks import at_hand, check_generator, check_index, check_range
+from ..nn.checks import at_hand, check_flag, check_generator, check_index, check_range
 
 PAPER = "tokenformer"
 
@@ -172,6 +172,7 @@ class Pattention(nn.Module):
         num_new = check_int(num_new, "num_new", 1)
         if not isinstance(init, str) or init not in STARTS:
             raise ValueError(f"init={init!r} must be one of {STARTS}")
+        keep_tau = check_flag(keep_tau, "keep_tau")
         check_generator(generator, optional=True)
         device = "cpu" if generator is None else generator.device
 
@@ -241,7 +242,7 @@ class TokenFormerAttention(nn.Module):
     ):
         super().__init__()
         head_dim = check_heads(embed_dim, num_heads)
-        self.num_heads, self.causal = int(num_heads), causal
+        self.num_heads, self.causal = int(num_heads), check_flag(causal, "causal")
         self.rotary_dim = int(head_dim * check_number(rotary, "rotary", 0, 1))
         self.query = Pattention(embed_dim, embed_dim, qkv_tokens, **pattention)
         self.key = Pattention(embed_dim, embed_dim, qkv_tokens, **pattention)

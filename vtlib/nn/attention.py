@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .checks import check_float, check_heads, check_int, check_tokens, describe
+from .checks import check_flag, check_float, check_heads, check_int, check_tokens, describe
 from .positions import apply_rope
 
 
@@ -32,6 +32,7 @@ def attend(
     Returns (B, heads, queries, P_v). ValueError for shapes that do not fit each other.
     """
     _check(q, k, v, bias)
+    return_attn = check_flag(return_attn, "return_attn")
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
     if not return_attn:
@@ -95,7 +96,7 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         head_dim = check_heads(embed_dim, num_heads)
-        self.num_heads = int(num_heads)
+        self.num_heads, qkv_bias = int(num_heads), check_flag(qkv_bias, "qkv_bias")
         embed_dim = head_dim * self.num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
@@ -151,7 +152,7 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         head_dim = check_heads(embed_dim, num_heads)
-        self.num_heads = int(num_heads)
+        self.num_heads, qkv_bias = int(num_heads), check_flag(qkv_bias, "qkv_bias")
         embed_dim = head_dim * self.num_heads
         context_dim = embed_dim if context_dim is None else check_int(context_dim, "context_dim", 1)
         self.wq = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)

@@ -174,15 +174,21 @@ def check_flag(value: Any, name: str) -> bool:
 
     ValueError for anything else: "no" is true to Python, and so is 0.5.
     """
+    flag = as_flag(value)
+    if flag is None:
+        raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs True or False")
+    return flag
+
+
+def as_flag(value: Any) -> bool | None:
+    """`value` as a bool, and None for what is no flag, see `check_flag`."""
     if value is True or value is False:
         return value
     try:
         plain = value.item() if getattr(value, "ndim", None) == 0 else None
     except RuntimeError:                                        # on meta there is no value
-        plain = None
-    if isinstance(plain, bool):
-        return plain
-    raise ValueError(f"{name}={value!r} ({type(value).__name__}): needs True or False")
+        return None
+    return plain if isinstance(plain, bool) else None
 
 
 def check_callable(value: Any, name: str, needs: str = "a function") -> None:

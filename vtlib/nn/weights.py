@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import check_flag
+
 WRAPPERS = (
     "params_ema", "params", "state_dict", "model_state_dict", "model", "module", "net_g",
     "generator",
@@ -59,6 +61,7 @@ def load_weights(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__} but needs to be a torch module")
+    strict = check_flag(strict, "strict")
     state, own = _tensors(state, name), model.state_dict()
     fitting = own.keys() & state.keys()
     if not fitting:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.checks import check_index
+from ..nn.checks import check_flag, check_index
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep, scatter_back
 from ..tokens.plan import check_plan
 from ..tokens.select import repeated
@@ -186,6 +186,9 @@ class Reduced:
     stages: list[Stage]
     positions: str
     scattered: bool = False
+
+    def __post_init__(self) -> None:
+        self.scattered = check_flag(self.scattered, "scattered")
 
     def whole(self, run: Prefill | None = None) -> Plan:
         """The plan from the encoder's patches to what is left in the end; run: the `Prefill` in

@@ -37,6 +37,7 @@ from ..nn.checks import (
     at_hand,
     check_axes,
     check_finite,
+    check_flag,
     check_float,
     check_index,
     check_int,
@@ -312,7 +313,7 @@ def ensemble(pairs: Pairs, size: Tensor, guided: bool = True) -> tuple[Plan, Ten
     into = take((~gone).long().cumsum(1) - 1, target)               # b r: the target's slot
     new = take(size, kept).scatter_add(1, into, take(size, source))
     double = torch.ones_like(weight, dtype=size.dtype)
-    if guided:
+    if check_flag(guided, "guided"):
         double = 2 * weight.to(size.dtype)
     own = torch.arange(kept.shape[1], device=device).expand(batch, -1)
     origin = torch.cat([kept, source, target], dim=1)

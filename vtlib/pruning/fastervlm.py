@@ -30,7 +30,15 @@ import torch
 from torch import Tensor
 
 from ..nn import apply_rope, rope_1d
-from ..nn.checks import autocasts, check_axes, check_generator, check_int, check_number, readable
+from ..nn.checks import (
+    autocasts,
+    check_axes,
+    check_flag,
+    check_generator,
+    check_int,
+    check_number,
+    readable,
+)
 from ..tokens import Plan
 from ..tokens.checks import check_grid, check_scores
 from ..tokens.plan import keep_best
@@ -176,7 +184,7 @@ def rope_bias(
     agreement = check_number(agreement, "agreement")
     check_generator(generator, optional=True)
     cos, sin = rope_1d(num_visual + 1, head_dim, device=device)
-    if same_position:
+    if check_flag(same_position, "same_position"):
         place = torch.zeros(num_visual + 1, dtype=torch.long, device=cos.device)
         place[-1] = num_visual
         cos, sin = cos[place], sin[place]

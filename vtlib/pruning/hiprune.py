@@ -33,7 +33,7 @@ HiPrune++ of a later version is not here.
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_axes, check_index, check_int, check_number
+from ..nn.checks import at_hand, check_axes, check_flag, check_index, check_int, check_number
 from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.checks import check_grid, check_mask, check_scores
 from ..tokens.precision import widen
@@ -178,7 +178,7 @@ def neighbourhood(index: Tensor, grid: tuple[int, int], wrap: bool = False) -> T
     h, w = check_grid(grid)
     check_index(index, "index", "(B, A)", stop=h * w)
     row, col = index // w, index % w
-    if wrap:
+    if check_flag(wrap, "wrap"):
         around = [(index + step).clamp(0, h * w - 1) for step in (-1, 1, -w, w)]
     else:
         inside = ((-1, col > 0), (1, col < w - 1), (-w, row > 0), (w, row < h - 1))
@@ -226,6 +226,7 @@ def select(
     count = num_anchors(keep, alpha)
     anchors = object_score.argsort(dim=1, descending=True, stable=True)[:, :count]
     is_anchor = torch.zeros_like(object_score, dtype=torch.bool).scatter(1, anchors, True)
+    exact = check_flag(exact, "exact")
     chosen = neighbourhood(anchors, grid, wrap)                     # b n, at most 5 count
     if 5 * count > keep:                                            # crosses may not fit
         order = object_score.masked_fill(~chosen, -torch.inf)

@@ -38,7 +38,9 @@ from torch import Tensor
 from ..nn.checks import (
     at_hand,
     check_axes,
+    check_callable,
     check_finite,
+    check_flag,
     check_float,
     check_index,
     check_int,
@@ -215,6 +217,7 @@ def score(
     check_scores(attention, "attention", tuple(tokens.shape[:2]))
     _check_crops(crops, tokens.shape[1])
     variance_weight = check_number(variance_weight, "variance_weight")
+    raw_singles, runs = check_flag(raw_singles, "raw_singles"), check_flag(runs, "runs")
     valid = crops >= 0                                              # c m
     size = valid.sum(dim=1, keepdim=True)                           # c 1
     v = _variance(_to_crops(within_range(widen(tokens)), crops, runs), valid)   # b c m
@@ -492,6 +495,7 @@ def refetch(
             f"x is {describe(x)}, pruned {describe(pruned)} and ffn {describe(ffn)}: they need "
             f"(B, T, D), (B, R, D), (B, T, D) and one dtype"
         )
+    check_callable(activation, "activation", "a function of (B, T, R)")
     memory = activation(x @ pruned.transpose(1, 2)) @ pruned
     return beta * memory + (1 - beta) * ffn
 

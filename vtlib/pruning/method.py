@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_int
+from ..nn.checks import check_callable, check_flag, check_int
 from ..tokens import SPACES, Plan, Stage, VisionOutputs, resolve_keep, top_tokens
 from ..tokens.checks import is_fraction
 
@@ -84,12 +84,12 @@ class Method:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name={self.name!r} must be a word by which the method is found")
+        object.__setattr__(self, "asks", check_flag(self.asks, f"asks of method {self.name!r}"))
         if self.prune is None and self.stages is None:
             raise ValueError(f"method {self.name!r} has neither `prune` nor `stages`")
-        for part in ("prune", "stages"):
-            if not (getattr(self, part) is None or callable(getattr(self, part))):
-                raise ValueError(f"{part}={getattr(self, part)!r} of method {self.name!r} is no "
-                                 "function")
+        for part in ("prune", "stages", "keep_before"):
+            if getattr(self, part) is not None:
+                check_callable(getattr(self, part), f"{part} of method {self.name!r}")
         for part in ("reads", "reads_without_cls"):
             named = getattr(self, part)
             named = () if named is None else named

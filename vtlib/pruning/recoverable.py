@@ -41,8 +41,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.checks import (
+    as_flag,
     at_hand,
     check_finite,
+    check_flag,
     check_float,
     check_index,
     check_int,
@@ -239,6 +241,7 @@ def filters(
     check_scores(text, "text", tuple(visual.shape))
     n_neighbors = check_ints(n_neighbors, "n_neighbors", 1, 3)
     width = None if width is None else check_int(width, "width", 0)
+    float_count = check_flag(float_count, "float_count")
     if counts is not None:
         _check_counts(counts, len(visual))
     everyone = torch.ones_like(visual, dtype=torch.bool)
@@ -352,6 +355,7 @@ def select(
     n_neighbors = check_ints(n_neighbors, "n_neighbors", 1, 3)
     num_gathered = check_int(num_gathered, "num_gathered", 0)
     text_weight = check_number(text_weight, "text_weight")
+    released_key_index = check_flag(released_key_index, "released_key_index")
     batch, num_tokens = visual.shape
     total = None if keep is None else resolve_keep(keep, num_tokens)
     if total == num_tokens:
@@ -386,8 +390,9 @@ def select(
 
 def _width(released: int | bool, channels: int) -> int | None:
     """The feature width that centres are counted by; None: they are counted by what is left."""
-    if isinstance(released, bool):
-        return channels if released else None
+    flag = as_flag(released)
+    if flag is not None:
+        return channels if flag else None
     return check_int(released, "released_center_count", 0) or None
 
 
@@ -547,7 +552,7 @@ def prune(
             f"text has shape {tuple(text.shape)} but needs ({batch}, {patches.shape[-1]}): one "
             f"vector an image, in the patches' space"
         )
-    if options.get("released_center_count") is True:
+    if as_flag(options.get("released_center_count")):
         options["released_center_count"] = vision.features.shape[-1]
     visual = visual_score(query, key, vision.num_prefix)
     by_text = text_score(text, patches)

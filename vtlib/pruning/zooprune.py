@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, vmap
 
 from ..nn.checks import (
+    check_callable,
     check_finite,
     check_float,
     check_generator,
@@ -43,7 +44,6 @@ from ..nn.checks import (
     check_ints,
     check_number,
     check_tokens,
-    describe,
 )
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
 from ..tokens.checks import check_grid, check_scores, is_fraction
@@ -65,11 +65,6 @@ def _in_dtype(project: Projector, dtype: torch.dtype) -> Projector:
     parts = (*project.named_parameters(), *project.named_buffers())
     state = {name: p.to(dtype) if p.is_floating_point() else p for name, p in parts}
     return lambda x: functional_call(project, state, x)
-
-
-def _check_project(project: Projector) -> None:
-    if not callable(project):
-        raise ValueError(f"project is {describe(project)} but needs to be a function (..., d_v)")
 
 
 def _directions(
@@ -126,7 +121,7 @@ def sensitivity(
     num_directions = check_int(num_directions, "num_directions", least=1)
     chunk = check_int(chunk, "chunk", least=1)
     step = check_number(step, "step", above=0)
-    _check_project(project)
+    check_callable(project, "project", "a function of (..., d_v)")
     x = widen(features)
     unit = _directions(x, num_directions, directions, generator)    # m d
     total = x.new_zeros(x.shape[:2])
@@ -149,7 +144,7 @@ def jacobian_norm(features: Tensor, project: Projector) -> Tensor:
     """
     check_tokens(features, name="features")
     check_finite(features, "features")
-    _check_project(project)
+    check_callable(project, "project", "a function of (..., d_v)")
     x = widen(features)
     with full_precision(x.device):
         jacobian = vmap(jacfwd(_in_dtype(project, x.dtype)), chunk_size=64)(x.flatten(0, 1))

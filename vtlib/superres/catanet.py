@@ -42,7 +42,9 @@ from torch import Tensor, nn
 
 from ..nn import (
     attend,
+    check_callable,
     check_dtype,
+    check_flag,
     check_float,
     check_heads,
     check_images,
@@ -288,6 +290,7 @@ class PreNorm(nn.Module):
 
     def __init__(self, dim: int, fn: nn.Module):
         super().__init__()
+        check_callable(fn, "fn", "a module")
         self.norm, self.fn = nn.LayerNorm(check_int(dim, "dim", 1)), fn
 
     def forward(self, x: Tensor, *args) -> Tensor:
@@ -374,6 +377,7 @@ class TAB(nn.Module):
     ) -> Tensor | tuple[Tensor, Grouping]:
         """x (B, C, h, w) -> (B, C, h, w); return_groups: also the `Grouping` of its tokens."""
         check_images(x, self.means.shape[1], "x")
+        return_groups = check_flag(return_groups, "return_groups")
         grid = x.shape[-2:]
         x = rearrange(x, "b c h w -> b (h w) c")
         tokens = self.norm(x)
@@ -518,6 +522,7 @@ class CATANet(nn.Module):
         self.upscale = check_int(upscale, "upscale", 2, 4)
         self.in_chans = check_int(in_chans, "in_chans", 1)
         embed_dim = check_int(embed_dim, "embed_dim", 1)
+        aggregate = check_flag(aggregate, "aggregate")
         patch_sizes = _per_layer(patch_sizes, num_layers, "patch_sizes")
         tabs = zip(
             _per_layer(num_centres, num_layers, "num_centres"),
@@ -550,6 +555,7 @@ class CATANet(nn.Module):
         """
         check_images(images, self.in_chans)
         check_dtype(images, self.first_conv.weight, "images")
+        return_groups = check_flag(return_groups, "return_groups")
         first = x = self.first_conv(images)
         groups = []
         for (aggregate, local), conv in zip(self.blocks, self.mid_convs, strict=True):

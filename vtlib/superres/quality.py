@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..nn import check_float, check_int
+from ..nn import check_flag, check_float, check_int
 from ..tokens.precision import full_precision
 
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
@@ -92,7 +92,7 @@ def _prepare(
             f"both need the same (*, C, H, W)"
         )
     h, w = got.shape[-2:]
-    crop = check_int(crop, "crop", 0)
+    crop, y = check_int(crop, "crop", 0), check_flag(y, "y")
     if 2 * crop >= min(h, w):
         raise ValueError(f"crop={crop} leaves nothing of {h} x {w} pixels")
     exact = torch.promote_types(torch.promote_types(got.dtype, want.dtype), torch.float32)

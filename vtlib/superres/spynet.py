@@ -25,7 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import check_dtype, check_float, check_images, check_int, check_ints, check_odd, warp
+from ..nn import (
+    check_dtype,
+    check_flag,
+    check_float,
+    check_images,
+    check_int,
+    check_ints,
+    check_odd,
+    warp,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                            # ImageNet's
 STATISTICS = {"mean": MEAN, "std": STD}
@@ -47,7 +56,7 @@ class ConvReLU(nn.Module):
         out_chans = check_int(out_chans, "out_chans", 1)
         kernel_size = check_odd(kernel_size, "kernel_size")
         self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, padding=kernel_size // 2)
-        self.relu = relu
+        self.relu = check_flag(relu, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).relu() if self.relu else self.conv(x)

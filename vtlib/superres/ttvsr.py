@@ -44,7 +44,7 @@ from ..nn import (
     unwrap,
     warp,
 )
-from ..nn.checks import check_axes, check_index, describe
+from ..nn.checks import as_flag, check_axes, check_flag, check_index, describe
 from ..tokens import take
 from .spynet import SPyNet
 
@@ -253,6 +253,7 @@ class LTAM(_Fusion):
             return_attn: also the cosines (B, k, h, w) and the chosen key frame (B, h, w), an index
                 into k.
         """
+        return_attn = check_flag(return_attn, "return_attn")
         for x, name in ((query, "query"), (anchor, "anchor")):
             check_images(x, None, name)
         if not isinstance(values, (tuple, list)) or len(values) != 3:
@@ -399,17 +400,20 @@ class TTVSR(nn.Module):
         self.stride = check_stride(stride)
         if location not in MAPS:
             raise ValueError(f"location={location!r} must be one of {MAPS}")
-        if not isinstance(spynet, (nn.Module, bool)) and spynet is not None:
+        if not (spynet is None or isinstance(spynet, nn.Module) or as_flag(spynet) is not None):
             raise ValueError(f"spynet={spynet!r}: needs a module, a bool or None")
         self.keyframe_stride = check_int(keyframe_stride, "keyframe_stride", 1)
         num_blocks = check_int(num_blocks, "num_blocks", 0)
         feat_blocks = check_int(feat_blocks, "feat_blocks", 0)
         head_channels = check_int(head_channels, "head_channels", 1)
         c = self.mid_channels = check_int(mid_channels, "mid_channels", 1)
-        self.location, self.trajectories = location, trajectories
-        self.spynet = SPyNet() if spynet is True else spynet or None
+        self.location = location
+        self.trajectories = check_flag(trajectories, "trajectories")
+        self.spynet = spynet if isinstance(spynet, nn.Module) else None
+        if as_flag(spynet):
+            self.spynet = SPyNet()
         self.feat_extractor = ResidualBlocks(3, c, feat_blocks)
-        self.LTAM = (LTAM if trajectories else OwnPlace)(c, self.stride)
+        self.LTAM = (LTAM if self.trajectories else OwnPlace)(c, self.stride)
         self.resblocks = ResidualBlocks(2 * c, c, num_blocks)
         self.fusion = nn.Conv2d(3 * c, c, 1)
         self.upsample1 = PixelShuffleUp(c, c)
@@ -437,6 +441,7 @@ class TTVSR(nn.Module):
         reverse, at half the cost. ValueError as in `forward`.
         """
         self.check(frames)
+        mirror = check_flag(mirror, "mirror")
         b, t, _, h, w = frames.shape
         if t == 1:
             none = frames.new_zeros(b, 0, 2, h, w)
@@ -509,6 +514,8 @@ class TTVSR(nn.Module):
         """
         flows = tuple(flows) if isinstance(flows, Iterable) else flows
         self.check(frames, flows)
+        mirror = check_flag(mirror, "mirror")
+        return_trace = check_flag(return_trace, "return_trace")
         b, t = frames.shape[:2]
         pair = self.flows(frames, mirror) if flows is None else flows
         exact = [torch.promote_types(flow.dtype, torch.float32) for flow in pair]

@@ -38,7 +38,9 @@ from torch import Tensor, nn
 
 from ..nn import (
     ChannelNorm,
+    check_callable,
     check_dtype,
+    check_flag,
     check_images,
     check_int,
     check_ints,
@@ -141,6 +143,7 @@ def pool(attn: Tensor, value: Tensor, offsets: Offsets, low_mem: bool = False) -
     """
     check_images(attn, None, "attn")
     check_images(value, None, "value")
+    low_mem = check_flag(low_mem, "low_mem")
     (channels, h, w), (count, tall, wide) = value.shape[1:], attn.shape[1:]
     if tall % h or wide % w or tall // h != wide // w:
         raise ValueError(
@@ -191,7 +194,8 @@ class LocalAttender(nn.Module):
         num_neighbours = check_int(num_neighbours, "num_neighbours")
         if num_neighbours not in OFFSETS:
             raise ValueError(f"num_neighbours={num_neighbours} must be one of {tuple(OFFSETS)}")
-        self.offsets, self.low_mem = OFFSETS[num_neighbours], low_mem
+        self.offsets = OFFSETS[num_neighbours]
+        self.low_mem = check_flag(low_mem, "low_mem")
         guide_channels = check_int(guide_channels, "guide_channels", 1)
         self.conv1 = nn.Conv2d(guide_channels, num_neighbours, 1)
 
@@ -209,6 +213,7 @@ class LocalAttender(nn.Module):
             value: (B, C, h, w).
             return_attn: also the weights (B, n, f h, f w).
         """
+        return_attn = check_flag(return_attn, "return_attn")
         attn = self.weights(guide)
         out = pool(attn, value, self.offsets, self.low_mem)
         return (out, attn) if return_attn else out
@@ -420,6 +425,7 @@ class UPLiFT(nn.Module):
         decoder_convs = check_int(decoder_convs, "decoder_convs", 1)
         noise_channels = check_int(noise_channels, "noise_channels", 0)
         self.noise = noise_channels, check_number(noise_scale, "noise_scale", 0)
+        low_mem = check_flag(low_mem, "low_mem")                # without an attender nobody looks
         self.encoder = Encoder(encoder, norm)
         encoded = self.encoder.out_channels
         free = None if num_neighbours is not None else self.in_channels
@@ -464,6 +470,7 @@ class UPLiFT(nn.Module):
         """
         check_images(x, self.in_channels, "x")
         check_dtype(x, self.decoder.up_1.up.weight, "x")
+        return_attn = check_flag(return_attn, "return_attn")
         guide, attn = self.decoder(x, encoded, generator), None
         out = guide
         if self.attender is not None:
@@ -496,6 +503,8 @@ class UPLiFT(nn.Module):
         iterations = self.pixel_steps if iterations is None else iterations
         iterations = check_int(iterations, "iterations", 1)
         size = None if size is None else check_size(size)
+        return_steps = check_flag(return_steps, "return_steps")
+        return_attn = check_flag(return_attn, "return_attn")
         if return_attn and self.attender is None:
             raise ValueError(
                 "return_attn=True needs an attender; this model has num_neighbours=None"
@@ -618,7 +627,9 @@ def loss_terms(
         generator: for both kinds of noise.
     """
     copies = pyramid(images, depth)
-    noise = check_number(noise, "noise", 0)
+    noise, multi_step = check_number(noise, "noise", 0), check_flag(multi_step, "multi_step")
+    check_callable(model, "model", "an UPLiFT")
+    check_callable(backbone, "backbone", "a function of images (B, 3, H, W)")
     with torch.no_grad():
         features = [backbone(copy) for copy in copies]
     terms = {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vtlib.nn.checks import check_callable
+
 __all__ = ["Wrong", "expect", "expect_error", "untouched"]
 
 
@@ -307,6 +309,7 @@ def expect_error(
         error: the type of the error that is due.
         what: the name of the input in the message.
     """
+    check_callable(call, "call", "a function without arguments")
     try:
         call()
     except error:

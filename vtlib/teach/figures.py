@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vtlib.nn.checks import check_int, check_number
+from vtlib.nn.checks import check_flag, check_int, check_number
 
 # Okabe & Ito, "Color Universal Design" (2008); the colours that read best on white come first
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -194,6 +194,7 @@ def publish(bundle: dict, display_id: str | None = None, update: bool = False) -
         display_id: a name, for an output that will be updated.
         update: whether this replaces the output of that name.
     """
+    update = check_flag(update, "update")
     if get_ipython() is None:
         if not update:
             print(bundle["text/plain"])

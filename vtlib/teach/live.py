@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from vtlib.nn.checks import check_int, check_number
+from vtlib.nn.checks import check_callable, check_int, check_number
 from vtlib.teach.figures import (
     PALETTE,
     figure,
@@ -153,6 +153,9 @@ def train(
     rate, decay = check_number(rate, "rate", 0), check_number(decay, "decay", 0)
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model is a {type(model).__name__}: needs a torch module")
+    check_callable(loss, "loss", "a function of the step")
+    if each is not None:
+        check_callable(each, "each", "a function (step, value), or None")
     weights = model.train().parameters()
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtlib.nn.checks import check_int
+from vtlib.nn.checks import check_callable, check_int
 
 aten = torch.ops.aten
 
@@ -59,6 +59,7 @@ def flops(fn, *args, **kwargs) -> int:
     products, convolutions, attention and cdist, in a backward pass inside `fn` too. Softmax, norms
     and other element-wise work count nothing.
     """
+    check_callable(fn, "fn")
     with FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
         fn(*args, **kwargs)
     return counter.get_total_flops()
@@ -82,6 +83,7 @@ def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
         kwargs: its arguments by keyword.
     """
     repeat, warmup = check_int(repeat, "repeat", 1), check_int(warmup, "warmup", 0)
+    check_callable(fn, "fn")
     for _ in range(warmup):
         fn(*args, **kwargs)
     seconds = []
@@ -114,6 +116,7 @@ def activation_bytes(fn, *args, **kwargs) -> int:
 
     Each storage counts once, however many views of it are saved; parameters do not count.
     """
+    check_callable(fn, "fn")
     parameters = _parameters(fn)
     kept = {}  # holds the storages, so that no address is used twice
 

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vtlib.nn.checks import check_int, check_number
+from vtlib.nn.checks import check_flag, check_int, check_number
 from vtlib.teach.figures import CMAP, PALETTE, STYLE
 
 LARGEST = torch.finfo(torch.float32).max
@@ -394,7 +394,7 @@ def tiles(ax, keys, title: str | None = None, numbers: bool = False):
         title: a line above it.
         numbers: write on each square that is not padding its number, row by row.
     """
-    keys = values_of(keys, "keys")
+    keys, numbers = values_of(keys, "keys"), check_flag(numbers, "numbers")
     if keys.ndim != 2 or 0 in keys.shape or keys.is_floating_point():
         shape = tuple(keys.shape)
         raise ValueError(f"keys: got shape {shape} of {keys.dtype}, needs whole numbers (h, w)")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import ipywidgets
 from matplotlib.figure import Figure
 
+from vtlib.nn.checks import check_callable
 from vtlib.teach.figures import picture_html, png, publish, require_alt
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -46,6 +47,7 @@ class Panel:
     """
 
     def __init__(self, draw: Callable, alt: str, controls: dict, dpi: float = 85):
+        check_callable(draw, "draw", "a function of the controls' values")
         self.alt, self.draw, self.dpi = require_alt(alt), draw, dpi
         self.controls = dict(controls) if isinstance(controls, Mapping) else {}
         if not self.controls:

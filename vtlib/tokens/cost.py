@@ -4,7 +4,7 @@ the number of tokens in each layer."""
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..nn.checks import check_int, check_ints, check_list
+from ..nn.checks import check_flag, check_int, check_ints, check_list
 from .plan import Stage
 from .select import resolve_keep
 
@@ -81,7 +81,7 @@ def decoder_flops(
         raise ValueError("num_tokens=[] needs one count (>= 0) a layer")
     dim = check_int(dim, "dim", 1)
     hidden_dim = check_int(hidden_dim, "hidden_dim", 0)
-    matrices = 3 if gated else 2
+    matrices = 3 if check_flag(gated, "gated") else 2
     return sum(4 * n * dim**2 + 2 * n**2 * dim + matrices * n * dim * hidden_dim for n in counts)
 
 

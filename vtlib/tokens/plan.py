@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..nn.checks import (
     at_hand,
+    check_callable,
     check_finite,
     check_float,
     check_index,
@@ -280,6 +281,7 @@ class Stage:
     def __post_init__(self) -> None:
         object.__setattr__(self, "after", check_int(self.after, "after"))
         check_keep(self.keep, least=0)
+        check_callable(self.plan, "plan", "a function (state, keep) -> Plan")
         object.__setattr__(self, "watch", check_ints(self.watch, "watch"))
 
     def count(self, num_visual: int) -> int:

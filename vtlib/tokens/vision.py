@@ -6,7 +6,7 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from ..nn.checks import check_index, check_int, check_tokens, describe
+from ..nn.checks import check_callable, check_index, check_int, check_tokens, describe
 from .checks import check_grid
 
 SPACES = ("features", "selected", "tokens")
@@ -45,6 +45,7 @@ class VisionOutputs:
 
     def __post_init__(self) -> None:
         check_tokens(self.selected, name="selected")
+        check_callable(self.project, "project", "a function of (..., Dv)")
         size = self.selected.shape[1]
         self.num_prefix = check_int(self.num_prefix, "num_prefix", 0, size - 1)
         self.grid = check_grid(self.grid, size - self.num_prefix)

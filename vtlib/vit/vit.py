@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..nn.blocks import Block
-from ..nn.checks import check_heads, check_int, check_ints, check_number
+from ..nn.checks import check_flag, check_heads, check_int, check_ints, check_number
 from ..nn.patches import PatchEmbed
 from ..nn.positions import resize_pos_embed, rope_2d, sincos_2d
 
@@ -64,6 +64,7 @@ class ViT(nn.Module):
         super().__init__()
         if pos not in POSITIONS:
             raise ValueError(f"pos={pos!r} must be one of {POSITIONS}")
+        qkv_bias = check_flag(qkv_bias, "qkv_bias")
         self.head_dim = check_heads(embed_dim, num_heads)
         embed_dim = check_int(embed_dim, "embed_dim", 1)
         num_layers = check_int(num_layers, "num_layers", 0)
@@ -106,6 +107,7 @@ class ViT(nn.Module):
 
         With return_attn=True also the weights of each block, a list of (B, heads, 1 + N, 1 + N).
         """
+        return_attn = check_flag(return_attn, "return_attn")
         x, rope = self.embed(images)
         attns = []
         for block in self.blocks:

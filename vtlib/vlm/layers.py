@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..nn import apply_rope, attend, check_heads, check_int, check_number
+from ..nn import apply_rope, attend, check_flag, check_heads, check_int, check_number
 from ..tokens.precision import widen
 
 
@@ -43,6 +43,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = check_heads(embed_dim, num_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        qkv_bias = check_flag(qkv_bias, "qkv_bias")
         self.q_proj = nn.Linear(embed_dim, num_heads * self.head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(embed_dim, num_kv_heads * self.head_dim, bias=qkv_bias)

@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable
 from typing import NamedTuple
 
+from vtlib.nn.checks import check_callable
 from vtlib.teach.compare import Wrong, expect, expect_error, untouched
 
 __all__ = ["Wrong", "check", "expect", "expect_error", "get", "names", "untouched"]
@@ -63,6 +64,7 @@ def check(name: str, reference: Callable) -> Callable:
         raise ValueError(
             f"name={name!r}: needs the paper's module, a dot and a topic, like 'divprune.greedy'"
         )
+    check_callable(reference, "reference")
     caller = sys._getframe(1)
     module, body = caller.f_globals.get("__name__", ""), caller.f_code
     _refuse_doubled(name, module, body)

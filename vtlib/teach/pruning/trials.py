@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtlib.nn.checks import check_int
+from vtlib.nn.checks import check_callable, check_int
 from vtlib.pruning.bench import Reduced, reduce
 from vtlib.tokens import Plan, Stage, VisionOutputs
 from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
@@ -102,6 +102,8 @@ def trial(
         choose: what chooses, instead of `bench.reduce`.
     """
     repeat = check_int(repeat, "repeat", 1)
+    if choose is not None:
+        check_callable(choose, "choose", "a function without arguments, or None")
     pictures = len(vision.tokens)  # projected before the clock starts
     if pictures != 1:
         raise ValueError(
