@@ -98,10 +98,13 @@ def quality(got, images):
 
 
 @torch.no_grad()
-def score(model):
-    """{photograph or "all": {"bicubic": [PSNR, SSIM], "model": [PSNR, SSIM]}}."""
+def score(model, each=6):
+    """{photograph or "all": {"bicubic": [PSNR, SSIM], "model": [PSNR, SSIM]}}.
+
+    each: crops of a photograph.
+    """
     table = {}
-    for name, images in held_out().items():
+    for name, images in held_out(each=each).items():
         small = bicubic(images, 1 / 2)
         table[name] = {
             "bicubic": quality(bicubic(small, 2), images),
@@ -130,7 +133,7 @@ def train(args, config):
         if done % (4 * args.every):
             return None
         model.eval()
-        found = score(model)["all"]
+        found = score(model, **args.scored)["all"]
         model.train()
         return str(found)
 
@@ -144,9 +147,10 @@ def main(argv=None):
     parser.add_argument("--score", action="store_true", help="measure the stored file again")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
-    args = begin(parser, argv)
+    args = begin(parser, argv, batch=2, scored=dict(each=1))
     if args.score:
-        print(score(pretrained.catanet_small("local" if args.local else None)))
+        stored = pretrained.catanet_small("local" if args.local else None)
+        print(score(stored, **args.scored))
         return
     config = {**CONFIG, "aggregate": not args.local}
     model, fitted = train(args, config)
@@ -154,7 +158,7 @@ def main(argv=None):
         args.out,
         "catanet_small_local" if args.local else "catanet_small",
         model,
-        lambda: score(model),
+        lambda: score(model, **args.scored),
         config=config,
         command=command(
             __file__, *["--local"] * args.local, seed=args.seed, steps=args.steps

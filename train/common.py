@@ -22,6 +22,8 @@ from vtlib import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "data" / "checkpoints"
+SMOKE = 50
+"""With fewer --steps a run is a smoke run: it shows that the script works, and trains nothing."""
 
 
 class Fitted(NamedTuple):
@@ -34,10 +36,12 @@ class Fitted(NamedTuple):
 def options(text: str, steps: int | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser that every script begins with: --seed, --steps, --out, --every.
 
+    The attribute `scored` holds what the script's `score` is called with: nothing in a full run.
+
     Args:
         text: the script's docstring, shown by --help.
         steps: how many steps the shipped weights took; None when the script says it differently.
-        defaults: other defaults of these options (`every=250`).
+        defaults: other defaults of these options (`every=250`), and attributes without an option.
     """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,13 +50,31 @@ def options(text: str, steps: int | None, **defaults: Any) -> argparse.ArgumentP
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder of the checkpoint")
     parser.add_argument("--every", type=int, default=100, help="steps between two lines")
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**{"scored": {}, **defaults})
     return parser
 
 
-def begin(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line. One thread from here on: more are in each other's way here."""
+def begin(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None, **smoke: Any
+) -> argparse.Namespace:
+    """The parsed command line. One thread from here on: more are in each other's way here.
+
+    Args:
+        parser: of `options`.
+        argv: the words; None: those that the script was called with.
+        smoke: defaults that take the place of the parser's in a smoke run, such as a small batch,
+            and under `scored` few pictures to score.
+    """
     args = parser.parse_args(argv)
+    unknown = smoke.keys() - vars(args).keys()
+    if unknown:
+        known = ", ".join(vars(args))
+        raise ValueError(f"smoke has {sorted(unknown)}, but the parser knows only {known}")
+    if args.steps is not None and args.steps < SMOKE:
+        parser.set_defaults(**smoke)
+        args = parser.parse_args(argv)
+        if args.out == CHECKPOINTS:
+            parser.error(f"--steps {args.steps} is a smoke run: --out needs a folder of its own")
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

@@ -64,7 +64,7 @@ def train(args, words, config):
     model.train()
 
     def batch(step):
-        return pretrained.pictures(world, BATCH, args.seed * 10**6 + step)
+        return pretrained.pictures(world, args.batch, args.seed * 10**6 + step)
 
     def loss(part):
         r, guidance = rng.choice(RATES), rng.choice(GUIDANCE)
@@ -124,7 +124,14 @@ def merged_patches(part, image):
 
 @torch.no_grad()
 def score(model, words, pictures=1024, pool=256):
-    """What `vtlib.pruning.pretrained.crossget_clip` describes."""
+    """What `vtlib.pruning.pretrained.crossget_clip` describes.
+
+    Args:
+        model: in eval mode.
+        words: of its captions.
+        pictures: how many are shown.
+        pool: how many of them are told apart.
+    """
     world, table = pretrained.world("test"), {}
     parts = [pretrained.pictures(world, pool, 990_000 + i) for i in range(pictures // pool)]
     settings = [("r=0", 0, *WAYS["guided"])]
@@ -142,11 +149,18 @@ def score(model, words, pictures=1024, pool=256):
 
 
 @torch.no_grad()
-def held_out_losses(model, words, batches=16):
-    """Both losses on held-out backgrounds, means over batches of 64 pictures; r = 8, guided."""
+def held_out_losses(model, words, batch=BATCH, batches=16):
+    """Both losses on held-out backgrounds, means over batches of pictures; r = 8, guided.
+
+    Args:
+        model: in eval mode.
+        words: of its captions.
+        batch: pictures of a batch.
+        batches: how many.
+    """
     world, found = pretrained.world("test"), []
     for i in range(batches):
-        part = pretrained.pictures(world, BATCH, 980_000 + i)
+        part = pretrained.pictures(world, batch, 980_000 + i)
         losses = model.losses(part.images, words(part.captions), same(part.captions), r=8)
         found.append([losses["ita"], losses["kd"]])
     means = torch.tensor(found).mean(0).tolist()
@@ -154,7 +168,8 @@ def held_out_losses(model, words, batches=16):
 
 
 def main(argv=None):
-    args = begin(options(__doc__, STEPS), argv)
+    few = dict(pictures=64, pool=64)
+    args = begin(options(__doc__, STEPS, batch=BATCH), argv, batch=8, scored=few)
     words = pretrained.Words(pretrained.vocabulary(), CONTEXT)
     config = dict(CONFIG, vocab=len(words))
     model, fitted = train(args, words, config)
@@ -163,13 +178,13 @@ def main(argv=None):
         args.out,
         "crossget_clip",
         model,
-        lambda: score(model, words),
+        lambda: score(model, words, **args.scored),
         config=config,
         shared=dict(words=words.words, spoken=pretrained.SPOKEN, silent=pretrained.SILENT),
         command=command(__file__, seed=args.seed, steps=args.steps),
         seed=args.seed,
         steps=args.steps,
-        losses=held_out_losses(model, words),
+        losses=held_out_losses(model, words, args.batch),
         minutes=round(fitted.minutes, 1),
     )
 

@@ -124,8 +124,16 @@ def light(first, second, generator):
     return out
 
 
-def training_pairs(worlds, seed, batch, slowest=0.1):
-    """(first, second, flow, visible): pictograms and photographs of one size, in other light."""
+def training_pairs(worlds, seed, batch, slowest=0.1, sizes=SIZES):
+    """(first, second, flow, visible): pictograms and photographs of one size, in other light.
+
+    Args:
+        worlds: {size: EmojiWorld}.
+        seed: decides.
+        batch: pairs of 64 px; of another size as many as cost the same.
+        slowest: motion, in pixels.
+        sizes: one of them is drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def pixels():
@@ -133,7 +141,7 @@ def training_pairs(worlds, seed, batch, slowest=0.1):
         power = torch.empty(()).uniform_(math.log(slowest, LARGEST), 1.0, generator=generator)
         return LARGEST ** power.item()
 
-    size = SIZES[int(torch.randint(len(SIZES), (), generator=generator))]
+    size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     batch = max(2, int(batch * (64 / size) ** 2))
     shrink = (1.0, 1.5, 2.0, 2.8)[int(torch.randint(4, (), generator=generator))]
     shrink = min(shrink, 190 / size)  # a turned frame has to fit
@@ -232,7 +240,7 @@ def start(args):
 
 def train(args):
     net = start(args)
-    worlds = {size: EmojiWorld(size, "train", artist="both") for size in set(SIZES)}
+    worlds = {size: EmojiWorld(size, "train", artist="both") for size in set(args.sizes)}
     optimizer = torch.optim.AdamW(net.parameters(), args.peak, weight_decay=1e-4, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(args.seed)
     together = 0 if args.refine else int(args.steps * args.shared)
@@ -243,7 +251,7 @@ def train(args):
         if step == together and not args.refine:
             for module in net.basic_module[1:]:
                 module.load_state_dict(net.basic_module[0].state_dict())
-        return step, training_pairs(worlds, first_seed + step, args.batch, slowest)
+        return step, training_pairs(worlds, first_seed + step, args.batch, slowest, args.sizes)
 
     def loss(inputs):
         step, (first, second, flow, visible) = inputs
@@ -256,7 +264,7 @@ def train(args):
     def then(done):
         if done <= together:
             return None
-        found = score(net, pairs=32, baselines=False)
+        found = errors(net, pairs=32, baselines=False)
         return ", ".join(f"{name} {row['net']:.3f}" for name, row in found.items())
 
     rate = cosine(args.peak, args.steps, warmup=50, floor=0.01)
@@ -305,7 +313,7 @@ def baselines_of(net, reference, supporting, flow, visible):
 
 
 @torch.no_grad()
-def score(net, pairs=128, baselines=True):
+def errors(net, pairs=128, baselines=True):
     """End-point errors in pixels on what was held out.
 
     The net's, no motion's and, on the first 16 pairs, two classical methods'.
@@ -323,18 +331,23 @@ def score(net, pairs=128, baselines=True):
 
 
 @torch.no_grad()
-def score_clip(net, scales=(1, 4)):
+def clip_quality(net, frames=None, scales=(1, 4)):
     """PSNR of the next frame warped onto this one, the real clip's last 20 frames.
 
     Without motion, with the net's flow, with TV-L1's.
+
+    Args:
+        net: the flow net.
+        frames: how many of the 20; None: all.
+        scales: how many times smaller the frames are made.
     """
     from skimage.registration import optical_flow_tvl1
 
     rows = {}
     for scale in scales:
-        frames = footage.clip_frames("test")
-        frames = frames if scale == 1 else bicubic(frames, 1 / scale)
-        here, there = frames[:-1], frames[1:]
+        clip = footage.clip_frames("test")[:frames]
+        clip = clip if scale == 1 else bicubic(clip, 1 / scale)
+        here, there = clip[:-1], clip[1:]
         flows = {
             "no motion": torch.zeros_like(here[:, :2]),
             "net": net(here, there),
@@ -348,15 +361,20 @@ def score_clip(net, scales=(1, 4)):
     return rows
 
 
+def score(net, pairs=128, frames=None):
+    """`errors` and `clip_quality` in one table."""
+    return {**errors(net, pairs), **clip_quality(net, frames)}
+
+
 def main(argv=None):
-    parser = options(__doc__, STEPS, every=250)
+    parser = options(__doc__, STEPS, every=250, sizes=SIZES)
     parser.add_argument("--batch", type=int, default=12, help="pairs of 64 px a step")
     parser.add_argument(
         "--shared", type=float, default=0.4, help="share of the steps with one set of weights"
     )
     parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
     parser.add_argument("--refine", action="store_true", help="go on from the file in --out")
-    args = begin(parser, argv)
+    args = begin(parser, argv, batch=1, sizes=(48,), scored=dict(pairs=4, frames=3))
     before = checkpoints.info(args.out / "spynet_emoji.safetensors") if args.refine else {}
     net, fitted = train(args)
     told = command(
@@ -366,7 +384,7 @@ def main(argv=None):
         args.out,
         "spynet_emoji",
         net,
-        lambda: {**score(net), **score_clip(net)},
+        lambda: score(net, **args.scored),
         config=CONFIG,
         command="; ".join([*filter(None, [before.get("command")]), told]),
         seed=args.seed,

@@ -14,6 +14,7 @@ The exam (`vtlib.vlm.exam`) shows all drawings.
 """
 
 import functools
+import json
 from pathlib import Path
 
 import torch
@@ -213,7 +214,7 @@ def see(args):
 
     def batch(step):
         size, number = (SMALL, 64) if step < small else (LARGE, 32)
-        return training_scenes(size, number, args.seed * 10**6 + step)
+        return training_scenes(size, number // args.part, args.seed * 10**6 + step)
 
     fitted = fit(
         batch,
@@ -227,7 +228,8 @@ def see(args):
         then=lambda done: save(seer, path),
     )
     with torch.no_grad():
-        rows = [see_loss(seer, exam.scenes(64, 990_000 + k))[1] for k in range(4)]
+        number = 64 // args.part
+        rows = [see_loss(seer, exam.scenes(number, 990_000 + k))[1] for k in range(4)]
     print("held out:", average(rows))
     return fitted
 
@@ -311,7 +313,7 @@ def read(args, frozen=True):
     def batch(step):
         size, number = (SMALL, 48) if step < small else (LARGE, 24)
         seed = args.seed * 10**6 + (400_000 if frozen else 700_000) + step
-        scene = training_scenes(size, number, seed)
+        scene = training_scenes(size, number // args.part, seed)
         return scene, ask(scene, seed)
 
     return fit(
@@ -382,6 +384,20 @@ def score(model, pictures=400, by_scale=150):
     return rounded(table)
 
 
+def minutes_of(args):
+    """{step: minutes}, from WORK/minutes.json."""
+    path = args.work / "minutes.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def add_minutes(args, minutes):
+    """Note what this step took; one that goes on from its own file adds to it."""
+    table = minutes_of(args)
+    before = table.get(args.step, 0.0) if args.resume else 0.0
+    text = json.dumps({**table, args.step: before + minutes})
+    (args.work / "minutes.json").write_text(text + "\n", encoding="utf-8")
+
+
 def ship_all(args):
     model = TinyVLM(VOCABULARY)
     model.load_state_dict(load_file(args.work / "all.safetensors"))
@@ -389,10 +405,11 @@ def ship_all(args):
         args.out,
         "tinyvlm",
         model,
-        lambda: score(model),
+        lambda: score(model, **args.scored),
         config={"vocabulary": list(VOCABULARY)},
         command=args.command or command(__file__, "see; read; all; ship"),
         seed=args.seed,
+        minutes=round(sum(minutes_of(args).values()), 1),
     )
 
 
@@ -401,21 +418,23 @@ STAGES = {
     "read": read,
     "all": lambda args: read(args, frozen=False),
     "ship": ship_all,
-    "score": lambda args: print(score(TinyVLM.pretrained())),
+    "score": lambda args: print(score(TinyVLM.pretrained(), **args.scored)),
 }
 
 
 def main(argv=None):
-    parser = options(__doc__, 2000)
+    parser = options(__doc__, 2000, part=1)  # batches of a smoke run are 1 / part as large
     parser.add_argument("step", choices=list(STAGES))
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
     parser.add_argument("--peak", type=float, help="highest learning rate")
     parser.add_argument("--resume", action="store_true", help="go on from this step's own file")
     parser.add_argument("--command", help="what to write into the file's header")
     parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))
-    args = begin(parser, argv)
+    args = begin(parser, argv, part=24, scored=dict(pictures=50, by_scale=10))
     args.work.mkdir(parents=True, exist_ok=True)
-    STAGES[args.step](args)
+    fitted = STAGES[args.step](args)
+    if fitted is not None:
+        add_minutes(args, fitted.minutes)
 
 
 if __name__ == "__main__":

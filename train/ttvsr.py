@@ -63,37 +63,45 @@ def turn(clip, generator):
     return footage.Footage((frames**gamma).contiguous(), *flows, clip.names)
 
 
-def training_clips(seed, batch, frames):
+def training_clips(seed, batch, frames, size):
     """Three in four batches photographs, one EmojiWorld."""
     generator = torch.Generator().manual_seed(seed)
     kind = torch.rand(1, generator=generator).item()
     if kind < 0.25:
-        world = data.EmojiWorld(SIZE, "train", artist="both")
+        world = data.EmojiWorld(size, "train", artist="both")
         clip = footage.pictograms(
             world, batch, frames, seed, scale=(0.25, 0.6), speed=0.05, pan=0.03
         )
     elif kind < 0.6:
         clip = footage.panned(
-            batch, frames, SIZE, seed, "train", speed=(0.0, 8.0), shrink=(1.0, 1.8)
+            batch, frames, size, seed, "train", speed=(0.0, 8.0), shrink=(1.0, 1.8)
         )
     else:
         motion = dict(speed=(0.0, 5.0), zoom=0.015, turn=0.7)
-        clip = footage.panned(batch, frames, SIZE, seed, "train", **motion, shrink=(1.0, 1.5))
+        clip = footage.panned(batch, frames, size, seed, "train", **motion, shrink=(1.0, 1.5))
     return turn(clip, generator)
 
 
-def cut(real, batch, frames, generator):
-    """Pieces of a real video; their flows are zeros, for nobody knows them."""
+def cut(real, batch, frames, size, generator):
+    """Pieces of a real video; their flows are zeros, for nobody knows them.
+
+    Args:
+        real: the frames (T, 3, H, W).
+        batch: how many pieces.
+        frames: of each piece.
+        size: of each piece, high and wide.
+        generator: decides.
+    """
     pieces = []
     for _ in range(batch):
-        room = len(real) - frames, real.shape[-2] - SIZE, real.shape[-1] - SIZE
+        room = len(real) - frames, real.shape[-2] - size, real.shape[-1] - size
         t, top, left = (int(torch.randint(n + 1, (1,), generator=generator)) for n in room)
-        pieces.append(real[t : t + frames, :, top : top + SIZE, left : left + SIZE])
-    none = torch.zeros(batch, frames - 1, 2, SIZE, SIZE)
+        pieces.append(real[t : t + frames, :, top : top + size, left : left + size])
+    none = torch.zeros(batch, frames - 1, 2, size, size)
     return footage.Footage(torch.stack(pieces), none, none, ["video"] * batch)
 
 
-def later_clips(seed, batch, frames):
+def later_clips(seed, batch, frames, size):
     """Step 2: (clips, whether their flow is known).
 
     A third of the batches come from real video, one in four of these from the small clip.
@@ -105,13 +113,13 @@ def later_clips(seed, batch, frames):
             real = footage.clip_frames("train", multiple=4)
         else:
             real = footage.shot_frames("train")
-        return turn(cut(real, batch, frames, generator), generator), False
+        return turn(cut(real, batch, frames, size, generator), generator), False
     if kind < 0.63:
         clip = footage.panned(
-            batch, frames, SIZE, seed, "train", speed=(0.0, 2.0), shrink=(1.5, 2.9)
+            batch, frames, size, seed, "train", speed=(0.0, 2.0), shrink=(1.5, 2.9)
         )
         return turn(clip, generator), True
-    return training_clips(seed, batch, frames), True
+    return training_clips(seed, batch, frames, size), True
 
 
 def disturbed(flows, seed):
@@ -131,12 +139,17 @@ def disturbed(flows, seed):
 
 
 # ------------------------------------------------------------------------------------------ scores
-def held_out():
-    """name -> (frames (B, T, 3, H, W), true flows of the reduced clips or None)."""
-    pans = footage.panned(12, 13, (96, 128), 77, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3))
+def held_out(panned=12, frames=None):
+    """name -> (frames (B, T, 3, H, W), true flows of the reduced clips or None).
+
+    Args:
+        panned: how many photographs.
+        frames: of the two real videos; None: all.
+    """
+    pans = footage.panned(panned, 13, (96, 128), 77, "test", speed=(0.5, 5.0), shrink=(1.0, 1.3))
     return {
-        "video": (footage.shot_frames("test")[None], None),
-        "small clip": (footage.clip_frames("test")[None], None),
+        "video": (footage.shot_frames("test")[None, :frames], None),
+        "small clip": (footage.clip_frames("test")[None, :frames], None),
         "photographs": (pans.frames, pans.flows(4)),
     }
 
@@ -156,10 +169,13 @@ def enlarged(model, small, flows):
 
 
 @torch.no_grad()
-def score(model):
-    """Decibels on luma, mean over frames, of bicubic enlargement and of the model."""
+def score(model, **few):
+    """Decibels on luma, mean over frames, of bicubic enlargement and of the model.
+
+    few: see `held_out`.
+    """
     table = {}
-    for name, (frames, flows) in held_out().items():
+    for name, (frames, flows) in held_out(**few).items():
         small = bicubic(frames, 1 / 4)
         found = {"bicubic": bicubic(small, 4), "model": enlarged(model, small, flows)}
         table[name] = {
@@ -210,9 +226,9 @@ def batches(args):
     def batch(step):
         seed = args.seed * 10**6 + step + (500_000 if net else 0)
         if net:
-            clip, known = later_clips(seed, BATCH, FRAMES)
+            clip, known = later_clips(seed, *args.clips)
         else:
-            clip, known = training_clips(seed, BATCH, FRAMES), True
+            clip, known = training_clips(seed, *args.clips), True
         return seed, clip, known, bicubic(clip.frames, 1 / 4)
 
     return batch
@@ -244,7 +260,7 @@ def train(args):
         if done % (8 * args.every) and done != args.steps:
             return None
         save(model, args)
-        return str(score(model))
+        return str(score(model, **args.scored))
 
     fitted = fit(
         batches(args),
@@ -261,12 +277,12 @@ def train(args):
 
 
 def main(argv=None):
-    parser = options(__doc__, 1600)
+    parser = options(__doc__, 1600, clips=(BATCH, FRAMES, SIZE))
     parser.add_argument("kind", choices=list(NAMES))
     parser.add_argument("--flow", choices=["true", "net"], default="true")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--work", type=Path, help="default: build/ttvsr_seed<seed>")
-    args = begin(parser, argv)
+    args = begin(parser, argv, clips=(1, 3, 48), scored=dict(panned=1, frames=3))
     args.work = args.work or Path(f"build/ttvsr_seed{args.seed}")
     args.work.mkdir(parents=True, exist_ok=True)
     model, fitted = train(args)
@@ -279,7 +295,7 @@ def main(argv=None):
         args.out,
         NAMES[args.kind],
         model,
-        lambda: score(model),
+        lambda: score(model, **args.scored),
         config=config,
         command=f"{first}; {told(args)}",
         seed=args.seed,

@@ -1,7 +1,7 @@
 """Train the plain ViT that the notebooks share, and write data/checkpoints/vit_emoji.safetensors.
 
     OMP_NUM_THREADS=1 python train/vit.py [--seed 0] [--small 900] [--large 250] [--out FOLDER]
-    ... --steps 20                   # both phases shortened alike
+    ... --steps 600                  # both phases shortened alike
 
 48 pictograms by both artists, on the train backgrounds, on noise and on plain colours. First at
 48 px (36 tokens: cheap steps, the drawings as many pixels large as at 96 px), then at 96 px (144
@@ -103,7 +103,7 @@ def main(argv=None):
     parser.add_argument("--small", type=int, default=900, help="steps at 48 px")
     parser.add_argument("--large", type=int, default=250, help="steps at 96 px")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="highest learning rate")
-    args = begin(parser, argv)
+    args = begin(parser, argv, scored=dict(pictures=96))
     if args.steps is not None:  # both phases, shortened alike
         args.large = args.steps * args.large // (args.small + args.large)
         args.small = args.steps - args.large
@@ -113,7 +113,7 @@ def main(argv=None):
         args.out,
         "vit_emoji",
         model,
-        lambda: score(model),
+        lambda: score(model, **args.scored),
         config=CONFIG,
         classes=CLASSES,
         command=command(__file__, **told),

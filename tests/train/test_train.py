@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.fresh import fresh
+from tests.test_checkpoints import build
 from vtlib import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,8 +67,11 @@ def test_twenty_steps(name, tmp_path):
     assert written and {p.stem for p in written} <= set(checkpoints.names())
     for path in written:
         shipped, header = checkpoints.info(path.stem), checkpoints.info(path)
-        assert header["config"] == shipped["config"] and header["seed"] == 0 and header["score"]
+        assert header["config"] == shipped["config"] and header["seed"] == 0
+        assert header.keys() >= shipped.keys() and header["score"].keys() == shipped["score"].keys()
+        assert "NaN" not in json.dumps(header["score"])
         assert (ROOT / header["command"].split()[2]).is_file()
+        checkpoints.load(path, build(path.stem))
 
 
 def test_two_steps_of_the_fastest(tmp_path):
@@ -77,6 +81,31 @@ def test_two_steps_of_the_fastest(tmp_path):
     assert header.keys() >= shipped.keys() and header["config"] == shipped["config"]
     assert header["command"].endswith("train/tokenformer.py --seed 0 --steps 2")
     assert 3 < header["score"]["nats a character"] < 4
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "scored"),
+    [
+        ("", 8, {}),
+        ("--steps 50", 8, {}),
+        ("--steps 49", 2, {"pictures": 4}),
+        ("--steps 20 --batch 3", 3, {"pictures": 4}),
+    ],
+)
+def test_a_smoke_run_is_small(common, tmp_path, words, batch, scored):
+    parser = common.options("text", 600)
+    parser.add_argument("--batch", type=int, default=8)
+    given = [*words.split(), "--out", str(tmp_path)]
+    args = common.begin(parser, given, batch=2, scored=dict(pictures=4))
+    assert (args.batch, args.scored) == (batch, scored)
+
+
+def test_a_smoke_run_keeps_off_the_shipped_files(common, capsys):
+    with pytest.raises(SystemExit):
+        common.begin(common.options("text", 600), ["--steps", "20"])
+    assert "--out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="bacth"):
+        common.begin(common.options("text", 600), ["--steps", "600"], bacth=2)
 
 
 def test_fit_follows_rate_scale_and_clipping(common):
