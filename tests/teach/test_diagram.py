@@ -4,6 +4,7 @@ import html
 import itertools
 import re
 
+import matplotlib
 import pytest
 import torch
 from matplotlib.patches import Patch
@@ -46,11 +47,11 @@ def test_a_chain_of_arrows_is_one_sentence():
 
 def test_words_tell_branches_skips_frames_and_the_note():
     boxes = {**BOXES, "add": (3, 0, "+", "sum"), "pos": (3, 1, "positions", "learned")}
-    arrows = [*ARROWS, ("embed", "add", ""), ("pos", "add", "(36, 96)")]
+    arrows = [*ARROWS, ("embed", "add", "tokens"), ("pos", "add", "(36, 96)")]
     arrows.append(("patches", "add", "", "above"))
     found = diagram(boxes, arrows, [(("embed", "add"), "x 4\nblocks")], note="D = 96.").words()
     assert found[1:] == [
-        "image (3, 96, 96) -> patches, 36 of them (36, 192) -> Linear -> add.",
+        "image (3, 96, 96) -> patches, 36 of them (36, 192) -> Linear: tokens -> add.",
         "positions (36, 96) -> add.",
         "Skip: patches -> add.",
         "x 4 blocks: Linear, add.",
@@ -239,6 +240,17 @@ def test_numbers_of_pairs_are_those_of_the_shipped_tokenformer(drawn):
     assert f"Pattention Q, {block.attention.query.num_tokens} pairs" in words
     assert f"Pattention FFN, {block.mlp.num_tokens} pairs" in words
     assert f"(T, {config['embed_dim']})" in words
+
+
+@pytest.mark.parametrize("name", ["vit", "catanet_groups"])
+def test_defaults_of_matplotlib_change_nothing(name, drawn):
+    getattr(drawings, name)()
+    changed = {"font.family": ["monospace"], "text.color": "red", "figure.facecolor": "black"}
+    with matplotlib.rc_context(changed):
+        diagrams.size.cache_clear()
+        getattr(drawings, name)()
+    one, other = (figures.png(fig, 100) for fig, _ in drawn)
+    assert one == other
 
 
 def test_the_measure_above_finds_what_does_not_fit():

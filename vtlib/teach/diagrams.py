@@ -35,6 +35,9 @@ MARGIN = 10
 NAME, SMALL, TITLE = 9.5, 8.5, 11             # points
 INK, GREY = "#000000", "#4d4d4d"
 
+styled = matplotlib.rc_context(figures.STYLE)
+"""Decorates what draws: matplotlib's defaults, which a notebook may have changed, do not matter."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -125,17 +128,24 @@ class Drawing:
             else:
                 chains.append([arrow])
         skips = [[arrow] for arrow in self.arrows if arrow.skips]
-        sentences = [f"{self.title}."]
-        for kind, chain in [("", c) for c in chains] + [("Skip: ", c) for c in skips]:
-            say = called if kind else spoken
-            steps = [say(arrow.source) + _after(arrow.label) for arrow in chain]
-            sentences.append(kind + " -> ".join([*steps, say(chain[-1].target)]) + ".")
+        sentences, told = [f"{self.title}."], set()
+
+        def say(box: Box) -> str:
+            """The small print once, then the name alone."""
+            words = called(box) if box.name in told else spoken(box)
+            told.add(box.name)
+            return words
+
+        for kind, links in [("", c) for c in chains] + [("Skip: ", c) for c in skips]:
+            steps = [say(arrow.source) + _after(arrow.label) for arrow in links]
+            sentences.append(kind + " -> ".join([*steps, say(links[-1].target)]) + ".")
         for frame in self.frames:
             inside = ", ".join(called(box) for box in frame.boxes)
             sentences.append(f"{_line(frame.title)}: {inside}.")
         return sentences + ([f"{self.note}"] if self.note else [])
 
     # ----------------------------------------------------------------------------------- picture
+    @styled
     def figure(self) -> Figure:
         """The picture. ValueError where something does not fit."""
         for box in self.boxes.values():
@@ -321,7 +331,10 @@ def _line(text: str) -> str:
 
 
 def _after(label: str) -> str:
-    return f" {_line(label)}" if label else ""
+    """A shape follows its box; other words do so after a colon."""
+    if not label:
+        return ""
+    return f" {_line(label)}" if label.startswith("(") else f": {_line(label)}"
 
 
 def called(box: Box) -> str:
@@ -330,8 +343,9 @@ def called(box: Box) -> str:
 
 
 def spoken(box: Box) -> str:
-    """A box's whole label: "Linear, 192 to 96"."""
-    return ", ".join([called(box), *box.label.split("\n")[1:]])
+    """A box's whole label, its small print as one line: "Linear, 192 to 96"."""
+    rest = " ".join(box.label.split("\n")[1:])
+    return f"{called(box)}, {rest}" if rest else called(box)
 
 
 # -------------------------------------------------------------------------------------------- text
@@ -342,13 +356,13 @@ def _ruler() -> tuple[Figure, FigureCanvasAgg]:
 
 
 @functools.cache
+@styled
 def size(text: str, points: float) -> tuple[float, float]:
     """(width, height) of a text in pixels, as matplotlib writes it."""
-    with matplotlib.rc_context(figures.STYLE):
-        fig, agg = _ruler()
-        written = fig.text(0, 0, text, fontsize=points, linespacing=1.25)
-        extent = written.get_window_extent(agg.get_renderer())
-        written.remove()
+    fig, agg = _ruler()
+    written = fig.text(0, 0, text, fontsize=points, linespacing=1.25)
+    extent = written.get_window_extent(agg.get_renderer())
+    written.remove()
     return extent.width, extent.height
 
 
@@ -381,10 +395,9 @@ def legend_rows(entries: list[tuple[str, str]], width: float):
 # ----------------------------------------------------------------------------------------- drawing
 def canvas(width: float, height: float):
     """A figure of that many pixels, and axes that count them from the upper left corner."""
-    with matplotlib.rc_context(figures.STYLE):
-        fig = Figure(figsize=(round(width) / DPI, round(height) / DPI), dpi=DPI)
-        FigureCanvasAgg(fig)
-        ax = fig.add_axes((0, 0, 1, 1))
+    fig = Figure(figsize=(round(width) / DPI, round(height) / DPI), dpi=DPI)
+    FigureCanvasAgg(fig)
+    ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, round(width)), ylim=(round(height), 0))
     ax.axis("off")
     return fig, ax
@@ -410,7 +423,7 @@ def draw_box(ax, rect: Rect, kind: str) -> None:
         patch.set_linestyle(look.line)
     patch.set_gid(rect.name)
     patch.set_zorder(2)
-    ax.add_patch(patch)
+    ax.add_artist(patch)
 
 
 def draw_arrow(ax, arrow: Arrow) -> None:
@@ -419,7 +432,7 @@ def draw_arrow(ax, arrow: Arrow) -> None:
     if arrow.skips:
         line.set_linestyle((0, (5, 2)))
     line.set_gid(arrow.name)
-    ax.add_patch(line)
+    ax.add_artist(line)
     (x0, y0), (x1, y1) = arrow.points[-2:]
     length = max(abs(x1 - x0) + abs(y1 - y0), 1e-6)
     before = x1 - (x1 - x0) / length, y1 - (y1 - y0) / length
@@ -428,7 +441,7 @@ def draw_arrow(ax, arrow: Arrow) -> None:
         before, (x1, y1), arrowstyle=style, color=color, shrinkA=0, shrinkB=0, linewidth=0,
         mutation_scale=1, zorder=3,
     )
-    ax.add_patch(head)
+    ax.add_artist(head)
 
 
 def draw_frame(ax, rect: Rect) -> None:
@@ -439,7 +452,7 @@ def draw_frame(ax, rect: Rect) -> None:
         edgecolor="#777777", linewidth=1, linestyle=(0, (3, 3)), zorder=1,
     )
     patch.set_gid(rect.name)
-    ax.add_patch(patch)
+    ax.add_artist(patch)
 
 
 def segments(arrow: Arrow) -> list[Rect]:

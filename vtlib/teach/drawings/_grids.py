@@ -66,10 +66,10 @@ def cell(ax, place, side: float, group: int, strong: bool = False) -> None:
         corner, edge, edge, facecolor=tint(group), edgecolor=INK if strong else "#ffffff",
         linewidth=2.2 if strong else 1, zorder=3 if strong else 2,
     )
-    ax.add_patch(patch)
+    ax.add_artist(patch)
     ax.text(
-        place[0] + side / 2, place[1] + side / 2, LETTERS[group], fontsize=SMALL, ha="center",
-        va="center", zorder=4,
+        place[0] + side / 2, place[1] + side / 2, LETTERS[group], fontsize=SMALL, color=INK,
+        ha="center", va="center", zorder=4,
     ).set_gid("cell")
 
 
@@ -82,7 +82,7 @@ def outline(ax, place, width: float, height: float) -> None:
         width: in pixels.
         height: in pixels.
     """
-    ax.add_patch(
+    ax.add_artist(
         Rectangle(place, width, height, fill=False, edgecolor=INK, linewidth=2.4, zorder=5)
     )
 

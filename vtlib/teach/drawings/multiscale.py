@@ -4,7 +4,7 @@ import torch
 
 from vtlib.multiscale import crossformer as crossformer_code
 from vtlib.teach import diagrams
-from vtlib.teach.diagrams import chain, diagram
+from vtlib.teach.diagrams import chain, diagram, styled
 from vtlib.teach.drawings._grids import cells, page, write
 
 
@@ -15,14 +15,14 @@ def crossvit() -> None:
         "CrossViT: two branches that meet only in their [CLS] tokens",
         boxes={
             "image": (0, 0.5, "image", "data"),
-            "small": (1, 0, "branch S: tokens\n20 x 20 small patches\n[CLS], positions", "layer"),
-            "large": (1, 1, "branch L: tokens\n14 x 14 large patches\n[CLS], positions", "layer"),
+            "small": (1, 0, "branch S: tokens\n20 x 20 small patches,\n[CLS], positions", "layer"),
+            "large": (1, 1, "branch L: tokens\n14 x 14 large patches,\n[CLS], positions", "layer"),
             "blocks_s": (2, 0, "1 ViT block\nnarrow", "layer"),
             "blocks_l": (2, 1, "4 ViT blocks\nwide", "layer"),
-            "exchange": (3, 0.5, "exchange\nof [CLS]", "idea"),
+            "exchange": (3, 0.5, "exchange\n[CLS] only", "idea"),
             "head_s": (4, 0, head, "layer"),
             "head_l": (4, 1, head, "layer"),
-            "logits": (5, 0.5, "mean of\nlogits", "step"),
+            "logits": (5, 0.5, "logits\nmean of two", "step"),
         },
         arrows=[
             ("image", "small", "", "hvh"),
@@ -46,7 +46,7 @@ def crossvit_exchange() -> None:
         boxes={
             "cls": (0, 0, "[CLS] of S", "data"),
             "f": (1, 0, "f: to L's width\nLayerNorm, GELU,\nLinear", "layer"),
-            "attention": (2, 0, "cross-attention\nquery: c\nkeys: c and L's patches", "idea"),
+            "attention": (2, 0, "cross-attention\nquery: c,\nkeys: c and L's patches", "idea"),
             "add": (3, 0, "+", "sum"),
             "g": (4, 0, "g: back to S's width\nLayerNorm, GELU,\nLinear", "layer"),
             "patches_l": (2, 1, "patches of L", "data"),
@@ -135,6 +135,7 @@ def crossformer_cel() -> None:
     )
 
 
+@styled
 def crossformer_groups() -> None:
     """Groups of both attentions on 8 x 8 tokens, G = 4 and I = 2, the shipped model's."""
     tokens = torch.arange(64).view(1, 8, 8, 1)
@@ -174,7 +175,7 @@ def tokenformer() -> None:
             "q": (2, 0, "Pattention Q\n32 pairs", "idea"),
             "k": (2, 1, "Pattention K\n32 pairs", "idea"),
             "v": (2, 2, "Pattention V\n32 pairs", "idea"),
-            "attention": (3, 1, "attention\nbetween tokens\nas ever", "step"),
+            "attention": (3, 1, "attention\nbetween tokens,\nas ever", "step"),
             "o": (4, 1, "Pattention O\n32 pairs", "idea"),
             "add1": (5, 1, "+", "sum"),
             "y": (0, 3, "tokens", "data"),

@@ -5,7 +5,7 @@ import torch
 from vtlib.superres import catanet as catanet_code
 from vtlib.superres import uplift as uplift_code
 from vtlib.teach import diagrams
-from vtlib.teach.diagrams import chain, diagram
+from vtlib.teach.diagrams import chain, diagram, styled
 from vtlib.teach.drawings._grids import blank, cell, cells, outline, page, write
 
 
@@ -20,7 +20,7 @@ def ttvsr() -> None:
             "phi": (1, 1, "features f\nresidual blocks", "layer"),
             "flow": (1, 2, "flow net\nSPyNet", "layer"),
             "passes": (2, 1, "two passes\nback, then forth", "idea"),
-            "head": (3, 1, "Conv, two\npixel shuffles", "layer"),
+            "head": (3, 1, "Conv\npixel shuffles", "layer"),
             "add": (4, 1, "+", "sum"),
             "large": (4, 2, "large frames\n384 x 384 pixels", "data"),
         },
@@ -46,7 +46,7 @@ def ttvsr_step() -> None:
         "One frame t of a pass: attention along trajectories",
         boxes={
             "maps": (1, 0, "location maps\n(k, 2, 24, 24)", "data"),
-            "stored": (2, 0, "stored key frames\nkeys (512, k, 24, 24)\nvalues, 3 scales", "data"),
+            "stored": (2, 0, "stored key frames\nkeys (512, k, 24, 24),\nvalues, 3 scales", "data"),
             "new": (5, 0, "state p\nof t", "data"),
             "flow": (0, 1, "flow\nof t", "data"),
             "carry": (1, 1, "carry the maps\nalong the flow", "idea"),
@@ -84,7 +84,7 @@ def catanet() -> None:
     diagram(
         "CATANet: far tokens of one kind, then near ones, four times",
         boxes={
-            "image": (0, 0, "small\nimage", "data"),
+            "image": (0, 0, "image\n48 x 48", "data"),
             "first": (1, 0, "Conv\n3 to 32", "layer"),
             "tab": (2, 0, "TAB\ngroups of like\ntokens anywhere", "idea"),
             "lrsa": (3, 0, "LRSA\nattention in\nsmall windows", "layer"),
@@ -92,10 +92,10 @@ def catanet() -> None:
             "add1": (5, 0, "+", "sum"),
             "add2": (6, 0, "+", "sum"),
             "bilinear": (0, 1, "bilinear\nx 2", "step"),
-            "up": (1, 1, "Conv, pixel\nshuffle x 2", "layer"),
+            "up": (1, 1, "Conv\npixel shuffle", "layer"),
             "last": (2, 1, "Conv\n32 to 3", "layer"),
             "add3": (3, 1, "+", "sum"),
-            "large": (4, 1, "large\nimage", "data"),
+            "large": (4, 1, "image\n96 x 96", "data"),
         },
         arrows=[
             ("image", "first", "(3, 48, 48)"),
@@ -129,7 +129,7 @@ def catanet_tab() -> None:
             "intra": (3, 1, "self-attention\nin own and next\nsubgroup (IASA)", "idea"),
             "add1": (4, 1, "+", "sum"),
             "add2": (0, 2, "+", "sum"),
-            "back": (4, 2, "back to\nold places", "step"),
+            "back": (4, 2, "scatter\nto old places", "step"),
             "proj": (2, 2, "Linear\nConv 1 x 1", "layer"),
             "ffn": (1, 3, "ConvFFN\nafter LayerNorm", "layer"),
             "y": (0, 3, "tokens", "data"),
@@ -157,6 +157,7 @@ def catanet_tab() -> None:
     )
 
 
+@styled
 def catanet_groups() -> None:
     """36 tokens of three kinds, their sorted row, and its subgroups of 12."""
     rows = ["AACCCC", "ABBCCC", "ABBBCC", "CBBAAC", "CCAAAC", "CCBBCC"]
@@ -228,10 +229,10 @@ def uplift_step() -> None:
             "e4": (1, 0, "guide e4\nmade 12 x 12", "data"),
             "e3": (2, 0, "guide e3\nmade 24 x 24", "data"),
             "x": (0, 1, "features x", "data"),
-            "low": (1, 1, "join\n2 Conv, to 48", "layer"),
-            "up": (2, 1, "double, join\n2 Conv, to 48", "layer"),
+            "low": (1, 1, "join\n2 Conv,\nto 48", "layer"),
+            "up": (2, 1, "double\njoin, 2 Conv,\nto 48", "layer"),
             "weights": (3, 1, "weights\nConv 1 x 1 + skip,\nsoftmax", "idea"),
-            "pool": (4, 1, "average of 17\nneighbours\nin x", "idea"),
+            "pool": (4, 1, "average\nof 17 places\nin x", "idea"),
             "out": (4, 2, "features\n(128, 24, 24)", "data"),
         },
         arrows=[
@@ -250,6 +251,7 @@ def uplift_step() -> None:
     )
 
 
+@styled
 def uplift_neighbours() -> None:
     """Which coarse features the attender may mix for the four new ones of a cell."""
     side, cell_of = 36, {(dy + 3, dx + 3) for dy, dx in uplift_code.OFFSETS[17]}
@@ -265,7 +267,7 @@ def uplift_neighbours() -> None:
             if (r, c) in cell_of and (r, c) != (3, 3):
                 cell(ax, place, side, 13)
             else:
-                ax.add_patch(blank(place, side))
+                ax.add_artist(blank(place, side))
     x, y = 89 + 3 * side, top + 3 * side
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
         outline(ax, (x + dx * side / 2, y + dy * side / 2), side / 2, side / 2)
