@@ -74,6 +74,8 @@ def test_patch_embed_is_a_linear_layer_on_patches():
     (lambda: vnn.relative_index("3"), ["size='3'"]),
     (lambda: vnn.attend(*torch.rand(3, 1, 1, 4, 6)[:2], torch.rand(1, 1, 5, 6)), ["(1, 1, 5, 6)"]),
     (lambda: vnn.attend(*torch.rand(3, 1, 1, 4, 6), bias=torch.zeros(4, 3)), ["bias", "(4, 3)"]),
+    (lambda: vnn.attend(*torch.rand(3, 1, 1, 4, 6), bias=torch.ones(4, 4).long()),
+     ["bias is torch.int64 (4, 4) but needs to be boolean or floating"]),
     (lambda: vnn.Attention(12, 3)(torch.rand(1, 4, 12), rope=1), ["rope is a int", "(cos, sin)"]),
     (lambda: vnn.Block(12, 3)(torch.rand(1, 4, 11)), ["x has 11 channels", "D = 12"]),
     (lambda: vnn.Block(12, 3, mlp_ratio=1e300), ["mlp_ratio=1e+300"]),

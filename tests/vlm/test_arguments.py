@@ -21,6 +21,8 @@ def calls():
     decoder, encoder = Decoder(**DECODER), Encoder(**ENCODER)
     model = TinyVLM("is there a crab ?".split(), ENCODER, DECODER).eval()
     taken = exam.exam(2, seed=3)
+    state = decoder.prefill(X, slice(1, 6), [CUT]).states[0]
+    looked = dict(rows=slice(2, 5), layer="last", qk=state.qk("last"))
     asked = dict(tokens=X, questions=QUESTIONS, stages=[CUT], positions="keep", mode="drop")
     return {
         "Decoder": (Decoder, dict(
@@ -37,6 +39,10 @@ def calls():
         "Decoder.step, cache": (
             lambda cache: decoder.step(X[:, :1], cache), dict(cache=decoder.prefill(X).cache)
         ),
+        "State.qk": (state.qk, dict(layer="next")),
+        "State.logits": (state.logits, looked),
+        "State.attention": (state.attention, looked),
+        "State.top": (state.top, dict(score=state.tokens.sum(-1), keep=2)),
         "Encoder": (Encoder, dict(ENCODER, mlp_ratio=2.0, num_registers=1)),
         "Encoder.forward": (encoder, dict(
             images=IMAGES, select=-2, need=("keys", "cls_row"), attention=(1,), hidden=(0,)
@@ -77,6 +83,7 @@ def calls():
 
 NAMES = (
     "Decoder", "Decoder.forward", "Decoder.prefill", "Decoder.step", "Decoder.step, cache",
+    "State.qk", "State.logits", "State.attention", "State.top",
     "Encoder", "Encoder.forward", "TinyVLM", "encode", "reduce", "tokenize", "prompt", "prefill",
     "answer", "forward", "packed", "words", "measures", "grade", "table", "object_patches",
     "oracle_mask", "exam", "scenes", "by_scale", "world",

@@ -42,7 +42,7 @@ from ..nn import (
     window_merge,
     window_partition,
 )
-from ..nn.checks import check_flag, check_map
+from ..nn.checks import check_callable, check_channels, check_flag, check_map
 
 PAPER = "crossformer"
 
@@ -245,6 +245,7 @@ class GroupAttention(nn.Module):
             mask: (groups, 1, 1, G*G), added to the logits of keys; None: nothing is.
         """
         check_map(x)
+        check_channels(x, self.qkv.in_features)
         batch, groups = x.shape[:2]
         qkv = self.qkv(x)
         split = "b g n (three h p) -> three (b g) h n p"
@@ -270,6 +271,9 @@ def padding_mask(height, width, pad, group, dtype=torch.float32, device=None):
         dtype: of the mask.
         device: of the mask.
     """
+    check_callable(group, "group", "a function of a map (1, H, W, 1)")
+    height, width = check_int(height, "height", 1), check_int(width, "width", 1)
+    pad = check_ints(pad, "pad", 0, length=2)
     if pad == (0, 0):
         return None
     real = torch.ones(1, height, width, 1, dtype=dtype, device=device)

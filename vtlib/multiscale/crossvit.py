@@ -44,6 +44,7 @@ from ..nn import (
     check_number,
     check_tokens,
 )
+from ..nn.checks import describe
 
 PAPER = "crossvit"
 
@@ -154,6 +155,20 @@ class CrossAttentionBlock(nn.Module):
         return (y, attn) if return_attn else y
 
 
+def _check_branches(xs, dims=(None, None)):
+    """Raise unless xs are two sequences of tokens (B, 1 + N_i, D_i); dims: D_i, None: any."""
+    if not isinstance(xs, (tuple, list)) or len(xs) != 2:
+        raise ValueError(f"xs is {describe(xs)} but needs to be two sequences (B, 1 + N_i, D_i)")
+    for i, (x, dim) in enumerate(zip(xs, dims, strict=True)):
+        check_tokens(x, dim, f"xs[{i}]")
+
+
+def _check_two(parts, name):
+    listed = isinstance(parts, (tuple, list, nn.ModuleList)) and len(parts) == 2
+    if not listed or not all(callable(part) for part in parts):
+        raise ValueError(f"{name} is {describe(parts)} but needs to be two modules")
+
+
 def exchange_cls(xs, f, mca, g, return_attn=False):
     """The exchange of [CLS] tokens, both directions computed from the same state.
 
@@ -169,6 +184,9 @@ def exchange_cls(xs, f, mca, g, return_attn=False):
     Returns two sequences of the shapes of xs.
     """
     return_attn = check_flag(return_attn, "return_attn")
+    _check_branches(xs)
+    for parts, name in ((f, "f"), (mca, "mca"), (g, "g")):
+        _check_two(parts, name)
     out, attns = [], []
     for i in (0, 1):
         cls = f[i](xs[i][:, :1])                                                 # b 1 d_o
@@ -200,6 +218,7 @@ class AllAttentionFusion(nn.Module):
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
     def forward(self, xs):
+        _check_branches(xs, [f[0].normalized_shape[0] for f in self.projs])
         parts = [f(x) for f, x in zip(self.projs, xs, strict=True)]
         y = torch.cat(parts, dim=1)                                              # b (1+n0)+(1+n1) d
         y = y + self.attn(self.norm1(y))
@@ -222,14 +241,15 @@ class SumFusion(nn.Module):
         self.revert_projs = nn.ModuleList(_project(dims[1], d) for d in dims)
 
     def forward(self, xs):
+        _check_branches(xs, [f[0].normalized_shape[0] for f in self.projs])
         cls = sum(f(x[:, :1]) for f, x in zip(self.projs, xs, strict=True))      # b 1 d
         rests = [x[:, 1:] for x in xs]
         if self.patches:
-            rests = self.sum_patches(rests)
+            rests = self._sum_patches(rests)
         heads = [g(cls) for g in self.revert_projs]
         return [torch.cat(pair, dim=1) for pair in zip(heads, rests, strict=True)]
 
-    def sum_patches(self, rests):
+    def _sum_patches(self, rests):
         """Two lots of patch tokens (B, N_i, D_i) -> two of the same shapes."""
         parts = [f(rest) for f, rest in zip(self.projs, rests, strict=True)]
         sums = [parts[i] + _regrid(parts[1 - i], parts[i].shape[1]) for i in (0, 1)]
@@ -279,6 +299,8 @@ class MultiScaleEncoder(nn.Module):
             self.exchange = SumFusion(dims, patches=fusion == "pairwise")
 
     def forward(self, xs, return_attn=False):
+        return_attn = check_flag(return_attn, "return_attn")
+        _check_branches(xs)
         xs = [blocks(x) for blocks, x in zip(self.blocks, xs, strict=True)]
         if self.kind == "cross":
             return exchange_cls(xs, self.projs, self.fusion, self.revert_projs, return_attn)

@@ -20,7 +20,7 @@ from ..nn import (
     check_multiple,
     check_tokens,
 )
-from ..nn.checks import check_flag, check_index
+from ..nn.checks import check_flag, check_index, check_list
 from .crossformer import CrossFormerBlock
 
 
@@ -118,6 +118,7 @@ class Reader(nn.Module):
         self.side = check_int(side, "side", 2)
         colours, dim = check_int(colours, "colours", 1), check_int(dim, "dim", 1)
         zero_bias = check_flag(zero_bias, "zero_bias")
+        kinds = check_list(kinds, "kinds", "a list of 'sda' and 'lda'")
         self.embed = nn.Linear(colours, dim, bias=False)
         self.blocks = nn.ModuleList(
             CrossFormerBlock(dim, 2, group_size, interval, kind, mlp_ratio=2) for kind in kinds
@@ -130,7 +131,7 @@ class Reader(nn.Module):
     def forward(self, tokens, first):
         check_tokens(tokens, self.embed.in_features)
         check_dtype(tokens, self.embed.weight, "tokens")
-        check_index(first, "first", "(B,)", (len(tokens),), tokens.shape[1])
+        check_index(first, "first", "(B,)", (tokens.shape[0],), tokens.shape[1])
         x = self.embed(tokens)                                                         # b n d
         for block in self.blocks:
             x = block(x, (self.side, self.side))

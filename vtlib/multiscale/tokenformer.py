@@ -45,7 +45,7 @@ from ..nn import (
     rope_1d,
     unwrap,
 )
-from ..nn.checks import at_hand, check_flag, check_generator, check_index, check_range
+from ..nn.checks import at_hand, check_flag, check_generator, check_index, check_range, describe
 
 PAPER = "tokenformer"
 
@@ -79,6 +79,17 @@ def _root(num_tokens, like):
     """sqrt(n) as a 0-dim tensor, in float32 at least."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.tensor(num_tokens**0.5, dtype=dtype, device=like.device)
+
+
+def _check_mask(mask, shape):
+    """Raise unless `mask` is a tensor that is broadcast to scores of this shape."""
+    fits = isinstance(mask, torch.Tensor) and mask.dim() <= len(shape)
+    tail = shape[len(shape) - mask.dim() :] if fits else ()
+    if not fits or any(have not in (1, want) for have, want in zip(mask.shape, tail, strict=True)):
+        raise ValueError(
+            f"mask is {describe(mask)} but needs to be a tensor that is broadcast to "
+            f"{tuple(shape)}"
+        )
 
 
 class Pattention(nn.Module):
@@ -124,14 +135,19 @@ class Pattention(nn.Module):
             mask: see `forward`.
             index: see `forward`.
         """
+        check_float(x, "x")
+        check_dtype(x, self.key_param_tokens, "x")
         keys, tau = self.key_param_tokens, self.tau
+        if x.dim() < 1 or x.shape[-1] != keys.shape[1]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} but the keys need (..., in_dim={keys.shape[1]})"
+            )
         if index is not None:
-            check_index(index, "index")
+            check_index(index, "index", "(k,)", stop=self.num_tokens)
             keys, tau = keys[index], index.shape[0] ** 0.5
         scores = (x @ keys.t()) * self.scale                                     # ... n
         if mask is not None:
-            if not isinstance(mask, torch.Tensor):
-                raise ValueError(f"mask is a {type(mask).__name__} but needs to be a tensor")
+            _check_mask(mask, scores.shape)
             scores = scores * mask.to(scores.dtype)
         return modified_softmax(scores, tau, self.kind)
 
@@ -144,16 +160,9 @@ class Pattention(nn.Module):
                 the norm, tau stays.
             index: (k,) long, use only these parameter tokens; tau becomes sqrt(k).
         """
-        check_float(x, "x")
-        check_dtype(x, self.key_param_tokens, "x")
-        in_dim = self.key_param_tokens.shape[1]
-        if x.shape[-1] != in_dim:
-            raise ValueError(
-                f"x has {x.shape[-1]} channels (shape {tuple(x.shape)}) but the keys need "
-                f"in_dim={in_dim}"
-            )
+        weights = self.weights(x, mask, index)
         values = self.value_param_tokens if index is None else self.value_param_tokens[index]
-        return self.weights(x, mask, index) @ values
+        return weights @ values
 
     @torch.no_grad()
     def grow(self, num_new, init="zero", keep_tau=True, generator=None):

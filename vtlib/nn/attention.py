@@ -60,6 +60,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
         return
     if not isinstance(bias, Tensor) or not 2 <= bias.dim() <= q.dim():
         raise ValueError(f"bias is {describe(bias)} but needs to be a tensor or None, {needs}")
+    if bias.dtype != torch.bool and not bias.is_floating_point():
+        raise ValueError(f"bias is {describe(bias)} but needs to be boolean or floating")
     if bias.shape[-2] not in (1, q.shape[-2]) or bias.shape[-1] not in (1, k.shape[-2]):
         raise ValueError(f"bias has shape {tuple(bias.shape)} but needs to be {needs}")
 

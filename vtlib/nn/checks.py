@@ -296,7 +296,8 @@ def check_index(
         x: what was given.
         name: what the message calls it.
         axes: what each axis is, "(B, K)" say; "": any axes.
-        sizes: how long each must be, None where any length will do; None: all of any length.
+        sizes: how long each must be, None where any length will do; None: all of any length. Take
+            them from a shape: len() of a tensor would fix a free size of torch.export.
         stop: one more than the largest value allowed; None: no bounds.
         least: the smallest value allowed.
     """

@@ -107,7 +107,7 @@ def coverage(tokens: Tensor, index: Tensor) -> Tensor:
     """
     check_tokens(tokens)
     check_finite(tokens, "tokens")
-    check_index(index, "index", "(B, T)", (len(tokens), None))
+    check_index(index, "index", "(B, T)", (tokens.shape[0], None))
     if index.shape[1] < 1:
         raise ValueError(f"index has shape {tuple(index.shape)}: needs a kept token at least")
     with full_precision(tokens.device):

@@ -37,7 +37,7 @@ def score(attention: Tensor, last: Tensor) -> Tensor:
     attention (B, heads, R, S): weights of R rows; last (B,) long: which of them is it.
     """
     check_axes(attention, "attention", "(B, heads, R, S)")
-    check_index(last, "last", "(B,)", (len(attention),), attention.shape[2])
+    check_index(last, "last", "(B,)", (attention.shape[0],), attention.shape[2])
     row = take(attention.transpose(1, 2), last[:, None])[:, 0]      # b heads s
     return widen(row).mean(dim=1)
 

@@ -55,7 +55,9 @@ from ..nn import (
     check_tokens,
     mirrored,
 )
+from ..nn.checks import check_axes, check_channels, describe
 from ..tokens import take
+from ..tokens.checks import check_grid
 
 PAPER = "catanet"
 
@@ -149,7 +151,7 @@ def grouping(tokens: Tensor, centres: Tensor, group_size: int) -> Grouping:
         centres: (M, C).
         group_size: of the subgroups that the sorted tokens are cut into.
     """
-    belong = assign(tokens, centres)
+    belong, group_size = assign(tokens, centres), check_int(group_size, "group_size", 1)
     return Grouping(belong, belong.argsort(dim=-1, stable=True), centres, group_size)
 
 
@@ -171,6 +173,8 @@ class IRCA(nn.Module):
 
     def forward(self, centres: Tensor) -> tuple[Tensor, Tensor]:
         """Centres (M, C) -> (heads, M, P_qk), (heads, M, P_v)."""
+        check_axes(centres, "centres", "(M, C)")
+        check_channels(centres, self.to_k.in_features, "centres")
         k = rearrange(self.to_k(centres), "m (h p) -> h m p", h=self.num_heads)
         v = rearrange(self.to_v(centres), "m (h p) -> h m p", h=self.num_heads)
         return k, v
@@ -214,6 +218,7 @@ class Attention(nn.Module):
         return x[..., :self.value_dim].flatten(-2)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tokens(x, self.to_q.in_features, "x")
         projected = (self.queries(x), self.heads(self.to_k(x)), self.heads(self.to_v(x)))
         q, k, v = (rearrange(t, "b n h p -> b h n p") for t in projected)
         return self.proj(self.merge(rearrange(attend(q, k, v), "b h n p -> b n h p")))
@@ -237,6 +242,11 @@ class IASA(Attention):
             k_global: keys of the centres (heads, M, P_qk).
             v_global: values of the centres (heads, M, P_v).
         """
+        check_tokens(tokens, self.to_q.in_features)
+        if not isinstance(groups, Grouping):
+            raise ValueError(f"groups is {describe(groups)} but needs to be a Grouping")
+        check_axes(k_global, "k_global", "(heads, M, P_qk)")
+        check_axes(v_global, "v_global", "(heads, M, P_v)")
         batch, n, _ = tokens.shape
         at, size = sorted_row(n, groups.group_size, tokens.device)
         row = take(tokens, groups.order[:, at])                              # b (g+1)s c
@@ -280,6 +290,8 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(mlp_dim, dim)
 
     def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        check_tokens(x, self.fc1.in_features, "x")
+        grid = check_grid(grid, x.shape[1])
         x = F.gelu(self.fc1(x))
         near = self.dwconv(rearrange(x, "b (h w) c -> b c h w", h=grid[0]))
         return self.fc2(x + rearrange(near, "b c h w -> b (h w) c"))
@@ -294,6 +306,7 @@ class PreNorm(nn.Module):
         self.norm, self.fn = nn.LayerNorm(check_int(dim, "dim", 1)), fn
 
     def forward(self, x: Tensor, *args) -> Tensor:
+        check_channels(x, self.norm.normalized_shape[0])
         return self.fn(self.norm(x), *args)
 
 

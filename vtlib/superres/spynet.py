@@ -59,6 +59,7 @@ class ConvReLU(nn.Module):
         self.relu = check_flag(relu, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.conv.in_channels, "x")
         return self.conv(x).relu() if self.relu else self.conv(x)
 
 

@@ -27,7 +27,7 @@ than 64 pixels are accepted; pixel shuffles start as torch starts a convolution 
 bias 0). Where paper and code differ on key frames and buffers, this follows the code.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ from ..nn import (
     unwrap,
     warp,
 )
-from ..nn.checks import as_flag, check_axes, check_flag, check_index, describe
+from ..nn.checks import as_flag, check_axes, check_flag, check_index, describe, is_several
 from ..tokens import take
 from .spynet import SPyNet
 
@@ -254,12 +254,7 @@ class LTAM(_Fusion):
                 into k.
         """
         return_attn = check_flag(return_attn, "return_attn")
-        for x, name in ((query, "query"), (anchor, "anchor")):
-            check_images(x, None, name)
-        if not isinstance(values, (tuple, list)) or len(values) != 3:
-            raise ValueError(f"values is {describe(values)} but needs to be three tensors")
-        check_axes(keys, "keys", "(B, c*s*s, k, h, w)")
-        check_axes(location, "location", "(B, k, 2, h, w)")
+        self._check(query, keys, anchor, values, location)
         eps = max(1e-12, torch.finfo(query.dtype).tiny)             # half precision has no 1e-12
         q = F.normalize(tokenize(query, self.stride), dim=1, eps=eps)         # b c h w
         found, inside = _rows_at(keys, location)                              # b k h w c
@@ -275,6 +270,26 @@ class LTAM(_Fusion):
         return (out, similarity, chosen) if return_attn else out
 
 
+    def _check(
+        self, query: Tensor, keys: Tensor, anchor: Tensor, values: Sequence[Tensor],
+        location: Tensor,
+    ) -> None:
+        """ValueError unless the arguments of `forward` fit each other."""
+        channels = self.fusion.out_channels
+        check_images(query, channels, "query")
+        if not isinstance(values, (tuple, list)) or len(values) != 3:
+            raise ValueError(f"values is {describe(values)} but needs to be three tensors")
+        check_axes(keys, "keys", "(B, c*s*s, k, h, w)")
+        h, w = token_grid(query, self.stride, "query")
+        batch, k = query.shape[0], keys.shape[2]
+        tokens, places = (batch, channels * self.stride**2, k, h, w), (batch, k, 2, h, w)
+        _check_shape(anchor, "anchor", tuple(query.shape))
+        _check_shape(keys, "keys", tokens)
+        for i, value in enumerate(values):
+            _check_shape(value, f"values[{i}]", tokens)
+        _check_shape(location, "location", places)
+
+
 class OwnPlace(_Fusion):
     """What stands in for LTAM in a net without trajectories.
 
@@ -284,6 +299,7 @@ class OwnPlace(_Fusion):
 
     def forward(self, anchor: Tensor) -> Tensor:
         """(B, c, H, W) -> (B, c, H, W)."""
+        check_images(anchor, self.fusion.out_channels, "anchor")
         scales = [untokenize(t, self.stride) for t in cross_scale_tokens(anchor, self.stride)]
         return anchor + self.fusion(torch.cat(scales, dim=1))
 
@@ -306,6 +322,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.conv1.in_channels, "x")
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
@@ -329,6 +346,7 @@ class ResidualBlocks(nn.Module):
         self.main = nn.Sequential(first, nn.LeakyReLU(0.1), blocks)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.main[0].in_channels, "x")
         return self.main(x)
 
 
@@ -342,6 +360,7 @@ class PixelShuffleUp(nn.Module):
         self.upsample_conv = nn.Conv2d(in_chans, 4 * out_chans, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.upsample_conv.in_channels, "x")
         return F.pixel_shuffle(self.upsample_conv(x), 2)
 
 
@@ -350,6 +369,14 @@ def push(buffer: Tensor | None, tokens: Tensor) -> Tensor:
 
     In memory the C numbers of a token lie side by side: they are read together.
     """
+    check_images(tokens, None, "tokens")
+    if buffer is not None:
+        check_axes(buffer, "buffer", "(B, C, k, h, w)")
+        if buffer.shape[:2] + buffer.shape[3:] != tokens.shape:
+            raise ValueError(
+                f"buffer has shape {tuple(buffer.shape)} and tokens {tuple(tokens.shape)}: they "
+                f"need (B, C, k, h, w) and (B, C, h, w)"
+            )
     tokens = tokens[:, :, None].contiguous(memory_format=torch.channels_last_3d)
     return tokens if buffer is None else torch.cat([buffer, tokens], dim=2)
 
@@ -469,7 +496,15 @@ class TTVSR(nn.Module):
             direction: "backward" or "forward".
             trace: a list that gets a `Step` a frame, or None.
         """
+        check_axes(features, "features", "(B, T, c, h, w)")
         b, t, c, h, w = features.shape
+        _check_shape(flows, "flows", (b, t - 1, 2, h, w))
+        token_grid(features, self.stride, "features")
+        if c != self.mid_channels or not (trace is None or isinstance(trace, list)):
+            raise ValueError(
+                f"features has {c} channels and trace is {describe(trace)}: needs "
+                f"{self.mid_channels} channels, and a list or None"
+            )
         keyframes = self.key_frames(t, direction)
         order = range(t) if direction == "forward" else range(t - 1, -1, -1)
         grid = identity_grid(b, h // self.stride, w // self.stride, flows.device, flows.dtype)
@@ -512,7 +547,7 @@ class TTVSR(nn.Module):
             mirror: see `flows`.
             return_trace: also a list of `Step`, one per frame and pass but the first frames'.
         """
-        flows = tuple(flows) if isinstance(flows, Iterable) else flows
+        flows = tuple(flows) if is_several(flows) else flows
         self.check(frames, flows)
         mirror = check_flag(mirror, "mirror")
         return_trace = check_flag(return_trace, "return_trace")
@@ -525,12 +560,12 @@ class TTVSR(nn.Module):
         back = self.propagate(features, backward, "backward", trace)
         ahead = self.propagate(features, forward, "forward", trace)
         out = [
-            self.reconstruct(frames[:, i], back[i], features[:, i], ahead[i]) for i in range(t)
+            self._reconstruct(frames[:, i], back[i], features[:, i], ahead[i]) for i in range(t)
         ]
         out = torch.stack(out, dim=1)
         return (out, trace) if return_trace else out
 
-    def reconstruct(self, frame: Tensor, back: Tensor, feature: Tensor, ahead: Tensor) -> Tensor:
+    def _reconstruct(self, frame: Tensor, back: Tensor, feature: Tensor, ahead: Tensor) -> Tensor:
         """The features of a frame -> its picture (B, 3, 4h, 4w).
 
         A correction to the bilinear enlargement of `frame` (B, 3, h, w).
@@ -569,10 +604,14 @@ class TTVSR(nn.Module):
         if len(flows) != 2:
             raise ValueError(f"flows has {len(flows)} entries but needs 2: (backward, forward)")
         for name, flow in zip(("backward", "forward"), flows, strict=True):
-            check_float(flow, f"flows ({name})")
-            if tuple(flow.shape) != want:
-                raise ValueError(f"flows ({name}) has shape {tuple(flow.shape)}, needs {want}")
+            _check_shape(flow, f"flows ({name})", want)
             check_finite(flow, f"flows ({name})")     # NaN would read some token, without a word
+
+
+def _check_shape(x: Tensor, name: str, want: tuple[int, ...]) -> None:
+    check_float(x, name)
+    if tuple(x.shape) != want:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, needs {want}")
 
 
 def convert_official(state: dict) -> dict[str, Tensor]:

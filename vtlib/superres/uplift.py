@@ -46,6 +46,7 @@ from ..nn import (
     check_ints,
     check_number,
 )
+from ..nn.checks import check_generator, check_list, describe
 
 PAPER = "uplift"
 NORMS = ("batch", "layer")
@@ -72,6 +73,12 @@ OFFSETS = {
 
 def residual_auto(x: Tensor, y: Tensor) -> Tensor:
     """x + y with the channels of y: x (B, C, h, w) is cut to them, or filled up with zeros."""
+    check_images(x, None, "x")
+    check_images(y, None, "y")
+    if x.shape[0] != y.shape[0] or x.shape[2:] != y.shape[2:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they need equal (B, ., h, w)"
+        )
     missing = y.shape[1] - x.shape[1]
     return y + (F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x[:, : y.shape[1]])
 
@@ -79,9 +86,9 @@ def residual_auto(x: Tensor, y: Tensor) -> Tensor:
 def resize_nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size): entry i comes from floor(i H / h)."""
     size = check_size(size)
+    check_images(x, None, "x")
     if tuple(x.shape[-2:]) == size:
         return x
-    check_images(x, None, "x")
     return F.interpolate(x, size=size, mode="nearest")
 
 
@@ -115,12 +122,21 @@ def _neighbours(padded: Tensor, pad: int, offsets: Offsets) -> list[Tensor]:
     return [padded[..., y : y + h, x : x + w] for y, x in corners]
 
 
+def _check_offsets(offsets: Offsets) -> None:
+    pairs = check_list(offsets, "offsets", "pairs (dy, dx)")
+    if not pairs:
+        raise ValueError("offsets is empty: needs one pair (dy, dx) at least")
+    for i, pair in enumerate(pairs):
+        check_ints(pair, f"offsets[{i}]", length=2)
+
+
 def shifted(value: Tensor, offsets: Offsets) -> Tensor:
     """Copies of a map, one per offset, edges replicated: (B, C, h, w) -> (B, C, n, h, w).
 
     [:, :, k, y, x] = value[:, :, y + dy_k, x + dx_k].
     """
     check_images(value, None, "value")
+    _check_offsets(offsets)
     return torch.stack(_neighbours(*_padded(value, offsets), offsets), dim=2)
 
 
@@ -144,6 +160,7 @@ def pool(attn: Tensor, value: Tensor, offsets: Offsets, low_mem: bool = False) -
     check_images(attn, None, "attn")
     check_images(value, None, "value")
     low_mem = check_flag(low_mem, "low_mem")
+    _check_offsets(offsets)
     (channels, h, w), (count, tall, wide) = value.shape[1:], attn.shape[1:]
     if tall % h or wide % w or tall // h != wide // w:
         raise ValueError(
@@ -201,6 +218,7 @@ class LocalAttender(nn.Module):
 
     def weights(self, guide: Tensor) -> Tensor:
         """guide (B, C_g, H, W) -> softmax weights (B, n, H, W), in the order of `offsets`."""
+        check_images(guide, self.conv1.in_channels, "guide")
         return residual_auto(guide, self.conv1(guide)).softmax(dim=1)
 
     def forward(
@@ -247,6 +265,7 @@ class ConvBlock(nn.Module):
         self.conv = nn.Sequential(*layers, nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.conv[0].in_channels, "x")
         return residual_auto(x, self.conv(x))
 
 
@@ -289,6 +308,7 @@ class Encoder(nn.Module):
             self.out_channels.append(channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        check_images(images)
         out, x = [], images
         for group in self.children():
             x = group(x)
@@ -306,6 +326,7 @@ class Up(nn.Module):
         self.up = nn.ConvTranspose2d(channels, channels, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.up.in_channels, "x")
         return self.up(x) + F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
@@ -322,6 +343,13 @@ def combine(
         noise_scale: its standard deviation.
         generator: where it comes from.
     """
+    check_images(x, None, "x")
+    check_images(encoded, None, "encoded")
+    if x.shape[0] != encoded.shape[0]:
+        raise ValueError(f"x is of {x.shape[0]} images but encoded of {encoded.shape[0]}")
+    noise_channels = check_int(noise_channels, "noise_channels", 0)
+    noise_scale = check_number(noise_scale, "noise_scale", 0)
+    check_generator(generator, optional=True)
     parts = [x, resize_nearest(encoded, x.shape[-2:]).to(x.dtype)]
     if noise_channels:
         shape = (x.shape[0], noise_channels, *x.shape[-2:])
@@ -377,6 +405,8 @@ class Decoder(nn.Module):
             encoded: the encoder's maps.
             generator: for the noise.
         """
+        if not isinstance(encoded, (tuple, list)) or len(encoded) < 2:
+            raise ValueError(f"encoded is {describe(encoded)} but needs to be maps of an Encoder")
         x = self.block_0(combine(x, encoded[-1], *self.noise, generator))
         x = self.block_1(combine(self.up_1(x), encoded[-2], *self.noise, generator))
         return x if self.outc is None else residual_auto(x, self.outc(x))
@@ -498,6 +528,7 @@ class UPLiFT(nn.Module):
             return_attn: (result, list of T weights (B, n, 2^t h, 2^t w)); needs an attender.
         """
         check_pair(images, features, self.in_channels)
+        check_generator(generator, optional=True)
         check_dtype(features, self.decoder.up_1.up.weight, "features")
         check_grid(images, features, self.patch_size)
         iterations = self.pixel_steps if iterations is None else iterations
@@ -630,6 +661,7 @@ def loss_terms(
     noise, multi_step = check_number(noise, "noise", 0), check_flag(multi_step, "multi_step")
     check_callable(model, "model", "an UPLiFT")
     check_callable(backbone, "backbone", "a function of images (B, 3, H, W)")
+    check_generator(generator, optional=True)
     with torch.no_grad():
         features = [backbone(copy) for copy in copies]
     terms = {}

@@ -81,7 +81,7 @@ def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
     check_finite(keys, "keys")
     if keys.dim() != 3:
         raise ValueError(f"keys has shape {tuple(keys.shape)} but needs (B, N, P)")
-    check_index(kept, "kept", "(B, d)", (len(keys), None))
+    check_index(kept, "kept", "(B, d)", (keys.shape[0], None))
     num_tokens, num_kept = keys.shape[1], kept.shape[1]
     check_once(kept, "kept", num_tokens)
     num_targets = check_int(num_targets, "num_targets")

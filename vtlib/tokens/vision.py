@@ -63,7 +63,7 @@ class VisionOutputs:
     def rows(self, index: Tensor) -> "VisionOutputs":
         """The same for pictures `index` (K,) long of the batch, repeats allowed: one row for each
         question to a picture, say. ValueError for what is no such index."""
-        check_index(index, "index", "(K,)", stop=len(self.selected))
+        check_index(index, "index", "(K,)", stop=self.selected.shape[0])
         out = VisionOutputs(
             self.selected[index],
             self.grid,

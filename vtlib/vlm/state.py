@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..tokens import Plan, top_tokens
+from ..nn.checks import check_float, describe
+from ..tokens import Plan, resolve_keep, top_tokens
 from ..tokens.precision import full_precision, widen
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class State:
         """Rotated q and k (B, heads, S, P), keys repeated for grouped heads: of the layer to come
         ("next", from the residual stream as it is) or of the one that has just run ("last").
         ValueError when there is no such layer."""
+        if layer not in ("next", "last"):
+            raise ValueError(f"layer={layer!r}: needs 'next' or 'last'")
         number = self.after if layer == "next" else self.after - 1
         if not 0 <= number < len(self.decoder.layers):
             raise ValueError(
@@ -102,7 +105,9 @@ class State:
             layer: see `qk`.
             qk: what `qk(layer)` gave, for those who have it.
         """
-        q, k = self.qk(layer) if qk is None else qk
+        if not isinstance(rows, slice):
+            raise ValueError(f"rows={rows!r}: needs a slice")
+        q, k = self.qk(layer) if qk is None else _pair(qk)
         with full_precision(q.device):
             logits = (widen(q[:, :, rows]) * q.shape[-1] ** -0.5) @ widen(k).transpose(-2, -1)
         return logits.masked_fill(~causal(self.valid, rows), float("-inf"))
@@ -120,12 +125,27 @@ class State:
     def top(self, score, keep) -> Plan:
         """The plan that keeps the `keep` best of score (B, n), in their order; dropped tokens are
         never chosen. keep may be 0."""
+        check_float(score, "score")
+        if score.shape != self.alive.shape:
+            raise ValueError(
+                f"score has shape {tuple(score.shape)} but needs (B, n) = "
+                f"{tuple(self.alive.shape)}: one number a visual token"
+            )
+        keep = resolve_keep(keep, score.shape[1], least=0)
         score = score.masked_fill(~self.alive, float("-inf"))
         if keep:
             index = top_tokens(score, keep)
         else:
             index = torch.zeros(score.shape[0], 0, dtype=torch.long, device=score.device)
         return Plan(index, score.shape[1])
+
+
+def _pair(qk):
+    """(q, k), as `State.qk` gives them."""
+    listed = isinstance(qk, (tuple, list)) and len(qk) == 2
+    if not listed or not all(isinstance(t, Tensor) and t.dim() == 4 for t in qk):
+        raise ValueError(f"qk is {describe(qk)} but needs to be (q, k), each (B, heads, S, P)")
+    return qk
 
 
 @dataclass
