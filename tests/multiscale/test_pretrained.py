@@ -28,6 +28,20 @@ def test_names_pictograms_on_new_backgrounds(name, held_out):
     assert data.checkpoint(pretrained.stem(name)).stat().st_size < 1.5e6
 
 
+@pytest.mark.parametrize("size, scale", [
+    ("small", (0.15, 0.3)), ("medium", (0.3, 0.55)), ("large", (0.55, 0.9)),
+])
+def test_shipped_models_score_by_size_as_stored(size, scale):
+    """300 pictures against the 1,000 of the training script."""
+    world = data.EmojiWorld(pretrained.SIZE, "test", pictograms=list(pretrained.CLASSES))
+    images, labels = world.classify(300, seed=20, scale=scale, clutter=1)
+    for name in pretrained.SHIPPED:
+        with torch.no_grad():
+            said = pretrained.emoji(name)(images).argmax(dim=1)
+        stored = checkpoints.seeds(pretrained.stem(name))[0]["score"][size]
+        assert (said == labels).float().mean().item() == pytest.approx(stored, abs=0.08)
+
+
 def test_scores_tell_how_each_model_was_made():
     for name in pretrained.MODELS:
         for seed, row in checkpoints.seeds(pretrained.stem(name)).items():

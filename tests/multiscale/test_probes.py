@@ -80,3 +80,14 @@ def test_tasks_draw_from_a_generator_alone(task):
             task(2, wrong)
     with pytest.raises(ValueError, match="^device='gpu'"):
         task(2, seeded(), device="gpu")
+
+
+def test_two_branches_take_the_stripes():
+    images, _, _ = probes.stripes(2, seeded())
+    torch.manual_seed(0)
+    model = probes.two_branches("cross")
+    assert model(images).shape == (2, 9)
+    assert [embed.num_patches for embed in model.patch_embed] == [64, 16]
+    assert len(model.blocks) == 2 and model.blocks[0].kind == "cross"
+    larger = model.blocks[0].projs[0][2].weight.std()
+    assert larger > 3 * probes.two_branches("cross", False).blocks[0].projs[0][2].weight.std()

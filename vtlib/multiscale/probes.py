@@ -3,6 +3,7 @@ branch, and reach.
 
     images, shape, pattern = stripes(64, generator)      CrossViT: pictures whose pattern `blur`
                                                          hides from one branch
+    model = two_branches("cross")                        a small CrossViT for them
     tokens, first, colour = corners(64, generator)       CrossFormer: the answer stands in the
                                                          opposite corner of the map
 """
@@ -22,6 +23,7 @@ from ..nn import (
 )
 from ..nn.checks import check_flag, check_index, check_list
 from .crossformer import CrossFormerBlock
+from .crossvit import CrossViT
 
 
 def stripes(batch, generator, device=None):
@@ -64,6 +66,26 @@ def blur(images, side=4):
     check_images(images, None)
     check_multiple(images.shape[-2:], check_int(side, "side", 1))
     return F.interpolate(F.avg_pool2d(images, side), scale_factor=side, mode="nearest")
+
+
+def two_branches(fusion, fan_in_projs=True):
+    """A CrossViT for `stripes`, images (B, 1, 32, 32) -> logits (B, 9), 3 * shape + pattern.
+
+    Patches of 4 and 8 pixels, 24 and 32 channels, two encoders with one block a branch. fusion,
+    fan_in_projs: as `CrossViT` takes them.
+    """
+    return CrossViT(
+        img_size=(32, 32),
+        patch_size=(4, 8),
+        in_chans=1,
+        num_classes=9,
+        embed_dim=(24, 32),
+        depth=((1, 1), (1, 1)),
+        num_heads=(2, 2),
+        mlp_ratio=(2, 2),
+        fusion=fusion,
+        fan_in_projs=fan_in_projs,
+    )
 
 
 def corners(batch, generator, side=9, colours=4, device=None):
