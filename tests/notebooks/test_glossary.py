@@ -13,7 +13,6 @@ from tools.notebook import number, paths, read
 
 UNEXPLAINED = {
     "00": 23,
-    "01": 13,
     "01b": 5,
     "05": 19,
     "06": 15,

@@ -3,7 +3,7 @@
 from tests.teach.slips import slips
 
 _CEL = '''
-def cf_cel(images, weights, stride):
+def cross_scale_embed(images, weights, stride):
     maps = []
     for weight in weights:
         k = weight.shape[-1]
@@ -13,7 +13,7 @@ def cf_cel(images, weights, stride):
 '''
 
 _CEL_TOP_AND_LEFT = '''
-def cf_cel(images, weights, stride):
+def cross_scale_embed(images, weights, stride):
     maps = []
     for weight in weights:
         rest = weight.shape[-1] - stride
@@ -24,21 +24,21 @@ def cf_cel(images, weights, stride):
 
 def _lda(pattern, sizes="g=g, f=g, i=i, j=i"):
     return f'''
-def cf_lda_groups(x, group_size, interval):
+def lda_groups(x, group_size, interval):
     g, i = group_size, interval
     return rearrange(x, "{pattern}", {sizes})
 '''
 
 
 _LDA_SLICES = '''
-def cf_lda_groups(x, group_size, interval):
+def lda_groups(x, group_size, interval):
     g, i = group_size, interval
     groups = [x[:, a::i, b::i].flatten(1, 2) for a in range(i) for b in range(i)]
     return torch.stack(groups, dim=1)
 '''
 
 _MASK = '''
-def cf_key_mask(x, multiple, group):
+def key_mask(x, multiple, group):
     down, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     real = torch.ones_like(x[:1, :, :, :1])
     real = F.pad(real, (0, 0, 0, right, 0, down))
@@ -52,7 +52,7 @@ _RESHAPED = '''    n, k = group(real).shape[1:3]
 '''
 
 _BIAS = '''
-def cf_bias(table, group_size):
+def bias_of_pairs(table, group_size):
     g = group_size
     at = torch.cartesian_prod(torch.arange(g), torch.arange(g))
     dy, dx = (at[:, None] - at[None]).unbind(-1)

@@ -21,21 +21,21 @@ def cross_attention(c, patches, w, heads):
 '''
 
 _EXCHANGE = '''
-def exchange(xs, f, mca, g):
+def exchange(xs, f, visit, g):
     out = []
     for i in (0, 1):
         own, other = xs[i], xs[1 - i]
         c = f[i](own[:, :1])
-        y = mca[i](c, other[:, 1:])
+        y = visit[i](c, other[:, 1:])
         out.append(torch.cat([g[i](y), own[:, 1:]], dim=1))
     return out
 '''
 
 
 _IN_PLACE = '''
-def exchange(xs, f, mca, g):
+def exchange(xs, f, visit, g):
     for i in (0, 1):
-        xs[i][:, :1] = g[i](mca[i](f[i](xs[i][:, :1]), xs[1 - i][:, 1:]))
+        xs[i][:, :1] = g[i](visit[i](f[i](xs[i][:, :1]), xs[1 - i][:, 1:]))
     return xs
 '''
 

@@ -165,22 +165,22 @@ def _(fn):
 # -------------------------------------------------------------------------------- 3, the exchange
 
 
-def exchange(xs, f, mca, g):
+def exchange(xs, f, visit, g):
     """Both [CLS] visit the other branch at the same time; patch tokens leave as they came."""
     out = []
     for i in (0, 1):
-        y = mca[i](f[i](xs[i][:, :1]), xs[1 - i][:, 1:])
+        y = visit[i](f[i](xs[i][:, :1]), xs[1 - i][:, 1:])
         out.append(torch.cat([g[i](y), xs[i][:, 1:]], dim=1))
     return out
 
 
-def _new_cls(i, xs, f, mca, g, kind):
+def _new_cls(i, xs, f, visit, g, kind):
     """The new [CLS] of branch i, with one thing done differently."""
     own, other = xs[i], xs[1 - i]
     cls = own[:, :1]
     c = {"unprojected": cls, "other's f": f[1 - i](cls)}.get(kind, f[i](cls))
     seen = {"own patches": own[:, 1:], "with its cls": other}.get(kind, other[:, 1:])
-    y = mca[i](c, seen)
+    y = visit[i](c, seen)
     back = g[i](y)
     changed = {
         "no g": y,
@@ -191,8 +191,8 @@ def _new_cls(i, xs, f, mca, g, kind):
     return changed.get(kind, back)
 
 
-def _exchange_variant(xs, f, mca, g, kind):
-    cls = [_new_cls(i, xs, f, mca, g, kind) for i in (0, 1)]
+def _exchange_variant(xs, f, visit, g, kind):
+    cls = [_new_cls(i, xs, f, visit, g, kind) for i in (0, 1)]
     if kind == "cls only":
         return cls
     if kind == "swapped":
@@ -211,7 +211,9 @@ _CAUSES = {
         " inside, in y"
     ),
     "residual of c": "c is added once more after g; it is already in y",
-    "residual twice": "the residual is there twice: mca returns y = c + ..., and c was added again",
+    "residual twice": (
+        "the residual is there twice: visit returns y = c + ..., and c was added again"
+    ),
     "unprojected": "the [CLS] is not projected: c = f(x_cls)",
     "no g": "the [CLS] is not projected back: g(y)",
     "other's f": "f[i] belongs to branch i's own [CLS]: it takes it to the other width",
@@ -230,24 +232,24 @@ _CAUSES = {
 
 
 def _visit(i, width, mix):
-    """An mca that adds a mean of what it sees, and names what does not fit."""
+    """A visit that adds a mean of what it sees, and names what does not fit."""
 
-    def mca(c, patches):
+    def visit(c, patches):
         if c.ndim != 3:
             raise Wrong(
-                f"mca[{i}] got a [CLS] of shape {tuple(c.shape)}; it takes (B, 1, D):"
+                f"visit[{i}] got a [CLS] of shape {tuple(c.shape)}; it takes (B, 1, D):"
                 " xs[i][:, 0] loses the token axis, xs[i][:, :1] keeps it"
             )
         if c.shape[-1] != width or patches.shape[-1] != width:
             raise Wrong(
-                f"mca[{i}] got a [CLS] of width {c.shape[-1]} and patches of width"
+                f"visit[{i}] got a [CLS] of width {c.shape[-1]} and patches of width"
                 f" {patches.shape[-1]}; it works in width {width}, that of the other branch:"
                 f" f[{i}] takes the [CLS] there"
             )
         seen = mix(torch.cat([c, patches], dim=1)).mean(dim=1, keepdim=True)
         return c + torch.tanh(seen)
 
-    return mca
+    return visit
 
 
 def _toy(dims):
