@@ -1,4 +1,4 @@
-"""One JupyterLab per worker.
+"""One JupyterLab per worker, and one page that opens a notebook after the other.
 
 Without a browser the tests are skipped on a reader's machine and fail in CI.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import Lab, browser_page, find_browser
+from tests.browser.lab import Lab, OnePage, find_browser
 from tools.notebook import paths, read, solve, write
 
 FAILURES = Path(__file__).with_name("failures")
@@ -27,13 +27,25 @@ def lab(tmp_path_factory):
     lab.stop()
 
 
+@pytest.fixture(scope="module")
+def one_page():
+    """To load JupyterLab takes seconds of the processor, to open a notebook in it much less.
+
+    It ends with the tests of this module: Playwright's event loop would disturb other kernels.
+    """
+    one_page = OnePage()
+    yield one_page
+    one_page.close()
+
+
 @pytest.fixture
-def page(lab, request):
-    with browser_page() as page:
-        yield page
-        if request.node.stash.get(FAILED, False):
-            FAILURES.mkdir(exist_ok=True)
-            page.screenshot(path=FAILURES / f"{request.node.name}.png", full_page=True)
+def page(one_page, request):
+    page = one_page.get()
+    yield page
+    if request.node.stash.get(FAILED, False):
+        FAILURES.mkdir(exist_ok=True)
+        page.screenshot(path=FAILURES / f"{request.node.name}.png", full_page=True)
+        one_page.close()
 
 
 FAILED = pytest.StashKey[bool]()

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from tests.browser.lab import (
+    close_notebook,
     drive,
     open_notebook,
     panels,
@@ -13,7 +14,6 @@ from tests.browser.lab import (
     redraws_in_time,
     report,
     run_all,
-    shut_down,
 )
 from tools.notebook import code_cells, exercises, normalise, paths, read, tags, write
 
@@ -70,7 +70,8 @@ def small(lab, name, *cells):
 
 
 def test_the_driver_moves_everything_and_sees_what_is_wrong(lab, page, record_property):
-    run_all(page, lab, small(lab, "tiny.ipynb", TINY, STUCK, BROKEN))
+    name = small(lab, "tiny.ipynb", TINY, STUCK, BROKEN)
+    run_all(page, lab, name)
     tiny, stuck, broken = panels(page, expected=3)
     times = redraws(page, tiny)
     record_property("redraw", f"a small panel: {report(times)}")
@@ -80,14 +81,14 @@ def test_the_driver_moves_everything_and_sees_what_is_wrong(lab, page, record_pr
         drive(page, stuck, patience=500)
     with pytest.raises(AssertionError, match="two is not drawn"):
         drive(page, broken)
-    shut_down(page)
+    close_notebook(page, name)
 
 
 def test_an_error_in_a_cell_is_found(lab, page):
     name = small(lab, "error.ipynb", "1 / 0", "print(1)")
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_all(page, lab, name)
-    shut_down(page)
+    close_notebook(page, name)
 
 
 def folded(lab, name):
@@ -103,7 +104,8 @@ def folded(lab, name):
 
 
 def test_machinery_and_answers_are_folded_and_open_on_a_click(lab, page):
-    open_notebook(page, lab, folded(lab, "folded.ipynb"))
+    name = folded(lab, "folded.ipynb")
+    open_notebook(page, lab, name)
     machinery, prediction = (page.locator(".jp-Notebook .jp-CodeCell").nth(i) for i in (0, 1))
     machinery.get_by_text("# @title Draw the scene").wait_for()
     assert machinery.locator(".jp-Editor").count() == 0, "the code is out of sight"
@@ -114,7 +116,7 @@ def test_machinery_and_answers_are_folded_and_open_on_a_click(lab, page):
     assert prediction.locator(".jp-OutputArea-output").inner_text().strip() == "42"
     machinery.get_by_title("Click to expand").click()
     machinery.locator(".jp-Editor").wait_for()
-    shut_down(page)
+    close_notebook(page, name)
 
 
 @pytest.mark.parametrize("path", paths(), ids=lambda p: p.stem)
@@ -132,4 +134,4 @@ def test_solved_notebook(path, lab, page, record_property):
         record_property("redraw", f"{path.stem}, panel {k}: {report(times)}")
         medians.append(statistics.median(times))
     assert redraws_in_time(max(medians, default=0)), f"{[round(m) for m in medians]} ms"
-    shut_down(page)
+    close_notebook(page, path.name)
