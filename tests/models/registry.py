@@ -64,8 +64,10 @@ def vit(pos):
 
 
 def crossvit(fusion):
+    """With the paper's own fusion one stage after another; the others differ within a stage."""
+    depth = ((1, 2), (1, 1)) if fusion == "cross" else ((1, 2),)
     sizes = dict(img_size=(24, 32), patch_size=(4, 8), num_classes=5, embed_dim=(16, 24))
-    sizes |= dict(depth=((1, 2), (1, 1)), num_heads=(2, 3), mlp_ratio=(2, 2), fusion=fusion)
+    sizes |= dict(depth=depth, num_heads=(2, 3), mlp_ratio=(2, 2), fusion=fusion)
     return Model(lambda: CrossViT(**sizes), images((32, 32), (29, 41)), (5,))
 
 
@@ -80,16 +82,16 @@ MULTISCALE = {
     "vit_pyramid": Model(lambda: PyramidViT(**VIT), images((32, 32), (32, 32)), (5,)),
     **{f"crossvit_{fusion}": crossvit(fusion) for fusion in FUSIONS},
     "crossformer": crossformer(
-        (48, 80),
-        depths=(2, 2, 1),
-        num_heads=(1, 2, 4),
-        group_size=(3, 3, 3),
-        interval=(2, 2, 1),
-        merge_size=((2, 4), (2, 4)),
+        (24, 40),
+        depths=(2, 1),                      # both kinds of blocks on padded maps, a merge
+        num_heads=(1, 2),
+        group_size=(3, 3),
+        interval=(2, 1),
+        merge_size=((2, 4),),
     ),
     "crossformer_pp": crossformer(
         (24, 56),
-        depths=(4, 2),
+        depths=(4, 1),                      # cooling ends the third block, if it is not the last
         num_heads=(2, 2),
         group_size=(2, 4),
         interval=(2, 1),
@@ -129,12 +131,12 @@ class WithMirrored(torch.nn.Module):
         return self.net(images, mirrored)
 
 
-def ttvsr(**options):
+def ttvsr(frames=3, **options):
     def build():
         spynet = SPyNet(1, (4,))
         sizes = dict(feat_blocks=1, head_channels=8, keyframe_stride=1)
         return TTVSR(8, 1, spynet=spynet, **sizes, **options)
-    return Model(build, clips((3, 16, 24), (2, 12, 24)), (3, 3, 64, 96))
+    return Model(build, clips((frames, 16, 24), (2, 12, 24)), (frames, 3, 64, 96))
 
 
 def catanet(upscale, num_layers=2, **options):
@@ -158,10 +160,11 @@ SUPERRES = {
         lambda: WithMirrored(SPyNet(3, (8, 16, 8), 5)), images((16, 22), (13, 22)), (2, 16, 22)
     ),
     "ttvsr": ttvsr(),
-    "ttvsr_recurrent": ttvsr(trajectories=False),
+    "ttvsr_recurrent": ttvsr(frames=2, trajectories=False),
     "catanet_x2": catanet(2),
-    **{f"catanet_x{s}": catanet(s, num_layers=1) for s in (3, 4)},     # another way to upscale
-    "catanet_local": catanet(2, aggregate=False),
+    # other ways to upscale, which begin where the layers end
+    **{f"catanet_x{s}": catanet(s, num_layers=1, aggregate=False) for s in (3, 4)},
+    "catanet_local": catanet(2, num_layers=1, aggregate=False),
     "uplift": features(lambda: UPLiFT(6, 4, (4, 6), (8, 8))),
     "uplift_patch_6": features(
         lambda: UPLiFT(6, 6, (4, 6, 6), (20, 20), num_neighbours=9), 512, patch=6
