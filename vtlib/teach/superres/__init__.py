@@ -1,0 +1,27 @@
+"""Pictures, measurements and widgets of the super-resolution notebooks.
+
+    from vtlib.teach import superres
+
+    superres.flow_strip(frames, flows, titles)      # frames, flows in colours, and the colour wheel
+    superres.film_strip(frames, titles, boxes)      # frames with tokens framed
+    superres.units(picture)                         # large pixel, small pixel, token
+    superres.follow_a_token(net, clips, start, alt).show()
+
+Drawings return a Figure for `teach.show`, or draw on the axes they get. `clips` and `trials` hold
+what an experiment needs beside its idea: clips that keep their course, windows of frames, a net
+without its attention, methods on tests.
+"""
+
+from ..._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".clips": ("addresses", "agreement", "agreements", "best_match", "best_matches",
+               "content_place", "straight_pans", "texture"),
+    ".plots": ("agreement_figure", "contributions", "crops", "match_by_motion", "more_frames"),
+    ".flows": ("enlarged", "flow_picture", "flow_strip", "wheel"),
+    ".panels": ("follow_a_token", "traced", "window_lengths"),
+    ".tokens": ("address_rows", "cosine_bars", "film_strip", "house_bars", "patch_sizes",
+                "token_box", "trace_figure", "units"),
+    ".trials": ("Trials", "attention_off", "away_from_home", "by_windows", "pushed",
+                "said", "search_times", "timed", "verdict", "windows"),
+})

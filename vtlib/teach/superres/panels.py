@@ -1,0 +1,140 @@
+"""The widgets of the video notebook."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vtlib.superres import bicubic, psnr, ttvsr
+from vtlib.teach.figures import figure
+from vtlib.teach.pictures import image
+from vtlib.teach.plots import curves
+from vtlib.teach.superres.tokens import trace_figure
+from vtlib.teach.widgets import Panel, panel
+
+
+def traced(
+    features: Tensor, flow: Tensor, mode: str, stride: int = 3
+) -> list[tuple[Tensor, Tensor]]:
+    """What each frame but the first sees in a forward pass: addresses (k, 2, h, w), whole numbers,
+    and cosines (k, h, w) of features, on the CPU.
+
+    Args:
+        features: (T, c, h, w).
+        flow: (T-1, 2, h, w), from each frame to the frame before.
+        mode: of the maps, "nearest" or "fractional".
+        stride: every how many frames is a key frame.
+    """
+    tokens = F.normalize(ttvsr.tokenize(features), dim=1)                                # t d h w
+    home = ttvsr.identity_grid(1, *tokens.shape[-2:], features.device)
+    keyframes = range(0, len(features), stride)
+    location, out = home, []
+    for t in range(1, len(features)):
+        location = ttvsr.carry(location, ttvsr.token_flow(flow[t - 1 : t]), mode)
+        where = location.unflatten(1, (-1, 2))                                           # 1 k 2 h w
+        keys = tokens[[key for key in keyframes if key < t]].transpose(0, 1)[None]
+        found = ttvsr.gather_tokens(keys, where)                                         # 1 d k h w
+        cosine = (tokens[t][None, :, None] * found).sum(dim=1)
+        out.append((where[0].round().cpu(), cosine[0].cpu()))
+        if t in keyframes:
+            location = torch.cat([location, home], dim=1)
+    return out
+
+
+def follow_a_token(
+    net: ttvsr.TTVSR, clips: Mapping[str, tuple[Tensor, Tensor]], start: tuple[int, int], alt: str
+) -> Panel:
+    """The widget "follow a token": controls video, t, x, y and mode (of the maps).
+
+    Args:
+        net: whose features are compared.
+        clips: {name: (frames (T, 3, h, w), flow (T-1, 2, h, w) to the frame before)}, of one size.
+        start: (x, y) of the token in the first picture, the last frame of the first clip.
+        alt: what that picture shows.
+    """
+    found = {}
+    for name, (frames, flow) in clips.items():
+        features = net.feat_extractor(frames)
+        for mode in ttvsr.MAPS:
+            found[name, mode] = traced(features, flow, mode)
+    frames = next(iter(clips.values()))[0]
+    last, right, bottom = len(frames) - 1, frames.shape[-1] // 4 - 1, frames.shape[-2] // 4 - 1
+
+    def draw(video, t, x, y, mode):
+        return trace_figure(clips[video][0], found[video, mode][t - 1], t, (x, y))
+
+    slider = ipywidgets.IntSlider
+    return panel(
+        draw, alt=alt,
+        video=ipywidgets.Dropdown(options=list(clips), description="video"),
+        t=slider(last, 1, last, description="frame"),
+        x=slider(start[0], 0, right, description="token x"),
+        y=slider(start[1], 0, bottom, description="token y"),
+        mode=ipywidgets.Dropdown(options=ttvsr.MAPS, description="map"),
+    )
+
+
+def _middle_frames(models, frames, lengths):
+    """{(model, n): what it makes of the middle frame, seeing n frames around it}."""
+    middle, made = frames.shape[1] // 2, {}
+    for n in lengths:
+        start = middle - n // 2
+        given = bicubic(frames[:, start : start + n], 1 / 4)
+        for name, model in models.items():
+            made[name, n] = model(given)[0, n // 2].clamp(0, 1)
+    return made
+
+
+def _length_figure(frame, made, n, lengths, corner, names) -> Figure:
+    enlarged = bicubic(bicubic(frame, 1 / 4), 4).clamp(0, 1)
+    lines = {}
+    for name in names:
+        lines[name] = [psnr(made[name, k], frame, crop=4).item() for k in lengths]
+    fig, axes = figure(3, size=(9.0, 2.6), width_ratios=(1.4, 1, 1))
+    best = lines[names[0]][list(lengths).index(n)]
+    level = {"bicubic": psnr(enlarged, frame, crop=4).item()}
+    curves(lengths, lines, f"{n} frames: {best:.2f} dB", ("frames given", "PSNR on Y (dB)"),
+           level=level, at={"": n}, legend="lower right", ax=axes[0])
+    top, left = corner
+    crop = (slice(None), slice(top, top + 64), slice(left, left + 64))
+    image(axes[1], frame[crop], "the truth")
+    image(axes[2], made[names[0], n][crop], f"{names[0]}, n = {n}")
+    return fig
+
+
+def window_lengths(
+    models: Mapping[str, Callable], clips: Mapping[str, tuple[Tensor, tuple[int, int]]],
+    lengths: Sequence[int], start: int, alt: str,
+) -> Panel:
+    """The widget "how far does it see": PSNR of one frame against how many frames a net is given.
+
+    Panel.scores: {(clip, model, n): PSNR on Y in dB}.
+
+    Args:
+        models: {name: small frames -> large ones}; the first one's pictures are shown.
+        clips: {name: (frames (1, T, 3, H, W), (top, left) of the crop)}; the middle frame is
+            scored.
+        lengths: the numbers n of frames, up to T.
+        start: n of the first picture.
+        alt: what that picture shows.
+    """
+    made = {name: _middle_frames(models, frames, lengths) for name, (frames, _) in clips.items()}
+    middle = {name: frames[0, frames.shape[1] // 2] for name, (frames, _) in clips.items()}
+
+    def draw(source, n):
+        corner = clips[source][1]
+        return _length_figure(middle[source], made[source], n, lengths, corner, list(models))
+
+    controls = {
+        "source": ipywidgets.Dropdown(options=list(clips), description="video"),
+        "n": ipywidgets.SelectionSlider(options=lengths, value=start, description="frames"),
+    }
+    out = panel(draw, alt=alt, **controls)
+    out.scores = {}
+    for source, pictures in made.items():
+        for (name, n), picture in pictures.items():
+            out.scores[source, name, n] = psnr(picture, middle[source], crop=4).item()
+    return out
