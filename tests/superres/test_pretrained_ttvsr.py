@@ -3,6 +3,7 @@ saw, and differ in trajectories alone."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vtlib import checkpoints, data
 from vtlib.data import footage
@@ -44,6 +45,39 @@ def test_flow_helps(named):
         outs = [named[1](small, f).clamp(0, 1) for f in ((back, ahead), (-back, -ahead))]
         right, wrong = (psnr(out, frames, crop=4).mean() for out in outs)
     assert right > wrong + 0.1
+
+
+def test_pixels_about_to_be_hidden_gain_less():
+    """Where the next frame hides a thing, or 2 pixels from it, it has less to tell."""
+    net, world = pretrained.ttvsr_small(), data.EmojiWorld(96, "test", artist="both")
+    video = world.video(6, 7, 21, objects=(2, 3), scale=(0.3, 0.55), speed=0.06, pan=0.02, spin=2)
+    hidden = video.occluded[:, 1:].flatten(0, 1).float()[:, None]
+    hidden = F.max_pool2d(hidden, 5, stride=1, padding=2)[:, 0] > 0
+    small = bicubic(video.frames, 1 / 4)
+
+    def error(pictures):
+        """Of frames 1 to 5, in hidden pixels and in the others."""
+        off = (pictures.clamp(0, 1) - video.frames).square().mean(2)[:, 1:6].flatten(0, 1)
+        return torch.stack([off[hidden].mean(), off[~hidden].mean()])
+
+    with torch.no_grad():
+        single = net(small.flatten(0, 1)[:, None])[:, 0].unflatten(0, small.shape[:2])
+        added = 10 * (error(single) / error(net(small))).log10()
+    assert added[0] + 0.1 < added[1], added
+
+
+def test_slow_and_fast_motion_cost_part_of_the_gain():
+    net, gain = pretrained.ttvsr_small(), {}
+    for speed in (0.5, 2, 16):
+        frames = footage.panned(
+            4, 7, (96, 128), 9, "test", speed=(speed, speed), shrink=1.0
+        ).frames
+        small = bicubic(frames, 1 / 4)
+        with torch.no_grad():
+            pictures = [net(small).clamp(0, 1), bicubic(small, 4).clamp(0, 1)]
+        scores = [psnr(picture, frames, crop=4).mean() for picture in pictures]
+        gain[speed] = scores[0] - scores[1]
+    assert gain[2] > max(gain[0.5], gain[16]) + 0.1, gain
 
 
 def test_odd_sizes_and_one_frame(named):
