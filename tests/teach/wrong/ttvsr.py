@@ -15,21 +15,19 @@ SNAPS = SNAP % "w", SNAP % "h"
 SPLAT = "out = torch.zeros_like(image)\n    out[:, row, column] = image\n    return out"
 
 UPDATE = '''
+import torch
 import torch.nn.functional as F
 def update_maps(location, flow, stride=4):
     in_tokens = %s
     %s
 '''
 MEAN = "F.avg_pool2d(flow[None], stride)[0] / stride"
-FETCH = "return backward_warp(location, in_tokens)"
-EACH = "in_tokens.repeat(len(location) // 2, 1, 1)"
-LAST = (
-    "import torch\n"
-    "    return torch.cat([location[:-2], backward_warp(location[-2:], in_tokens)])"
-)
+MOVED = "torch.stack([backward_warp(one, in_tokens) for one in location])"
+FETCH = f"return {MOVED}"
+LAST = "return torch.cat([location[:-1], backward_warp(location[-1], in_tokens)[None]])"
 SMOOTH = (
     "from vtlib.superres import warp\n"
-    "    return warp(location[None], in_tokens[None])[0]"
+    "    return torch.stack([warp(one[None], in_tokens[None])[0] for one in location])"
 )
 
 SEEN = '''
@@ -105,20 +103,20 @@ WRONG = {
     "ttvsr.update_maps": [
         ("pixels", UPDATE % ("F.avg_pool2d(flow[None], stride)[0]", FETCH), "divide by the stride"),
         ("first pixel", UPDATE % ("flow[:, ::stride, ::stride] / stride", FETCH), "take the mean"),
-        ("added", UPDATE % (MEAN, f"return location + {EACH}"), "The map moves"),
+        ("added", UPDATE % (MEAN, "return location + in_tokens"), "The map moves"),
         (
             "added and rounded",
-            UPDATE % (MEAN, f"return (location + {EACH}).round()"),
+            UPDATE % (MEAN, "return (location + in_tokens).round()"),
             "The map moves",
         ),
         (
             "warped and added",
-            UPDATE % (MEAN, f"{FETCH} + {EACH}"),
+            UPDATE % (MEAN, f"{FETCH} + in_tokens"),
             "warped AND the flow was added",
         ),
         (
             "warped, added and rounded",
-            UPDATE % (MEAN, f"return (backward_warp(location, in_tokens) + {EACH}).round()"),
+            UPDATE % (MEAN, f"return ({MOVED} + in_tokens).round()"),
             "warped AND the flow was added",
         ),
         ("minus", UPDATE % (f"-{MEAN}", FETCH), "i - flow"),

@@ -71,11 +71,12 @@ def _(fn):
 
 
 def update_maps(location, flow, stride=4):
-    """location (2k, h, w), x and y in tokens of k key frames -> (2k, h, w).
+    """location (k, 2, h, w), x and y in tokens, one map a key frame -> (k, 2, h, w).
 
     flow (2, H, W) in pixels, to the frame before.
     """
-    return ttvsr.carry(location[None], ttvsr.token_flow(flow[None], stride))[0]
+    in_tokens = ttvsr.token_flow(flow[None], stride)
+    return ttvsr.carry(location, in_tokens.expand(len(location), -1, -1, -1))
 
 
 _ADDED = (
@@ -87,29 +88,34 @@ _AND_ADDED = (
 )
 
 
+def _warp_maps(location, flow, **kw):
+    """`_warp` of k maps (k, 2, h, w)."""
+    return _warp(location.flatten(0, 1), flow, **kw).unflatten(0, (-1, 2))
+
+
 def _update_causes(location, flow, stride):
     tokens = F.avg_pool2d(flow[None], stride)[0] / stride
     corner = flow[:, ::stride, ::stride] / stride
-    each = tokens.repeat(len(location) // 2, 1, 1)
-    moved = _warp(location, tokens)
-    smooth = warp(location[None], tokens[None])[0]
-    last = torch.cat([location[:-2], _warp(location[-2:], tokens)])
+    moved = _warp_maps(location, tokens)
+    smooth = warp(location, tokens.expand(len(location), -1, -1, -1))
+    last = torch.cat([location[:-1], _warp_maps(location[-1:], tokens)])
     return {
         "the flow is in pixels, the maps are in tokens: divide by the stride":
-            _warp(location, tokens * stride),
+            _warp_maps(location, tokens * stride),
         "the flow is that of each token's first pixel; take the mean over its pixels":
-            _warp(location, corner),
-        _ADDED.format(""): location + each,
-        _ADDED.format(", and rounded"): (location + each).round(),
-        _AND_ADDED: moved + each,
-        f"{_AND_ADDED} ": (moved + each).round(),
-        f"{_AND_ADDED}  ": smooth + each,
-        "the map was read at i - flow; read it at i + flow": _warp(location, -tokens),
-        "x and y are swapped": _warp(location, tokens, swap=True),
-        "only the last key frame's pair moved; all stored trajectories grow by one step": last,
+            _warp_maps(location, corner),
+        _ADDED.format(""): location + tokens,
+        _ADDED.format(", and rounded"): (location + tokens).round(),
+        _AND_ADDED: moved + tokens,
+        f"{_AND_ADDED} ": (moved + tokens).round(),
+        f"{_AND_ADDED}  ": smooth + tokens,
+        "the map was read at i - flow; read it at i + flow": _warp_maps(location, -tokens),
+        "x and y are swapped": _warp_maps(location, tokens, swap=True),
+        "only the last key frame's map moved; all stored trajectories grow by one step": last,
         "the maps were interpolated; the release reads them at the nearest token, so that they"
         " stay whole numbers": smooth,
-        "the stride of 4 is written out; use the argument": _warp(location, tokens * stride / 4),
+        "the stride of 4 is written out; use the argument":
+            _warp_maps(location, tokens * stride / 4),
     }
 
 
@@ -122,7 +128,7 @@ def _(fn):
         broad = torch.randn(1, 2, 3, 4, generator=generator) * 2.25 * stride
         flow = F.interpolate(broad, size=size, mode="bilinear")[0]
         flow = flow + torch.randn(2, *size, generator=generator)
-        location = torch.cat([_warp(grid, torch.full_like(grid, shift)) for shift in shifts])
+        location = torch.stack([_warp(grid, torch.full_like(grid, shift)) for shift in shifts])
         causes = _update_causes(location, flow, stride)
         got, want = fn(location, flow, stride), update_maps(location, flow, stride)
         expect(got, want, what=f"the new maps, tokens of {stride} pixels", mistakes=causes)
@@ -130,7 +136,7 @@ def _(fn):
     expect(still, location, what="with no motion the maps")
     what = "with tokens of 8 pixels, all moving by 8, the maps"
     moved = fn(location, torch.full_like(flow, 8.0), 8)
-    expect(moved, _warp(location, torch.ones_like(grid)), what=what)
+    expect(moved, _warp_maps(location, torch.ones_like(grid)), what=what)
 
 
 # -------------------------------------------------------------------------------------- key frames
