@@ -56,6 +56,7 @@ def guess_panel(models: Mapping[str, nn.Module], world: EmojiWorld) -> Panel:
         options = {"scale": (size, size), "clutter": 1, "device": device}
         pictures, answer = world.classify(1, seed=scene, **options)
         fig, (left, right) = figure(2, size=(7.2, 3.2), width_ratios=(1, 1.5))
+        fig.subplots_adjust(left=0.02, wspace=0.4)               # room for the models' names
         pixels = size * pictures.shape[-1]
         image(left, pictures[0].cpu(), f"{world.classes[answer[0]]}, {pixels:.0f} pixels")
         for k, model in enumerate(models.values()):
