@@ -1,5 +1,6 @@
 """Packages: by attribute, by star, by tab; nothing is loaded that was not asked for."""
 
+import functools
 import importlib
 import pkgutil
 
@@ -81,7 +82,9 @@ def test_unknown_names_are_told_the_known_ones():
     assert vtlib.superres.psnr is vtlib.superres.quality.psnr
 
 
+@functools.cache
 def loaded(module):
+    """Modules of vtlib that come with this one, in a process of its own."""
     code = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('vtlib.')))"
     return set(printed(code))
 
