@@ -1,12 +1,14 @@
 """Pictures, measurements and widgets of the super-resolution notebooks."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vtlib import teach
 from vtlib.data import EmojiWorld
-from vtlib.superres import psnr, ttvsr
+from vtlib.superres import bicubic, psnr, ttvsr
 from vtlib.teach import superres
 
 
@@ -176,14 +178,23 @@ def test_windows_repeat_the_ends():
     frames = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(-1, -1, 3, 2, 2)
     seen = superres.windows(frames, 3)[:, :, 0, 0, 0]
     assert seen.tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
-    assert torch.equal(superres.by_windows(lambda part: part, 3)(frames), frames)
+
+
+def test_a_net_by_windows_makes_the_middle_frame_as_it_would(net, frames):
+    windows = superres.windows(frames, 3)
+    flows = torch.full((5, 2, 2, 8, 12), 2.6), torch.full((5, 2, 2, 8, 12), -1.4)
+    with torch.no_grad():
+        want = net(windows, flows)[:, 1]
+        got = superres.by_windows(given(net, lambda part: flows), 3)(frames)
+    torch.testing.assert_close(got[0], want)
 
 
 def test_without_its_attention_a_net_hands_on_the_state(net, frames):
     flows = (torch.zeros(1, 4, 2, 8, 12),) * 2
+    net = given(net, lambda frames: flows)
     with torch.no_grad():
         before = net(frames, flows)
-        silent = superres.attention_off(lambda_net(net, flows))(frames)
+        silent = superres.attention_off(net)(frames)
         weight = net.LTAM.fusion
         kept = [p.clone() for p in weight.parameters()]
         for p in weight.parameters():
@@ -196,16 +207,11 @@ def test_without_its_attention_a_net_hands_on_the_state(net, frames):
     assert not torch.equal(silent, before)
 
 
-def lambda_net(net, flows):
-    """`net` with its flows given, and its LTAM in sight."""
-
-    class Given:
-        LTAM = net.LTAM
-
-        def __call__(self, frames):
-            return net(frames, flows)
-
-    return Given()
+def given(net, flows):
+    """A copy of `net` whose flows are `flows(frames)`."""
+    copied = copy.deepcopy(net)
+    copied.flows = lambda frames, mirror=False: flows(frames)
+    return copied
 
 
 def test_the_share_of_addresses_away_from_home():
@@ -237,15 +243,15 @@ def test_trials_measure_what_they_are_given(capsys):
     assert row[0].split() == ["stored", "3.00", "5.00"]
 
 
-def test_trials_look_at_the_maps(net, frames):
-    class Still(ttvsr.TTVSR):
-        def flows(self, frames, mirror=False):
-            b, t, _, h, w = frames.shape
-            return (torch.zeros(b, t - 1, 2, h, w),) * 2
+def still(frames):
+    b, t, _, h, w = frames.shape
+    return (torch.zeros(b, t - 1, 2, h, w),) * 2
 
+
+def test_trials_look_at_the_maps(net):
     trials = superres.Trials({"one": torch.rand(1, 3, 3, 32, 32)})
     with torch.no_grad():
-        trials.measure("still", Still(4, 1, 1, 4, spynet=None), trace=True)
+        trials.measure("still", given(net, still), trace=True)
     assert trials.moved["still", "one"] == 0
 
 
@@ -294,12 +300,14 @@ def test_the_widget_follows_a_token(net):
     assert panel.frame != first and panel.values["t"] == 2
 
 
-def test_the_widget_of_lengths_scores_the_middle_frame():
-    frames = torch.rand(1, 5, 3, 64, 64)
-    models = {"first": lambda small: F.interpolate(small[0], scale_factor=4)[None]}
-    panel = superres.window_lengths(
-        models, {"noise": (frames, (0, 0))}, (1, 3), 3, "Noise, and its enlargement beside it.")
-    same = panel.scores["noise", "first", 1]
-    assert same == pytest.approx(panel.scores["noise", "first", 3])    # it sees one frame at a time
+def test_the_widget_of_lengths_scores_the_middle_frame(net):
+    frames, models = torch.rand(1, 5, 3, 64, 64), {"first": given(net, still)}
+    with torch.no_grad():
+        panel = superres.window_lengths(
+            models, {"noise": (frames, (0, 0))}, (1, 3), 3, "Noise, and its enlargement beside it.")
+        made = models["first"](bicubic(frames[:, 1:4], 1 / 4))[0, 1].clamp(0, 1)
+    want = psnr(made, frames[0, 2], crop=4).item()
+    assert panel.scores["noise", "first", 3] == pytest.approx(want, abs=1e-4)
+    assert panel.scores["noise", "first", 1] != panel.scores["noise", "first", 3]
     panel.set(n=1)
-    assert "n" in panel.values
+    assert panel.values["n"] == 1

@@ -30,6 +30,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".panels": ("follow_a_token", "traced", "window_lengths"),
     ".tokens": ("address_rows", "cosine_bars", "film_strip", "house_bars", "patch_sizes",
                 "token_box", "trace_figure", "units"),
-    ".trials": ("Trials", "attention_off", "away_from_home", "by_windows", "pushed",
-                "said", "search_times", "timed", "verdict", "windows"),
+    ".trials": ("Trials", "attention_off", "away_from_home", "by_windows", "middle_frame",
+                "pushed", "said", "search_times", "timed", "verdict", "windows"),
 })

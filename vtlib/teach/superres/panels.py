@@ -1,6 +1,6 @@
 """The widgets of the video notebook."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import torch
@@ -13,6 +13,7 @@ from vtlib.teach.figures import figure
 from vtlib.teach.pictures import image
 from vtlib.teach.plots import curves
 from vtlib.teach.superres.tokens import trace_figure
+from vtlib.teach.superres.trials import middle_frame
 from vtlib.teach.widgets import Panel, panel
 
 
@@ -84,7 +85,7 @@ def _middle_frames(models, frames, lengths):
         start = middle - n // 2
         given = bicubic(frames[:, start : start + n], 1 / 4)
         for name, model in models.items():
-            made[name, n] = model(given)[0, n // 2].clamp(0, 1)
+            made[name, n] = middle_frame(model, given)[0].clamp(0, 1)
     return made
 
 
@@ -106,7 +107,7 @@ def _length_figure(frame, made, n, lengths, corner, names) -> Figure:
 
 
 def window_lengths(
-    models: Mapping[str, Callable], clips: Mapping[str, tuple[Tensor, tuple[int, int]]],
+    models: Mapping[str, ttvsr.TTVSR], clips: Mapping[str, tuple[Tensor, tuple[int, int]]],
     lengths: Sequence[int], start: int, alt: str,
 ) -> Panel:
     """The widget "how far does it see": PSNR of one frame against how many frames a net is given.
@@ -114,7 +115,7 @@ def window_lengths(
     Panel.scores: {(clip, model, n): PSNR on Y in dB}.
 
     Args:
-        models: {name: small frames -> large ones}; the first one's pictures are shown.
+        models: {name: net}; the first one's pictures are shown.
         clips: {name: (frames (1, T, 3, H, W), (top, left) of the crop)}; the middle frame is
             scored.
         lengths: the numbers n of frames, up to T.

@@ -23,13 +23,25 @@ def windows(frames: Tensor, n: int) -> Tensor:
     return frames[:, around].flatten(0, 1)
 
 
-def by_windows(net: Callable, n: int) -> Callable:
-    """The net as a method that sees n frames around each frame, and keeps what it makes of that
-    one: (B, T, 3, h, w) -> (B, T, 3, 4h, 4w)."""
+def middle_frame(net: ttvsr.TTVSR, frames: Tensor) -> Tensor:
+    """The middle one of `net(frames)`, without what makes the others large: (B, n, 3, h, w) ->
+    (B, 3, 4h, 4w)."""
+    middle = frames.shape[1] // 2
+    to_next, to_past = net.flows(frames)
+    features = net.feat_extractor(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    back = net.propagate(features, to_next, "backward")[middle]
+    ahead = net.propagate(features, to_past, "forward")[middle]
+    return net._reconstruct(frames[:, middle], back, features[:, middle], ahead)
+
+
+def by_windows(net: ttvsr.TTVSR, n: int) -> Callable:
+    """The net as a method that sees n frames around each frame, and makes that one large:
+    (B, T, 3, h, w) -> (B, T, 3, 4h, 4w)."""
 
     def run(frames: Tensor) -> Tensor:
         parts = windows(frames, n).split(max(1, 30 // n))
-        return torch.cat([net(part)[:, n // 2] for part in parts]).unflatten(0, frames.shape[:2])
+        made = torch.cat([middle_frame(net, part) for part in parts])
+        return made.unflatten(0, frames.shape[:2])
 
     return run
 
