@@ -12,7 +12,6 @@ from tools.glossary import FIRST, MARKED, PAGE, entries, pattern, told, unexplai
 from tools.notebook import number, paths, read
 
 UNEXPLAINED = {
-    "01b": 5,
     "05": 19,
     "06": 15,
     "06b": 15,
