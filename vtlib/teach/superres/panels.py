@@ -89,21 +89,22 @@ def _middle_frames(models, frames, lengths):
     return made
 
 
-def _length_figure(frame, made, n, lengths, corner, names) -> Figure:
-    enlarged = bicubic(bicubic(frame, 1 / 4), 4).clamp(0, 1)
-    lines = {}
-    for name in names:
-        lines[name] = [psnr(made[name, k], frame, crop=4).item() for k in lengths]
+def _length_figure(pictures, lines, level, n, lengths, corner) -> Figure:
+    """pictures: the truth, and what the first model makes of n frames; lines: {model: scores}."""
+    names = list(lines)
     fig, axes = figure(3, size=(9.0, 2.6), width_ratios=(1.4, 1, 1))
     best = lines[names[0]][list(lengths).index(n)]
-    level = {"bicubic": psnr(enlarged, frame, crop=4).item()}
     curves(lengths, lines, f"{n} frames: {best:.2f} dB", ("frames given", "PSNR on Y (dB)"),
-           level=level, at={"": n}, legend="lower right", ax=axes[0])
+           level={"bicubic": level}, at={"": n}, legend="lower right", ax=axes[0])
     top, left = corner
     crop = (slice(None), slice(top, top + 64), slice(left, left + 64))
-    image(axes[1], frame[crop], "the truth")
-    image(axes[2], made[names[0], n][crop], f"{names[0]}, n = {n}")
+    image(axes[1], pictures[0][crop], "the truth")
+    image(axes[2], pictures[1][crop], f"{names[0]}, n = {n}")
     return fig
+
+
+def _scored(got: Tensor, want: Tensor) -> float:
+    return psnr(got, want, crop=4).item()
 
 
 def window_lengths(
@@ -125,17 +126,23 @@ def window_lengths(
     made = {name: _middle_frames(models, frames, lengths) for name, (frames, _) in clips.items()}
     middle = {name: frames[0, frames.shape[1] // 2] for name, (frames, _) in clips.items()}
 
+    first, scores, lines, levels = next(iter(models)), {}, {}, {}
+    for source, frame in middle.items():
+        for (name, n), picture in made[source].items():
+            scores[source, name, n] = _scored(picture, frame)
+        lines[source] = {
+            name: [scores[source, name, n] for n in lengths] for name in models
+        }
+        levels[source] = _scored(bicubic(bicubic(frame, 1 / 4), 4).clamp(0, 1), frame)
+
     def draw(source, n):
-        corner = clips[source][1]
-        return _length_figure(middle[source], made[source], n, lengths, corner, list(models))
+        pictures, corner = (middle[source], made[source][first, n]), clips[source][1]
+        return _length_figure(pictures, lines[source], levels[source], n, lengths, corner)
 
     controls = {
         "source": ipywidgets.Dropdown(options=list(clips), description="video"),
         "n": ipywidgets.SelectionSlider(options=lengths, value=start, description="frames"),
     }
     out = panel(draw, alt=alt, **controls)
-    out.scores = {}
-    for source, pictures in made.items():
-        for (name, n), picture in pictures.items():
-            out.scores[source, name, n] = psnr(picture, middle[source], crop=4).item()
+    out.scores = scores
     return out
