@@ -211,13 +211,13 @@ def uplift() -> None:
             ("step1", "step2", "(128, 24, 24)"),
             ("step2", "step3", "(128, 48, 48)"),
             ("step3", "out", "(128, 96, 96)"),
-            ("encoder", "step1", "guide: 2 x (48, 96, 96)", "hv"),
+            ("encoder", "step1", "e3, e4: 2 x (48, 96, 96)", "hv"),
             ("encoder", "step2", "", "hv"),
             ("encoder", "step3", "", "hv"),
         ],
         groups=[(("step1", "step2", "step3"), "the same weights in all steps")],
         note="Shapes without the batch: channels, height, width. The ViT gives one feature a "
-        "patch, 12 x 12; three doublings make 96 x 96. The guide is the encoder's last two maps.",
+        "patch, 12 x 12; three doublings make 96 x 96. e3, e4: the encoder's last two maps.",
     )
 
 
@@ -226,8 +226,8 @@ def uplift_step() -> None:
     diagram(
         "One step: the image decides how to mix the features around",
         boxes={
-            "e4": (1, 0, "guide e4\nmade 12 x 12", "data"),
-            "e3": (2, 0, "guide e3\nmade 24 x 24", "data"),
+            "e4": (1, 0, "e4\nmade 12 x 12", "data"),
+            "e3": (2, 0, "e3\nmade 24 x 24", "data"),
             "x": (0, 1, "features x", "data"),
             "low": (1, 1, "join\n2 Conv,\nto 48", "layer"),
             "up": (2, 1, "double\njoin, 2 Conv,\nto 48", "layer"),
@@ -246,8 +246,8 @@ def uplift_step() -> None:
             ("x", "pool", "x, to be averaged", "below"),
         ],
         groups=[(("weights", "pool"), "Local Attender")],
-        note="Shapes without the batch. G: (48, 24, 24). Each new feature is an average of old "
-        "ones, with 17 weights that sum to 1: nothing is invented, and nothing is compared.",
+        note="Shapes without the batch. G, the guide: (48, 24, 24). Each new feature is an average "
+        "of old ones, with 17 weights that sum to 1: nothing is invented, and nothing is compared.",
     )
 
 
