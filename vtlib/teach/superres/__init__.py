@@ -6,6 +6,7 @@
     superres.film_strip(frames, titles, boxes)      # frames with tokens framed
     superres.units(picture)                         # large pixel, small pixel, token
     superres.follow_a_token(net, clips, start, alt).show()
+    superres.features.colours(coarse, dense)        # maps of features, coloured alike
     superres.marked(ax, photo, "one piece", own=piece)  # tokens of a piece on the photograph
     with superres.swapped(grouping=superres.random_pieces):  # a CATANet without its grouping
         large = net(small)
@@ -13,6 +14,7 @@
 Drawings return a Figure for `teach.show`, or draw on the axes they get. `clips` and `trials` hold
 what an experiment needs beside its idea: clips that keep their course, windows of frames, a net
 without its attention, methods on tests.
+`features` holds the best averages and masks by a linear probe.
 """
 
 from ..._lazy import lazy
