@@ -19,7 +19,7 @@ def ttvsr() -> None:
             "bilinear": (1, 0, "bilinear\nenlargement", "step"),
             "phi": (1, 1, "features f\nresidual blocks", "layer"),
             "flow": (1, 2, "flow net\nSPyNet", "layer"),
-            "passes": (2, 1, "two passes\nback, then forth", "idea"),
+            "passes": (2, 1, "two passes\nforth, then back", "idea"),
             "head": (3, 1, "Conv\npixel shuffles", "layer"),
             "add": (4, 1, "+", "sum"),
             "large": (4, 2, "large frames\n384 x 384 pixels", "data"),
@@ -36,7 +36,7 @@ def ttvsr() -> None:
             ("bilinear", "add", "(3, 384, 384)", "hv"),
         ],
         note="Shapes of one frame: channels, height, width. Both passes share their weights; the "
-        "head gets what they found for a frame, and its feature f: 3 x 32 = 96 channels.",
+        "last layers get what they found for a frame, and its feature f: 3 x 32 = 96 channels.",
     )
 
 
