@@ -116,6 +116,7 @@ def test_group_panel_counts_group_and_reach():
     assert titles(fig) == ["SDA: a group of 1", "LDA: a group of 1", "after 2 blocks: 25 of 25"]
     assert fig.axes[0].images[0].get_array().shape[:2] == (6, 6)             # padded
     assert fig.axes[1].images[0].get_array().shape[:2] == (8, 8)
+    assert [ax.get_xlim() for ax in fig.axes] == [(-0.6, 7.6)] * 3           # a token has one size
     panel.set(size=8, group=4)
 
 
@@ -178,7 +179,7 @@ def test_stored_scores_and_starts():
     assert set(first) == {"small", "medium", "large"} and first != second
     assert 70 < first["large"] < 100
     makers = multiscale.two_starts({"exchange": "crossvit"})
-    assert list(makers) == ["exchange, 0.02", "exchange, larger"]
+    assert list(makers) == ["exchange, official", "exchange, larger"]
     spread = [make().model.blocks[0].projs[0][2].weight.std() for make in makers.values()]
     assert spread[0] < 0.03 < 0.1 < spread[1]
 
@@ -209,6 +210,8 @@ def test_bias_tables_hold_what_is_wanted(told):
     assert torch.equal(tables(2)["stretched"], tables(2)["wanted"])
     errors = multiscale.bias_errors(tables, (2, 3))
     assert errors[2] == (0, 0) and errors[3][0] == 0 < errors[3][1]
+    spread = tables(3)["wanted"].flatten(0, 1).var(dim=0, correction=0).mean()
+    assert f"{spread:.3f}" in told[-1]                      # the yardstick: each head's mean
     torch.manual_seed(0)
     assert multiscale.fit_bias(nn.Linear(2, 3), offsets(2)) < 0.1
 

@@ -148,6 +148,9 @@ def group_panel(group_of: Callable, reach: Callable) -> Panel:
         seen = heard[row][:, None] & heard[col]
         after = f"after {blocks} block{'s' * (blocks > 1)}: {int(seen.sum())} of {size**2}"
         tiles(axes[2], _paint(seen, size, 2, (row, col)), after)
+        largest = max(len(ax.images[0].get_array()) for ax in axes)
+        for ax in axes:                                          # a token has one size in all three
+            ax.set(xlim=(-0.6, largest - 0.4), ylim=(largest - 0.4, -0.6))
         return fig
 
     controls = {

@@ -63,6 +63,7 @@ def guess_panel(models: Mapping[str, nn.Module], world: EmojiWorld) -> Panel:
             _draw_guesses(right, model(pictures)[0], 4 * k, int(answer[0]), world.classes)
         right.set(title="The right answer is orange", xlabel="probability", xticks=(0, 0.5, 1))
         right.set(xlim=(0, 1.45), ylim=(4 * len(models) - 1, -1))
+        right.spines["bottom"].set_bounds(0, 1)                  # beyond it stand the names
         right.set_yticks([4 * k + 1 for k in range(len(models))], list(models))
         return fig
 

@@ -56,7 +56,7 @@ def show_shares(patches: Sequence[int], shares: Mapping[str, Sequence[float]], t
     for mark, (label, values) in zip(("o-", "s--", "^:"), shares.items(), strict=False):
         ax.plot(patches, [float(value) for value in values], mark, label=label)
     ax.set(title=title, xlabel="patch side P (pixels)", ylabel="share", xticks=patches)
-    ax.set_ylim(0, 1.4)
+    ax.set_ylim(0, 1.05)
     ax.legend(loc="upper right")
     said = [
         f"{label}: from {float(values[0]):.2f} at P = {patches[0]} to {float(values[-1]):.2f} at"

@@ -111,12 +111,12 @@ def stored_scores(name: str, seeds: int = 2) -> list[dict[str, float]]:
 def two_starts(names: Mapping[str, str]) -> dict[str, Callable[[], nn.Module]]:
     """Makers of models of `pretrained.MODELS`, from the official start of f and g and a larger one.
 
-    names: {fusion: name}; returns {"fusion, 0.02": ..., "fusion, larger": ...}.
+    names: {fusion: name}; returns {"fusion, official": ..., "fusion, larger": ...}.
     """
     makers = {}
     for fusion, name in names.items():
         kind, plan = pretrained.config(name)
-        for start, larger in (("0.02", False), ("larger", True)):
+        for start, larger in (("official", False), ("larger", True)):
             changed = plan | {"fan_in_projs": larger}
             makers[f"{fusion}, {start}"] = partial(pretrained.build, kind, changed)
     return makers
@@ -186,13 +186,18 @@ def fit_bias(dpb: nn.Module, offsets: Tensor) -> float:
 
 
 def bias_errors(tables: Callable, groups: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Squared errors of `bias_tables` at group sizes, as a table and as {G: (DPB, stretched)}."""
-    errors = {}
+    """Squared errors of `bias_tables` at group sizes, as a table and as {G: (DPB, stretched)}.
+
+    The table has a yardstick, too: the error of each head's mean, everywhere.
+    """
+    errors, rows = {}, []
     for group in check_ints(groups, "groups", 1):
         wanted, *rivals = tables(group).values()
         errors[group] = tuple(F.mse_loss(rival, wanted).item() for rival in rivals)
-    rows = [[group, *[f"{error:.3f}" for error in pair]] for group, pair in errors.items()]
-    table(["G", "squared error, DPB", "squared error, stretched table"], rows)
+        spread = wanted.var(dim=(0, 1), correction=0).mean().item()
+        rows.append([group, *[f"{error:.3f}" for error in (*errors[group], spread)]])
+    header = ["G", "DPB", "stretched table", "each head's mean"]
+    table(header, rows, caption="Squared error, mean of all heads")
     return errors
 
 
