@@ -210,8 +210,8 @@ def tokenformer_pattention() -> None:
             "out": (4, 1, "output tokens", "data"),
             "keys": (1, 0, "n keys\n(n, D)", "learned"),
             "values": (3, 0, "n values\n(n, D)", "learned"),
-            "new_keys": (1, 2, "growth: m new keys\n(m, D), zero at first", "learned"),
-            "new_values": (3, 2, "growth: m new values\n(m, D), random at first", "learned"),
+            "new_keys": (1, 2, "growth: m new keys\n(m, D)", "learned"),
+            "new_values": (3, 2, "growth: m new values\n(m, D)", "learned"),
         },
         arrows=[
             ("x", "scores", "(T, D)"),
@@ -223,7 +223,6 @@ def tokenformer_pattention() -> None:
             *chain("new_keys", "scores"),
             *chain("new_values", "sum"),
         ],
-        note="T tokens with D channels, n parameter tokens, tau = the square root of n. A zero key "
-        "scores 0, and GELU(0) = 0: as long as tau stays what it was, new pairs change nothing "
-        "until training moves them.",
+        note="T tokens with D channels, n parameter tokens, tau = the square root of n. Growing "
+        "appends m pairs: what they hold at first decides what becomes of the layer's function.",
     )
