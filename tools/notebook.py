@@ -49,7 +49,8 @@ notebooks read the tags. GitHub, VS Code, nbconvert and nbval read none of all t
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """import sys
 if "google.colab" in sys.modules:  # on Colab: add what it lacks, leave its torch and numpy alone
-    %pip install -q --no-deps "vtlib @ git+{repository}@v{version}" torchmetrics lightning-utilities
+    %pip install -q --no-deps "vtlib @ git+{repository}@v{version}"
+    %pip install -q --no-deps torchmetrics lightning-utilities
 from vtlib import teach
 teach.setup(seed=0)"""
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
