@@ -237,6 +237,54 @@ def test_widgets_are_moved_by_a_cell(nb):
         assert re.search(r"\.set\(|\.value\s*=[^=]", code), told
 
 
+def stored(tree):
+    """Names that the statements of a cell give a value, functions and classes among them."""
+    names, todo = set(), list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.DictComp, ast.GeneratorExp)):
+            todo += ast.iter_child_nodes(node)
+    return names
+
+
+def read_by(function):
+    """Names that a function reads and does not make."""
+    parts = list(ast.walk(function))
+    names = [node for node in parts if isinstance(node, ast.Name)]
+    own = {node.arg for node in parts if isinstance(node, ast.arg)}
+    own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)} - own
+
+
+def read_by_widget(trees, i):
+    """Names that the functions of cell i read, and the notebook's functions that these call."""
+    made = [node for tree in trees[: i + 1] for node in tree.body]
+    made = [node for node in made if isinstance(node, ast.FunctionDef)]
+    todo, seen, names = [node for node in trees[i].body if node in made], [], set()
+    while todo:
+        function = todo.pop()
+        seen.append(function)
+        names |= read_by(function)
+        todo += [node for node in made if node.name in names and node not in seen + todo]
+    return names
+
+
+def test_what_a_widget_reads_is_not_overwritten(nb):
+    """A slider moved after the last cell finds what it found in its own."""
+    cells = code_cells(nb)
+    trees = [ast.parse(plain_python(cell.source)) for cell in cells]
+    for i in [i for i, cell in enumerate(cells) if "widget" in tags(cell)]:
+        names = read_by_widget(trees, i)
+        for cell, tree in zip(cells[i + 1 :], trees[i + 1 :], strict=True):
+            again = names & stored(tree)
+            told = f"{show(cells[i])} reads {sorted(again)}, which another value takes in"
+            assert not again, f"{told} {show(cell)}"
+
+
 def test_widget_and_claim_outputs(nb):
     for tag, wanted, what in (
         ("widget", "<img", "static first frame"),
