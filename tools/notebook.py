@@ -131,6 +131,13 @@ def stored_outputs(cell):
     return silent + shown if shown else []
 
 
+def fold(cell):
+    """Write in place what follows from a cell's tags."""
+    cell["metadata"] = metadata(cell)
+    if cell.cell_type == "code":
+        cell["outputs"] = stored_outputs(cell)
+
+
 def normalise(nb):
     """Same bytes on every machine: ids, metadata and kernel name carry nothing local."""
     nb.nbformat, nb.nbformat_minor = 4, 5
@@ -140,10 +147,8 @@ def normalise(nb):
         nb.metadata["vtlib"] = seconds
     for i, cell in enumerate(nb.cells):
         cell["id"] = f"c{i:03d}"
-        cell["metadata"] = metadata(cell)
         cell["source"] = cell["source"].rstrip()
-        if cell.cell_type == "code":
-            cell["outputs"] = stored_outputs(cell)
+        fold(cell)
     return nb
 
 
@@ -316,9 +321,7 @@ def stamp_notebook(nb, name):
     before = nbformat.writes(nb)
     setups[0].source = setup_source()
     for cell in nb.cells:
-        cell["metadata"] = metadata(cell)
-    for cell in code_cells(nb):
-        cell["outputs"] = stored_outputs(cell)
+        fold(cell)
     head = next(cell for cell in nb.cells if cell.cell_type == "markdown")
     if BADGE_PATTERN.search(head.source):
         head.source = BADGE_PATTERN.sub(lambda _: badge(name), head.source, count=1)

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from tests.notebooks.test_structure import card, head, lines_of, outputs, show
-from tools.notebook import code_cells, exercises, paths, plain_python, tags
+from tools.glossary import FIRST, told, unexplained
+from tools.notebook import code_cells, exercises, number, paths, plain_python, tags
 
 LISTED = Path(__file__).with_name("exceptions.toml")
 EXCEPTIONS = tomllib.loads(LISTED.read_text(encoding="utf-8"))
@@ -209,6 +210,15 @@ def test_minutes(nb, at_most):
     counted = read + sum(done)
     told = f"{stated} minutes stated: {read:.0f} to read, {sum(done)} for the exercises counted"
     at_most([] if abs(stated - counted) <= 0.2 * counted else [told])
+
+
+def test_unexplained_words(nb, path, at_most):
+    """Words of the glossary that a notebook uses before it explains them.
+
+    Link the first use to glossary.md, or set it in bold and say there what it is.
+    """
+    found = unexplained(nb, first=number(path) == FIRST)
+    at_most(told(found).splitlines())
 
 
 # --------------------------------------------------------------------------------------- exceptions

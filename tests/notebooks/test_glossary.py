@@ -1,6 +1,7 @@
 """Words are explained at their first use: notebooks/glossary.md, and the notebooks that use it.
 
-What is asked, and how a notebook is read: tools/glossary.py.
+What is asked, and how a notebook is read: tools/glossary.py. That a notebook explains its words is
+one of the counts: test_counts.py.
 """
 
 import re
@@ -10,14 +11,6 @@ import pytest
 
 from tools.glossary import FIRST, MARKED, PAGE, entries, pattern, told, unexplained
 from tools.notebook import number, paths, read
-
-UNEXPLAINED = {
-    "05": 19,
-    "06": 15,
-    "06b": 15,
-}
-"""Notebooks from before, and how many of their words are not explained: a list that only shrinks.
-A notebook that is not on it explains all."""
 
 
 # ------------------------------------------------------------------------------------- the glossary
@@ -50,18 +43,6 @@ def test_notebook_00_uses_the_basic_words():
 
 
 # ------------------------------------------------------------------------------------ the notebooks
-@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
-def test_words_are_explained_at_their_first_use(path):
-    found = unexplained(read(path), first=number(path) == FIRST)
-    allowed = UNEXPLAINED.get(number(path), 0)
-    assert len(found) <= allowed, (
-        f"{path.name} uses {len(found)} words before it explains them, {allowed} are allowed: link"
-        f" the first use, or set it in bold and say there what it is.\n{told(found)}"
-    )
-    now = f"now it is {len(found)}" if found else "now take it off"
-    assert len(found) == allowed, f'UNEXPLAINED["{number(path)}"] was {allowed}, {now}'
-
-
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_links_to_the_glossary_lead_somewhere(path):
     known = {PAGE + entry.anchor for entry in entries()}

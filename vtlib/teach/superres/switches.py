@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtlib.superres import bicubic, catanet, psnr
+from vtlib.tokens import entropy
 
 grouping, attend = catanet.grouping, catanet.attend
 
@@ -135,8 +136,7 @@ def keys_in_use(net: torch.nn.Module, images: Tensor) -> dict[tuple[str, int], l
 
     def probe(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-        entropy = -(weights * weights.clamp(min=1e-12).log()).sum(-1)
-        share = entropy.exp().mean().item() / k.shape[-2]
+        share = entropy(weights).exp().mean().item() / k.shape[-2]
         shares.setdefault((kind(q, k), k.shape[-2]), []).append(share)
         return weights @ v
 
