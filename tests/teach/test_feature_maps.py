@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vtlib.superres import uplift
+from vtlib.teach import figure
 from vtlib.teach.superres import features
 
 
@@ -105,6 +106,30 @@ def test_the_microscope_shows_where_the_weights_lie():
     heat, _ = features.weight_map(attn, 17, (7, 7))                      # both meet the edge
     assert heat[3, 3] == 0.75 and heat[1, 3] == 0.25
     assert len(features.subset(13)) == 13 and features.subset(17) == list(range(17))
+
+
+def test_weights_are_written_into_their_cells():
+    fig, ax = figure()
+    heat = torch.full((3, 3), float("nan"))
+    heat[0, 1], heat[2, 2] = 0.75, 0.249
+    features.write_weights(ax, heat, 8)
+    assert {text.get_text(): text.get_position() for text in ax.texts} == {
+        "75": (11.5, 3.5), "25": (19.5, 19.5),
+    }
+    squares = [path.get_extents().bounds for path in ax.collections[0].get_paths()]
+    assert squares == [(7.5, -0.5, 8, 8), (15.5, 15.5, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    "cell,cells,want", [(5, 12, (2, 9)), (0, 12, (0, 7)), (11, 12, (5, 12)), (1, 4, (0, 4))]
+)
+def test_cells_around_one_stay_in_the_grid(cell, cells, want):
+    assert features.around(cell, cells) == want
+
+
+def test_no_two_methods_look_alike():
+    for part in ("color", "marker"):
+        assert len({look[part] for look in features.LOOKS.values()}) == len(features.LOOKS)
 
 
 def test_the_microscope_at_the_ends_of_its_sliders():

@@ -83,6 +83,21 @@ def test_trade_off_puts_each_method_at_its_cost():
     assert ax.get_legend().get_window_extent().x1 <= fig.bbox.x1
 
 
+def test_a_method_may_look_the_same_in_each_plot():
+    looks = {"ours": {"color": "#009E73", "marker": "^"}}
+    (curves,) = teach.curves([1, 2], {"a": [1, 2], "ours": [[1, 2], [3, 4]]}, "t", LABELS,
+                             looks=looks).axes  # fmt: skip
+    mean = next(line for line in curves.lines if line.get_label() == "ours")
+    assert (mean.get_color(), mean.get_marker()) == ("#009E73", "^")
+    assert mean.get_markevery() == [], "the marks are the runs'"
+    assert curves.get_legend().legend_handles[1].get_marker() == "^"
+    (bars,) = teach.bars(["a"], {"x": [1], "ours": [2]}, "t", LABELS, looks=looks).axes
+    colours = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in bars.patches]
+    assert colours == [teach.PALETTE[0].lower(), "#009e73"]
+    (costs,) = teach.trade_off({"ours": (1, [2, 3])}, "t", LABELS, looks=looks).axes
+    assert (costs.lines[0].get_color(), costs.lines[0].get_marker()) == ("#009E73", "^")
+
+
 def test_numbers_keep_their_digits_under_other_defaults():
     with default_dtype(torch.float16), meta_device():
         fig = teach.curves([1, 2], {"x": [0.1234567, 2]}, "t", LABELS)
@@ -109,6 +124,7 @@ def test_plots_draw_on_an_axes_of_a_figure():
         (lambda: teach.curves([1], {"a": [1]}, "t", "xy"), "labels='xy'"),
         (lambda: teach.curves([1], {"a": [1]}, "t", LABELS, log="z"), "log='z'"),
         (lambda: teach.curves([1], {"a": [1]}, "t", LABELS, ax=3), "ax is a int"),
+        (lambda: teach.curves([1], {"a": [1]}, "t", LABELS, looks=["o"]), "looks is a list"),
         (lambda: teach.bars(["a"], {"x": [1, 2]}, "t", LABELS), "has 2 values but there are 1"),
         (lambda: teach.bars(["a"], {"x": [1]}, "t", LABELS, highlight=["b"]), "highlight: 'b'"),
         (lambda: teach.curves([1], {"a": ["b"]}, "t", LABELS), r"series\['a'\] is a str"),

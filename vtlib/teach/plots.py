@@ -36,6 +36,7 @@ def curves(
     at: dict | None = None,
     ylim: tuple | None = None,
     legend: str = "best",
+    looks: dict | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Curves over a common x, each with its colour and its mark or dash -> Figure.
@@ -57,6 +58,7 @@ def curves(
         at: {name: x} of places to mark on the x axis, such as the size of a patch.
         ylim: (bottom, top); None in place of one leaves it to matplotlib.
         legend: where the names stand: "best", another place of matplotlib's, or "outside".
+        looks: {name: {"color": ..., "marker": ...}} for what looks alike in several figures.
         ax: an Axes to draw on, by default that of a new figure.
     """
     across = check_list(x, "x")
@@ -65,21 +67,27 @@ def curves(
     known = {name: _runs(v, f"series[{name!r}]", len(across)) for name, v in _named(series)}
     ax = _axes(ax)
     _scales(ax, log)
+    marked, named = len(places) <= FEW, len(known) > 1 or bool(level)
     for k, (name, runs) in enumerate(known.items()):
-        marked = len(places) <= FEW
-        named = len(known) > 1 or bool(level)
-        look = {"color": PALETTE[k % len(PALETTE)], "label": name if named else None}
-        look |= {"marker": MARKS[k % len(MARKS)], "markersize": 4.5} if marked else {}
+        look = {"linestyle": DASHES[0] if marked else DASHES[k % len(DASHES)], "markersize": 4.5}
+        look |= _look(k, name, looks)
         if len(runs) > 1:
-            look["marker"] = ""
-            mark = {"color": look["color"], "markersize": 4, "linestyle": ""}
             for run in runs:
-                ax.plot(places, run, marker=MARKS[k % len(MARKS)], **mark)
-        dash = DASHES[0] if marked else DASHES[k % len(DASHES)]
-        ax.plot(places, runs.mean(dim=0), linestyle=dash, **look)
+                ax.plot(places, run, **look | {"linestyle": "", "markersize": 4})
+            look["markevery"] = []              # the marks are the runs'; the legend shows one
+        look |= {} if marked else {"marker": "None"}
+        ax.plot(places, runs.mean(dim=0), label=name if named else None, **look)
     _reference(ax, level, at)
     _ticks(ax, places, across if words else [f"{value:g}" for value in places])
     return _finish(ax, title, labels, ylim, legend)
+
+
+def _look(k: int, name: str, looks: dict | None) -> dict:
+    """Colour and mark of the k-th series: those for its name, or else the palette's next."""
+    if looks is not None and not isinstance(looks, dict):
+        raise ValueError(f"looks is a {type(looks).__name__}: needs a dict by name")
+    own = (looks or {}).get(name, {})
+    return {"color": PALETTE[k % len(PALETTE)], "marker": MARKS[k % len(MARKS)]} | own
 
 
 def _runs(values, name: str, length: int) -> torch.Tensor:
@@ -167,6 +175,7 @@ def bars(
     highlight: Sequence[str] = (),
     ylim: tuple | None = None,
     legend: str = "best",
+    looks: dict | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """A bar a group and series, its value above it -> Figure.
@@ -183,6 +192,7 @@ def bars(
         highlight: groups that get the second colour, where there is one series only.
         ylim: (bottom, top); None in place of one leaves it to matplotlib.
         legend: where the names stand: "best", another place of matplotlib's, or "outside".
+        looks: {name of a series: {"color": ...}}, as for `curves`.
         ax: an Axes to draw on, by default that of a new figure.
     """
     groups = check_list(groups, "groups")
@@ -193,7 +203,8 @@ def bars(
     ax, width = _axes(ax), 0.8 / len(series)
     for k, (name, runs) in enumerate(known.items()):
         at = [j + width * (k - (len(known) - 1) / 2) for j in range(len(groups))]
-        colours = [PALETTE[1 if group in highlight else k % len(PALETTE)] for group in groups]
+        own = _look(k, name, looks)["color"]
+        colours = [PALETTE[1] if group in highlight else own for group in groups]
         means = [sum(values) / len(values) for values in runs]
         label = name if len(known) > 1 else None
         ax.bar(at, means, 0.92 * width, color=colours, label=label)
@@ -237,6 +248,7 @@ def trade_off(
     level: dict | None = None,
     ylim: tuple | None = None,
     legend: str = "outside",
+    looks: dict | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """A mark a method, at its cost and its quality -> Figure: the plot of "Side by side".
@@ -251,6 +263,7 @@ def trade_off(
         level: {name: y} of lines to compare with.
         ylim: (bottom, top); None in place of one leaves it to matplotlib.
         legend: where the names stand: "outside", "best" or another place of matplotlib's.
+        looks: {name: {"color": ..., "marker": ...}}, as for `curves`.
         ax: an Axes to draw on, by default that of a new figure.
     """
     pairs = {}
@@ -263,7 +276,7 @@ def trade_off(
     ax = _axes(ax)
     _scales(ax, log)
     for k, (name, (cost, quality)) in enumerate(pairs.items()):
-        look = {"color": PALETTE[k % len(PALETTE)], "markersize": 7, "linewidth": 1}
-        ax.plot([cost] * len(quality), quality, MARKS[k % len(MARKS)] + "-", label=name, **look)
+        look = _look(k, name, looks) | {"linestyle": "-", "markersize": 7, "linewidth": 1}
+        ax.plot([cost] * len(quality), quality, label=name, **look)
     _reference(ax, level, None)
     return _finish(ax, title, labels, ylim, legend)

@@ -7,17 +7,31 @@ import ipywidgets
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vtlib.superres import uplift
 from vtlib.teach.figures import PALETTE, figure
-from vtlib.teach.pictures import box, image, overlay
+from vtlib.teach.pictures import box, image
 from vtlib.teach.widgets import Panel, panel
 
 OTHERS = ["#000000", "#8c510a", "#7b3294", "#a6dba0", "#b2abd2", "#fdb863"]
 COLOURS = ["#eeeeee", *PALETTE[:6], *OTHERS]
 """Of the classes of a mask, the first one for the background."""
+LOOKS = {
+    "nearest": {"color": PALETTE[3], "marker": "v"},
+    "bilinear": {"color": PALETTE[4], "marker": "s"},
+    "UPLiFT": {"color": PALETTE[0], "marker": "o"},
+    "first steps only": {"color": PALETTE[5], "marker": "P", "linestyle": "--"},
+    "no attender": {"color": PALETTE[2], "marker": "^"},
+    "cross-attention": {"color": PALETTE[1], "marker": "D"},
+    "best average": {"color": PALETTE[6], "marker": "X"},
+}
+"""One colour and one mark a method, the same in all figures."""
 
 
 # ------------------------------------------------------------------------------------------ colours
@@ -194,6 +208,38 @@ def weight_map(attn: Tensor, neighbours: int, at: tuple[int, int]) -> tuple[Tens
     return heat, weights.sum().item()
 
 
+def write_weights(ax: Axes, heat: Tensor, unit: float) -> None:
+    """Frame the coarse cells that have a weight, and write it into them in percent; the picture
+    itself stays in sight.
+
+    Args:
+        ax: with the picture.
+        heat: `weight_map` (h, w).
+        unit: side of a cell in pixels of the picture.
+    """
+    outline = [patheffects.withStroke(linewidth=2, foreground="black")]
+    look = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
+    squares = []
+    for y, x in heat.isfinite().nonzero().tolist():
+        squares.append(Rectangle((x * unit - 0.5, y * unit - 0.5), unit, unit))
+        place = (x + 0.5) * unit - 0.5, (y + 0.5) * unit - 0.5
+        text = f"{100 * heat[y, x].item():.0f}"
+        ax.text(*place, text, path_effects=outline, clip_on=True, **look)
+    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor="white", linewidth=0.8))
+
+
+def around(cell: int, cells: int, reach: int = 3) -> tuple[int, int]:
+    """(first, last + 1) of the 2 reach + 1 cells around one that lie in a grid; all of a smaller.
+
+    Args:
+        cell: in the middle, where there is room.
+        cells: of the grid.
+        reach: to each side.
+    """
+    first = max(0, min(cell - reach, cells - 2 * reach - 1))
+    return first, min(cells, first + 2 * reach + 1)
+
+
 def microscope(images: list[Tensor], attns: list, tints: list[dict], start: dict) -> Panel:
     """The widget "the attender under the microscope": an output's weights, and the features.
 
@@ -209,24 +255,28 @@ def microscope(images: list[Tensor], attns: list, tints: list[dict], start: dict
     def draw(picture, iteration, row, column, neighbours, features) -> Figure:
         attn = attns[picture][iteration - 1]
         side = attn.shape[-2]
+        fine, cells = height / side, side // 2
         y, x = row * side // height, column * side // height
         heat, held = weight_map(attn, neighbours, (y, x))
         fig, (left, right) = figure(2, layout="pictures", size=(6.4, 3.4))
-        text = f"{side // 2} x {side // 2}: {neighbours} neighbours, {held:.0%} of the weight"
-        look = {"alpha": 0.75, "mode": "nearest", "vmin": 0, "vmax": 0.4}
-        overlay(left, images[picture], heat, title=text, **look)
+        text = f"{neighbours} of {cells} x {cells} cells: {held:.0%} of the weight"
+        image(left, images[picture], text)
+        write_weights(left, heat, 2 * fine)
         text = f"{features}, iteration {iteration}: {side} x {side}"
         image(right, tints[picture][features][iteration - 1], text)
-        for ax, unit in ((left, height / side), (right, 1)):
-            middle = ((y + 0.5) * unit - 0.5, (x + 0.5) * unit - 0.5)
-            box(ax, middle, max(unit, 1), color="white")
+        (top, bottom), (first, last) = around(y // 2, cells), around(x // 2, cells)
+        left.set_xlim(2 * fine * first - 0.5, 2 * fine * last - 0.5)
+        left.set_ylim(2 * fine * bottom - 0.5, 2 * fine * top - 0.5)
+        box(right, (top + bottom - 0.5, first + last - 0.5), 2 * (bottom - top), width=0.8)
+        for ax, unit in ((left, fine), (right, 1)):
+            box(ax, ((y + 0.5) * unit - 0.5, (x + 0.5) * unit - 0.5), unit, color="#F0E442")
         return fig
 
     slider, dropdown = ipywidgets.IntSlider, ipywidgets.Dropdown
     return panel(
         draw,
-        alt="A scene with the weights of one output position's coarse neighbours, and the coloured "
-        "features after that iteration.",
+        alt="A part of a scene, with the weights of one output position's neighbours written into "
+        "their coarse cells, and the coloured features after that iteration.",
         picture=slider(0, 0, len(images) - 1, description="picture"),
         iteration=slider(1, 1, len(attns[0]), description="iteration"),
         row=slider(start["row"], 0, height - 4, 4, description="row"),
