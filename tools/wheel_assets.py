@@ -8,6 +8,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LEFT_OUT = {".py", ".pyc", ".ipynb"}  # the scripts that rebuild the assets stay in the repository
+FETCHED = "real"  # other people's weights, which `make real` wrote
 
 
 def assets(root: Path) -> dict[str, str]:
@@ -15,7 +16,8 @@ def assets(root: Path) -> dict[str, str]:
     data = root / "data"
     files = (p for p in sorted(data.rglob("*")) if p.is_file())
     shown = (p for p in files if not any(q.startswith(".") for q in p.relative_to(data).parts))
-    kept = (p for p in shown if p.suffix not in LEFT_OUT)
+    own = (p for p in shown if p.relative_to(data).parts[0] != FETCHED)
+    kept = (p for p in own if p.suffix not in LEFT_OUT)
     return {str(p): f"vtlib/assets/{p.relative_to(data).as_posix()}" for p in kept}
 
 

@@ -118,7 +118,7 @@ def load(
 
     check_callable(build, "build", "a class, or a function that makes the model")
     device, config = check_device(device), info(name)["config"]
-    with _plain_torch():
+    with plain_torch():
         model = _built(build, config, name).float()
         weights = load_file(path(name))
         try:
@@ -154,7 +154,7 @@ def _single(value: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _plain_torch() -> Iterator[None]:
+def plain_torch() -> Iterator[None]:
     """The CPU and single precision as defaults, and the caller's random numbers back at the end."""
     dtype = torch.get_default_dtype()
     with (

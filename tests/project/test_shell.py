@@ -209,7 +209,7 @@ def tracked():
         found = [ROOT / name for name in listed.stdout.split("\0") if name]
         return [path for path in found if path.is_file()]
     hidden = r"\.(?!ci|github|gitignore)[^/]*"
-    skip = re.compile(rf"(^|/)({hidden}|__pycache__|build|dist|[^/]*\.egg-info)(/|$)")
+    skip = re.compile(rf"(^|/)({hidden}|__pycache__|build|dist|real|[^/]*\.egg-info)(/|$)")
     found = [path for path in ROOT.rglob("*") if path.is_file()]
     return [path for path in found if not skip.search(path.relative_to(ROOT).as_posix())]
 

