@@ -11,8 +11,11 @@ from matplotlib.patches import Patch
 
 from vtlib import checkpoints, teach
 from vtlib.multiscale import crossformer, crossvit, tokenformer
+from vtlib.pruning import aim, hiprune, holov, visiondrop
+from vtlib.pruning.registry import METHODS
 from vtlib.superres import catanet, ttvsr, uplift
 from vtlib.teach import diagrams, drawings, figures
+from vtlib.teach.drawings import sketches
 from vtlib.teach.layout import Rect
 from vtlib.vit import ViT
 from vtlib.vlm import TinyVLM
@@ -209,14 +212,33 @@ def of_uplift_step():
 
 
 def of_pruning():
-    vision = TinyVLM(["crab"]).encode(torch.empty(1, 3, 128, 128))
-    return [vision.features]
+    return [of_tinyvlm().features]
+
+
+def of_tinyvlm():
+    return TinyVLM(["crab"]).encode(torch.empty(1, 3, 128, 128), need=("cls_row",))
+
+
+def of_fastervlm():
+    vision = of_tinyvlm()
+    return [vision.features, vision.cls_row, vision.tokens[:, :28]]
+
+
+def of_projected():
+    return [of_tinyvlm().tokens]
+
+
+def of_zooprune():
+    vision = of_tinyvlm()
+    return [vision.features, vision.tokens]
 
 
 MODELS = {
     "vit": of_vit, "crossvit": of_crossvit, "crossformer": of_crossformer, "ttvsr_step": of_ttvsr,
     "crossformer_cel": of_cel, "catanet_tab": of_tab, "uplift": of_uplift,
-    "uplift_step": of_uplift_step, "pruning": of_pruning,
+    "uplift_step": of_uplift_step, "pruning": of_pruning, "fastervlm": of_fastervlm,
+    "divprune": of_projected, "holov": of_projected, "aim": of_projected, "fastv": of_projected,
+    "transprune": of_projected, "zooprune": of_zooprune,
 }
 
 
@@ -240,6 +262,103 @@ def test_numbers_of_pairs_are_those_of_the_shipped_tokenformer(drawn):
     assert f"Pattention Q, {block.attention.query.num_tokens} pairs" in words
     assert f"Pattention FFN, {block.mlp.num_tokens} pairs" in words
     assert f"(T, {config['embed_dim']})" in words
+
+
+# --------------------------------------------------------------------------------------- pruners
+@pytest.fixture
+def told(monkeypatch):
+    """The words of a drawing, without drawing it."""
+    found = []
+    monkeypatch.setattr(diagrams.Drawing, "figure", lambda self: None)
+    monkeypatch.setattr(diagrams, "publish", lambda fig, words: found.append(" ".join(words)))
+
+    def words(name):
+        getattr(drawings, name)()
+        return found.pop()
+
+    return words
+
+
+def test_the_three_places_have_the_methods_of_the_registry(told):
+    places = {"features": set(), "tokens": set(), "inside": set()}
+    for method in METHODS.values():
+        if (method.paper is None and method.name != "fastv") or method.name == "aim_merge":
+            continue
+        title = method.title.removesuffix(" Compression").partition(" (")[0]
+        if method.prune is not None:
+            places["tokens" if method.space == "tokens" else "features"].add(title)
+        if method.stages is not None:
+            places["inside"].add(title)
+    words = told("pruning")
+    for number, (place, methods) in enumerate(places.items(), 1):
+        (listed,) = re.findall(rf"{number}: [a-z ]+, ([^\[]*) \[", words)
+        assert set(listed.split(", ")) == methods, place
+
+
+@pytest.mark.parametrize("name", ["fastv", "fastervlm", "divprune", "holov", "zooprune"])
+def test_a_sketch_keeps_the_share_that_its_drawing_tells(name, told):
+    words = told(name)
+    assert "picture: 7 kept, 57 dropped" in words and "7 stay: the same share as 28 of 256" in words
+
+
+def test_numbers_of_the_pruners_are_those_of_their_code(told):
+    def cuts(name, num_visual, keep=28):
+        return {s.after: s.keep for s in METHODS[name].stages(6, keep, num_visual)}
+
+    words = told("visiondrop")
+    first = sum(visiondrop.schedule(28)[0])
+    assert f"({first}, 128)" in words
+    for stage, (after, left) in enumerate(cuts("visiondrop", first).items(), 1):
+        assert f"stage {stage}, after layer {after}: " in words
+        assert f"({left}, 128)" in words or f"read {left} tokens" in words
+    words = told("transprune")
+    assert f"after layers {', '.join(map(str, cuts('transprune', 256)))};" in words
+    assert "row 2: 223, row 3: 158, row 4: 28" in words
+    left = list(itertools.accumulate([256, *aim.merge_counts(28, 256)], lambda n, r: n - r))
+    assert "{}, then {}, {}, {}".format(*left[1:]) in told("aim")
+    assert cuts("fastv", 256) == {2: 28} and "layers 1, 2: all tokens" in told("fastv")
+    assert hiprune.num_anchors(28, 0.1) == 1 and "1 anchor, 4 buffers and 23" in told("hiprune")
+    assert holov.default_crops(256, 28) == 16 and "16 crops of 16" in told("holov")
+    words = told("crossget")
+    assert "(198, 768)" in words and "(182, 768)" in words and "12 layers leave 12 of 198" in words
+
+
+def test_what_hiprune_and_recoverable_add_up_to(told):
+    """The picture of the whole has the tokens of its parts."""
+    words = told("hiprune")
+    for part in ("1 A, 4 B]", "2 R]", "1 A, 4 B, 2 R]"):
+        assert part in words, part
+    words = told("recoverable")
+    for part in ("4 V]", "2 T]", "3 merged, 2 T, 4 V]"):
+        assert part in words, part
+
+
+# -------------------------------------------------------------------------------------- sketches
+def test_a_picture_is_told_and_gets_room():
+    cells = sketches.Cells(["129", "-", "#.+", "Ato"], notes={2: "a note"})
+    assert cells.words == (
+        "picture: 3 scores, the highest in row 1, column 3, 1 undecided, 1 kept, 1 dropped, "
+        "1 merged, 1 words, 1 A, row 3: a note"
+    )
+    assert cells.size[1] == 3 * 11 + 5
+    drawing = diagram({**BOXES, "embed": (2, 0, "Linear", "layer", cells)})
+    assert drawing.words()[1].endswith(f"Linear [{cells.words}].")
+    drawing.figure()
+    assert drawing.boxes["embed"].height > cells.size[1] > diagram().boxes["embed"].height
+    with pytest.raises(ValueError, match="picture of 'a' is 'no'"):
+        diagram({"a": (0, 0, "a", "data", "no")}, [])
+
+
+def test_a_score_is_darker_the_higher_it_is():
+    tones = [sum(sketches.shade(score / 9)) for score in range(10)]
+    assert tones == sorted(tones, reverse=True) and tones[0] - tones[-1] > 1
+
+
+def test_a_drawing_can_do_without_a_legend():
+    def legend(**kw):
+        return [t for t in diagram(**kw).figure().axes[0].texts if t.get_gid() == "legend"]
+
+    assert len(legend()) == 3 and not legend(legend=False)
 
 
 @pytest.mark.parametrize("name", ["vit", "catanet_groups"])

@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
-from vtlib.nn.checks import check_list, check_number
+from vtlib.nn.checks import check_flag, check_list, check_number
 from vtlib.teach import figures
 from vtlib.teach.layout import ROUTES, Arrow, Box, Frame, Layout, Rect
 
 DPI = 100
 MOST = 900                                    # pixels of width: a notebook's column
 MARGIN = 10
+UNDER = 6                                     # between a label and the picture below it
 NAME, SMALL, TITLE = 9.5, 8.5, 11             # points
 INK, GREY = "#000000", "#4d4d4d"
 
@@ -57,11 +58,12 @@ KINDS = {
     "step": Kind("computed, no weights", "#FFFFFF", "#555555", "round", line=(0, (4, 2))),
     "learned": Kind("learned tokens", "#D6EFE6", "#00734F", "octagon"),
     "idea": Kind("the paper's idea", "#F9DCCB", "#D55E00", "round", width=2.8),
+    "text": Kind("words", "#F6E3EE", "#9C4F7D", "square", width=2.0),
     "sum": Kind("", "#FFFFFF", "#000000", "circle"),
 }
 """data: pixels, tokens, maps; layer: weights that training moves; step: cutting, sorting, warping;
-learned: [CLS], positions, parameter tokens; idea: what is new here; sum: a small circle for one
-sign, such as +."""
+learned: [CLS], positions, parameter tokens; idea: what is new here; text: words of a question; sum:
+a small circle for one sign, such as +."""
 
 
 def diagram(
@@ -70,6 +72,7 @@ def diagram(
     arrows: Sequence[tuple] = (),
     groups: Sequence[tuple] = (),
     note: str = "",
+    legend: bool = True,
 ) -> None:
     """Publish a drawing of boxes and arrows; its alt text is made of them.
 
@@ -78,17 +81,19 @@ def diagram(
 
     Args:
         title: what the drawing says.
-        boxes: name -> (column, row, label, kind). Places count from 0, halves are allowed. The
-            label's first line says what it is, further ones ("\\n") are small print. kind: one of
-            `KINDS`.
+        boxes: name -> (column, row, label, kind), or with a picture of
+            `vtlib.teach.drawings.sketches` behind, which is drawn below the label. Places count
+            from 0, halves are allowed. The label's first line says what it is, further ones ("\\n")
+            are small print. kind: one of `KINDS`.
         arrows: (from, to, shape) or (from, to, shape, route). By default an arrow is straight, or
             goes sideways, up or down, sideways ("hvh"); "hv", "vh", "vhv" are the other ways to
             bend. "above", "below", "left", "right" are skip arrows, which run beside a whole row
             or column.
         groups: (names of boxes, title): a dashed frame.
         note: a line below, such as what the letters in shapes stand for.
+        legend: whether a last line names the kinds of boxes.
     """
-    drawing = Drawing(title, boxes, arrows, groups, note)
+    drawing = Drawing(title, boxes, arrows, groups, note, legend)
     publish(drawing.figure(), drawing.words())
 
 
@@ -109,8 +114,9 @@ def publish(fig: Figure, sentences: list[str]) -> None:
 class Drawing:
     """A checked diagram: see `diagram` for the arguments."""
 
-    def __init__(self, title, boxes, arrows=(), groups=(), note=""):
+    def __init__(self, title, boxes, arrows=(), groups=(), note="", legend=True):
         self.title, self.note = check_text(title, "title"), note
+        self.legend = check_flag(legend, "legend")
         self.boxes = read_boxes(boxes)
         self.arrows = [read_arrow(arrow, self.boxes) for arrow in check_list(arrows, "arrows")]
         self.frames = [read_frame(group, self.boxes) for group in check_list(groups, "groups")]
@@ -156,6 +162,7 @@ class Drawing:
         )
         kinds = [kind for kind in KINDS if any(b.kind == kind for b in self.boxes.values())]
         entries = [(kind, KINDS[kind].meaning) for kind in kinds if KINDS[kind].meaning]
+        entries = entries if self.legend else []
         top = MARGIN + size(self.title, TITLE)[1] + 10
         layout.place(0, 0)
         right = max(rect.right for rect in layout.extents())
@@ -191,6 +198,9 @@ class Drawing:
         if rest:
             small = size("\n".join(rest), SMALL)
             width, height = max(width, small[0]), height + 3 + small[1]
+        if box.picture is not None:
+            drawn = box.picture.size
+            width, height = max(width, drawn[0]), height + UNDER + drawn[1]
         return max(width + 16, 44), height + 14
 
     def _draw(self, ax) -> None:
@@ -214,10 +224,16 @@ class Drawing:
         name, *rest = box.label.split("\n")
         lines = [(name, NAME, INK)] + ([("\n".join(rest), SMALL, GREY)] if rest else [])
         heights = [size(text, points)[1] for text, points, _ in lines]
-        y = box.y - (sum(heights) + 3 * len(rest[:1])) / 2
+        whole = sum(heights) + 3 * len(rest[:1])
+        if box.picture is not None:
+            whole += UNDER + box.picture.size[1]
+        y = box.y - whole / 2
         for (text, points, color), height in zip(lines, heights, strict=True):
             self._write(ax, box.x, y, text, "center", points, color, gid=box.rect.name)
             y += height + 3
+        if box.picture is not None:
+            left = box.x - box.picture.size[0] / 2
+            box.picture.draw(ax, left, y - 3 + UNDER, gid=box.rect.name)
 
     def _write(self, ax, x, y, text, align, points, color=INK, gid="") -> None:
         """Text whose upper edge is y; x is its left edge or its middle."""
@@ -272,8 +288,10 @@ def read_boxes(boxes) -> dict[str, Box]:
     found: dict[str, Box] = {}
     places: dict[tuple[float, float], str] = {}
     for name, entry in boxes.items():
-        if not isinstance(entry, (tuple, list)) or len(entry) != 4:
-            raise ValueError(f"boxes[{name!r}]={entry!r}: needs (column, row, label, kind)")
+        if not isinstance(entry, (tuple, list)) or len(entry) not in (4, 5):
+            raise ValueError(
+                f"boxes[{name!r}]={entry!r}: needs (column, row, label, kind), or a picture behind"
+            )
         column = check_number(entry[0], f"column of {name!r}", 0, 100)
         row = check_number(entry[1], f"row of {name!r}", 0, 100)
         label, kind = check_text(entry[2], f"label of {name!r}"), entry[3]
@@ -285,7 +303,12 @@ def read_boxes(boxes) -> dict[str, Box]:
                 f"row {row:g}"
             )
         places[column, row] = name
-        found[name] = Box(name, column, row, label, kind)
+        picture = entry[4] if len(entry) == 5 else None
+        if picture is not None and not hasattr(picture, "words"):
+            raise ValueError(
+                f"picture of {name!r} is {picture!r}: needs one of vtlib.teach.drawings.sketches"
+            )
+        found[name] = Box(name, column, row, label, kind, picture)
     return found
 
 
@@ -343,9 +366,10 @@ def called(box: Box) -> str:
 
 
 def spoken(box: Box) -> str:
-    """A box's whole label, its small print as one line: "Linear, 192 to 96"."""
+    """A box's whole label, its small print as one line, "Linear, 192 to 96", and its picture."""
     rest = " ".join(box.label.split("\n")[1:])
-    return f"{called(box)}, {rest}" if rest else called(box)
+    words = f"{called(box)}, {rest}" if rest else called(box)
+    return words if box.picture is None else f"{words} [{box.picture.words}]"
 
 
 # -------------------------------------------------------------------------------------------- text

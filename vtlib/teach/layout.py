@@ -7,6 +7,7 @@ text beside an arrow; a lane is the free strip beside a row or column in which a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 GAP = 30                                      # between two columns or rows, at least
 LANE = 18                                     # a strip for one skip arrow
@@ -42,13 +43,14 @@ class Rect:
 
 @dataclass
 class Box:
-    """One step: its place in columns and rows, and (x, y), its middle."""
+    """One step: its place in columns and rows, (x, y), its middle, and what is drawn in it."""
 
     name: str
     column: float
     row: float
     label: str
     kind: str
+    picture: Any = None                                           # below the label
     width: float = 0
     height: float = 0
     x: float = 0

@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "crossformer", "crossformer_cel", "crossformer_groups", "crossvit", "crossvit_exchange",
         "tokenformer", "tokenformer_pattention",
     ),
+    ".reducing": ("aim", "crossget", "recoverable", "transprune", "visiondrop"),
+    ".selecting": ("divprune", "fastervlm", "fastv", "hiprune", "holov", "zooprune"),
     ".superres": (
         "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",
         "uplift_neighbours", "uplift_step",

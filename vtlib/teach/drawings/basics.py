@@ -1,6 +1,8 @@
 """What many notebooks start from: the plain ViT, and pruning's places in TinyVLM."""
 
 from vtlib.teach.diagrams import chain, diagram
+from vtlib.teach.drawings._scene import ALL, QUESTION, kept
+from vtlib.teach.drawings.sketches import Cells, Scene
 
 
 def vit() -> None:
@@ -47,33 +49,38 @@ def vit() -> None:
 
 def pruning() -> None:
     """Where tokens can leave TinyVLM: 128 x 128 pixels are 256 visual tokens."""
+    before = "1: encoder features\nFasterVLM, HiPrune,\nVisionDrop, CrossGET,\nRecoverable"
+    tokens = "2: visual tokens\nDivPrune, HoloV,\nZOO-Prune, AIM"
+    inside = "3: inside the decoder\nFastV, TransPrune,\nVisionDrop, AIM"
+    few = kept([4, 10, 18, 27, 33, 46, 61])
+    prompt = Cells(["#######", "ttttt"], 10)
     diagram(
         "Pruning: three places where visual tokens can leave a vision-language model",
         boxes={
-            "image": (0, 0, "image\n128 x 128", "data"),
-            "encoder": (1, 0, "ViT encoder\n5 layers", "layer"),
-            "features": (2, 0, "select features\nscore, select, apply", "idea"),
-            "projector": (3, 0, "projector\n2 Linear", "layer"),
-            "tokens": (3, 1, "select tokens\nscore, select, apply", "idea"),
-            "prompt": (2, 1, "prompt\ntokens, then words", "step"),
-            "early": (1, 1, "decoder\nlayers 1, 2", "layer"),
-            "inside": (0, 1, "select inside\nwords may vote", "idea"),
-            "late": (0, 2, "decoder\nlayers 3 to 6", "layer"),
-            "question": (2, 2, "question\nis there a crab?", "data"),
-            "answer": (1, 2, "answer\nyes", "data"),
+            "image": (0, 0, "image\n128 x 128 pixels", "data", Scene()),
+            "encoder": (1, 0, "ViT encoder\n5 layers", "layer", ALL),
+            "features": (2, 0, before, "idea", Cells(few)),
+            "projector": (3, 0, "projector\n2 Linear,\n144 to 128", "layer"),
+            "tokens": (3, 1, tokens, "idea", Cells(few)),
+            "early": (2, 1, "decoder\nlayers 1, 2", "layer", prompt),
+            "inside": (1, 1, inside, "idea", Cells(["##.#...", "ttttt"], 10)),
+            "late": (0, 1, "decoder\nlayers 3 to 6", "layer", Cells(["###", "ttttt"], 10)),
+            "question": (2, 2, QUESTION, "text", Cells(["ttttt"], 10)),
+            "answer": (0, 2, "answer\nyes", "text"),
         },
         arrows=[
-            ("image", "encoder", ""),
+            ("image", "encoder", "(3, 128, 128)"),
             ("encoder", "features", "(256, 144)"),
             ("features", "projector", "(T, 144)"),
             ("projector", "tokens", "(T, 128)"),
-            ("tokens", "prompt", "(T, 128)"),
-            ("prompt", "early", "(T + L, 128)"),
-            ("early", "inside", ""),
-            ("inside", "late", "fewer tokens"),
+            ("tokens", "early", "(T, 128)"),
+            ("early", "inside", "(T + L, 128)"),
+            ("inside", "late", "fewer"),
             ("late", "answer", ""),
-            ("question", "prompt", "(L, 128)"),
+            ("question", "early", "(L, 128)"),
         ],
-        note="Shapes without the batch. T of 256 visual tokens stay, L words join them. A method "
-        "selects at one of the three places, or at several; where it does not, all tokens pass.",
+        note="T of 256 visual tokens stay, for instance 28; L words join them and always stay. A "
+        "method cuts at one of the three places, or at several; where it does not, all tokens "
+        "pass. AIM and VisionDrop cut at two.",
+        legend=False,
     )
