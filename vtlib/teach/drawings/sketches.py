@@ -129,7 +129,7 @@ def token(ax, left: float, top: float, side: float, mark: str, gid: str) -> None
         arms = {"+": (0, 2), "x": (1, 3), "*": (0, 1, 2, 3)}[mark]
         cross(ax, middle, side * 0.3, arms)
     elif mark.isupper():
-        write(ax, *middle, mark, gid, color="white", weight="bold")
+        inscribe(ax, middle, mark, gid)
 
 
 def cross(ax, middle, reach: float, arms: Sequence[int], color="white", width=1.1) -> None:
@@ -183,6 +183,18 @@ def write(ax, x, y, text: str, gid: str, align="center", color=INK, weight="norm
     """
     look = {"fontsize": SMALL, "ha": align, "va": "center", "color": color, "weight": weight}
     ax.text(x, y, text, zorder=6, **look).set_gid(gid)
+
+
+def inscribe(ax, middle: tuple[float, float], mark: str, gid: str) -> None:
+    """A white capital or digit around a point; it has no part below the line, so it goes lower.
+
+    Args:
+        ax: axes.
+        middle: (x, y).
+        mark: the letter.
+        gid: of the box it stands in.
+    """
+    write(ax, middle[0], middle[1] + 1.3, mark, gid, color="white", weight="bold")
 
 
 @dataclass(frozen=True)
@@ -308,4 +320,4 @@ def dot(ax, middle: tuple[float, float], mark: str, gid: str) -> None:
             cross(ax, middle, 3, (0, 2) if mark == "+" else (0, 1, 2, 3))
         return
     add(ax, Circle(middle, 7.5, facecolor=KEPT, edgecolor="white", lw=0.8))
-    write(ax, *middle, mark, gid, color="white", weight="bold")
+    inscribe(ax, middle, mark, gid)
