@@ -186,8 +186,8 @@ def of_cel():
 
 def of_ttvsr():
     assert checkpoints.info("ttvsr_small")["config"]["mid_channels"] == 32
-    state = torch.empty(1, 32, 96, 96)
-    return [state, ttvsr.tokenize(state), ttvsr.token_flow(torch.empty(1, 2, 96, 96))]
+    state, flow = torch.empty(1, 32, 96, 96), torch.empty(1, 2, 96, 96)
+    return [state, ttvsr.tokenize(state), flow, ttvsr.token_flow(flow)]
 
 
 def of_tab():

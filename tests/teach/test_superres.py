@@ -102,12 +102,36 @@ def test_bars_of_a_house_count_who_is_chosen():
     assert [bar.get_height() for bar in fig.axes[2].patches] == [1, 2]
 
 
+def test_pictures_beside_each_other_begin_where_they_are_said_to():
+    fig, ax = teach.figure()
+    starts = superres.picture_strip(ax, [torch.zeros(3, 4, 6)] * 3, ["a", "b", "c"])
+    columns = torch.from_numpy(ax.images[0].get_array().data)[0, :, 0]
+    dark = (columns == 0).nonzero().flatten()
+    assert starts == [0, 14, 28] and dark.tolist() == [s + k for s in starts for k in range(6)]
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+
+
+def test_a_trace_frames_the_token_and_its_addresses():
+    where = torch.stack([torch.full((2, 3, 3), float(k)) for k in (0, 2)])
+    cosine = torch.stack([torch.full((3, 3), value) for value in (0.5, -0.25)])
+    fig = superres.trace_figure(torch.rand(5, 3, 12, 12), (where, cosine), t=4, place=(1, 1))
+    (ax,) = fig.axes
+    at = [(min(line.get_xdata()), min(line.get_ydata())) for line in ax.lines[:3]]
+    assert at == [(2.5, 2.5), (20 - 1.5, -1.5), (40 + 6.5, 6.5)]        # a step of 12 + 8 columns
+    colours = [line.get_color() for line in ax.lines[:3]]
+    assert colours == ["white", teach.PALETTE[1], "white"]             # the best one is orange
+    first, second = (bar.get_height() for bar in ax.patches)
+    assert first == pytest.approx(-2 * second) and first < 0           # upwards: rows count down
+
+
 @pytest.mark.parametrize("place", [(0, 0), (9, 9), (4, 5)])
 def test_patch_sizes_are_nested_around_the_token(place):
     pieces = {size: torch.rand(3, 4, 4) for size in (4, 6, 8)}
     fig = superres.patch_sizes(torch.rand(3, 40, 40), place, pieces)
     sides = [max(line.get_xdata()) - min(line.get_xdata()) for line in fig.axes[0].lines]
     assert sides == [4, 6, 8] and len(fig.axes) == 4
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[1:]]
+    assert titles[1:] == ["6 x 6 (black), pooled to 4 x 4", "8 x 8 (orange), pooled to 4 x 4"]
 
 
 def test_units_show_both_sizes_of_pixel():
@@ -239,8 +263,19 @@ def test_trials_measure_what_they_are_given(capsys):
     assert trials.pictures["truth", "one"].max() <= 1
     assert trials.added("stored", "nearest", ["two"]) == [5.0 - want]
     trials.table("a caption")
-    row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stored")]
-    assert row[0].split() == ["stored", "3.00", "5.00"]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[-3:]] == ["nearest", "truth", "stored"]     # as they came
+    assert rows[-1] == ["stored", "3.00", "5.00"]
+
+
+def test_trials_take_the_time_of_the_fastest_clip(monkeypatch):
+    spent = iter([30.0, 12.0])
+    monkeypatch.setattr(
+        "vtlib.teach.superres.trials.timed", lambda method, clip: (method(clip), next(spent)))
+    found, seen = superres.Trials({"one": torch.rand(2, 3, 3, 16, 16)}), []
+    found.measure("bicubic", lambda clip: seen.append(len(clip)) or bicubic(clip, 4))
+    assert found.milliseconds["bicubic", "one"] == 4 and seen == [1, 1]       # of three frames
+    assert found.pictures["bicubic", "one"].shape == (2, 3, 3, 16, 16)
 
 
 def still(frames):
@@ -269,14 +304,39 @@ def test_searches_are_timed_at_each_count():
     assert len(times[0]) == 2 and seen[-1] == ((4, 3), (8, 3), (2, 4))
 
 
+def test_a_search_takes_as_long_as_its_fastest_run(monkeypatch):
+    spent = iter([0.009] + [0.005, 0.002] * 4)
+    monkeypatch.setattr(
+        "vtlib.teach.superres.trials.latency", lambda *args, **options: next(spent))
+    assert superres.search_times([max], (1,), 4, 3) == [[2.0]]
+
+
 # --------------------------------------------------------------------------------- plots, widgets
 def test_contributions_are_a_dot_a_training():
     trials = superres.Trials({"one": torch.rand(1, 1, 3, 16, 16)})
     for name, value in (("a", 1.0), ("b", 3.0), ("c", 0.5)):
         trials.store(name, {"one": value})
     fig = superres.contributions(trials, {"b": [("b", "a")], "a": [("a", "c"), ("b", "c")]}, "t")
-    heights = [line.get_ydata()[0] for line in fig.axes[0].lines[:3]]
-    assert heights == [2.0, 0.5, 2.5]
+    dots = fig.axes[0].lines[:3]
+    assert [dot.get_ydata()[0] for dot in dots] == [2.0, 0.5, 2.5]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
+    assert dots[2].get_xdata()[0] > dots[1].get_xdata()[0]              # equal ones are both seen
+
+
+def test_lines_that_lie_on_each_other_are_both_seen():
+    ways = {"same place": [0.4, 0.3], "nearest": [0.4, 0.3]}
+    fig = superres.match_by_motion(([1, 2], ways), ([1, 4], ways))
+    for ax in fig.axes:
+        assert ax.lines[0].get_linewidth() > 2 * ax.lines[1].get_linewidth()
+
+
+def test_levels_of_bicubic_are_named():
+    found = superres.Trials({name: torch.rand(1, 1, 3, 16, 16) for name in ("one", "two")})
+    found.store("bicubic", {"one": 20.0, "two": 18.0})
+    agrees = {"one": [25.0, 22.0], "two": [24.0, 23.0]}
+    fig = superres.agreement_figure([1, 2], agrees, found)
+    names = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert names == ["one", "two", "one: bicubic", "two: bicubic"]
 
 
 def test_a_token_is_traced_as_the_net_traces_it(net):
@@ -296,6 +356,8 @@ def test_the_widget_follows_a_token(net):
     with torch.no_grad():
         panel = superres.follow_a_token(net, clips, (1, 1), "A token and its addresses in a clip.")
     first = panel.frame
+    cosines = superres.traced(net.feat_extractor(clips["a"][0]).detach(), clips["a"][1], "nearest")
+    assert panel.means["a", "nearest"] == cosines[-1][1].mean(dim=(1, 2)).tolist()
     panel.set(video="b", t=2, x=2, mode="fractional")
     assert panel.frame != first and panel.values["t"] == 2
 
@@ -309,5 +371,11 @@ def test_the_widget_of_lengths_scores_the_middle_frame(net):
     want = psnr(made, frames[0, 2], crop=4).item()
     assert panel.scores["noise", "first", 3] == pytest.approx(want, abs=1e-4)
     assert panel.scores["noise", "first", 1] != panel.scores["noise", "first", 3]
+    shown = panel.draw("noise", 1)
+    score = panel.scores["noise", "first", 1]
+    assert shown.axes[0].get_title(loc="left") == f"1 frames: {score:.2f} dB"
+    first = panel.frame
     panel.set(n=1)
-    assert panel.values["n"] == 1
+    assert panel.frame != first
+    panel.set(n=3)
+    assert panel.frame == first                                 # all that moved moves back

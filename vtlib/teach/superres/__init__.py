@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".flows": ("enlarged", "flow_picture", "flow_strip", "wheel"),
     ".panels": ("follow_a_token", "traced", "window_lengths"),
     ".tokens": ("address_rows", "cosine_bars", "film_strip", "house_bars", "patch_sizes",
-                "token_box", "trace_figure", "units"),
+                "picture_strip", "token_box", "trace_figure", "units"),
     ".trials": ("Trials", "attention_off", "away_from_home", "by_windows", "middle_frame",
                 "pushed", "said", "search_times", "timed", "verdict", "windows"),
 })

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from vtlib.superres import bicubic, psnr, ttvsr
 from vtlib.teach.figures import figure
-from vtlib.teach.pictures import image
 from vtlib.teach.plots import curves
-from vtlib.teach.superres.tokens import trace_figure
+from vtlib.teach.superres.tokens import picture_strip, side_by_side, trace_figure
 from vtlib.teach.superres.trials import middle_frame
 from vtlib.teach.widgets import Panel, panel
 
@@ -50,6 +49,9 @@ def follow_a_token(
 ) -> Panel:
     """The widget "follow a token": controls video, t, x, y and mode (of the maps).
 
+    Panel.means: {(clip, mode): the cosine with each key frame, mean of all tokens of the last
+    frame}.
+
     Args:
         net: whose features are compared.
         clips: {name: (frames (T, 3, h, w), flow (T-1, 2, h, w) to the frame before)}, of one size.
@@ -68,7 +70,7 @@ def follow_a_token(
         return trace_figure(clips[video][0], found[video, mode][t - 1], t, (x, y))
 
     slider = ipywidgets.IntSlider
-    return panel(
+    out = panel(
         draw, alt=alt,
         video=ipywidgets.Dropdown(options=list(clips), description="video"),
         t=slider(last, 1, last, description="frame"),
@@ -76,6 +78,8 @@ def follow_a_token(
         y=slider(start[1], 0, bottom, description="token y"),
         mode=ipywidgets.Dropdown(options=ttvsr.MAPS, description="map"),
     )
+    out.means = {which: steps[-1][1].mean(dim=(1, 2)).tolist() for which, steps in found.items()}
+    return out
 
 
 def _middle_frames(models, frames, lengths):
@@ -89,18 +93,45 @@ def _middle_frames(models, frames, lengths):
     return made
 
 
-def _length_figure(pictures, lines, level, n, lengths, corner) -> Figure:
-    """pictures: the truth, and what the first model makes of n frames; lines: {model: scores}."""
-    names = list(lines)
-    fig, axes = figure(3, size=(9.0, 2.6), width_ratios=(1.4, 1, 1))
-    best = lines[names[0]][list(lengths).index(n)]
-    curves(lengths, lines, f"{n} frames: {best:.2f} dB", ("frames given", "PSNR on Y (dB)"),
-           level={"bicubic": level}, at={"": n}, legend="lower right", ax=axes[0])
-    top, left = corner
-    crop = (slice(None), slice(top, top + 64), slice(left, left + 64))
-    image(axes[1], pictures[0][crop], "the truth")
-    image(axes[2], pictures[1][crop], f"{names[0]}, n = {n}")
-    return fig
+class LengthFigure:
+    """What more frames add to one picture. What stays is drawn once; `at(n)` moves the rest.
+
+    Args:
+        made: {n: what the first model makes of n frames (3, H, W)}.
+        truth: (3, H, W).
+        lines: {model: PSNR for each n}.
+        level: PSNR of bicubic enlargement.
+        corner: (top, left) of the crop that is shown.
+    """
+
+    def __init__(
+        self, made: Mapping[int, Tensor], truth: Tensor, lines: Mapping[str, Sequence[float]],
+        level: float, corner: tuple[int, int],
+    ):
+        (self.name, self.scores), *_ = lines.items()
+        self.counts, (top, left) = list(made), corner
+        cut = slice(top, top + 64), slice(left, left + 64)
+        self.crops = {n: picture[:, *cut] for n, picture in made.items()}
+        least = min(self.counts)
+        self.fixed = [truth[:, *cut], self.crops[least]]
+        self.fig, (self.plot, row) = figure(2, size=(9.2, 2.4), width_ratios=(1.2, 2))
+        curves(self.counts, lines, "", ("frames given", "PSNR on Y (dB)"),
+               level={"bicubic": level}, legend="lower right", ax=self.plot)
+        self.mark = self.plot.axvline(least, color="#777777", linewidth=1)
+        titles = ["the truth", f"{self.name}, n = {least}", ""]
+        picture_strip(row, [*self.fixed, self.crops[least]], titles)
+        row.set_position([0.4, 0.02, 0.59, 0.86])
+        self.pictures, self.title = row.images[0], row.texts[-1]
+
+    def at(self, n: int) -> Figure:
+        """The figure for n frames."""
+        self.mark.set_xdata([n, n])
+        score = self.scores[self.counts.index(n)]
+        self.plot.set_title(f"{n} frames: {score:.2f} dB", loc="left")
+        strip = side_by_side([*self.fixed, self.crops[n]])
+        self.pictures.set_data(strip.permute(1, 2, 0).numpy())
+        self.title.set_text(f"n = {n}")
+        return self.fig
 
 
 def _scored(got: Tensor, want: Tensor) -> float:
@@ -126,18 +157,17 @@ def window_lengths(
     made = {name: _middle_frames(models, frames, lengths) for name, (frames, _) in clips.items()}
     middle = {name: frames[0, frames.shape[1] // 2] for name, (frames, _) in clips.items()}
 
-    first, scores, lines, levels = next(iter(models)), {}, {}, {}
+    first, scores, drawn = next(iter(models)), {}, {}
     for source, frame in middle.items():
         for (name, n), picture in made[source].items():
             scores[source, name, n] = _scored(picture, frame)
-        lines[source] = {
-            name: [scores[source, name, n] for n in lengths] for name in models
-        }
-        levels[source] = _scored(bicubic(bicubic(frame, 1 / 4), 4).clamp(0, 1), frame)
+        lines = {name: [scores[source, name, n] for n in lengths] for name in models}
+        level = _scored(bicubic(bicubic(frame, 1 / 4), 4).clamp(0, 1), frame)
+        pictures = {n: made[source][first, n] for n in lengths}
+        drawn[source] = LengthFigure(pictures, frame, lines, level, corner=clips[source][1])
 
     def draw(source, n):
-        pictures, corner = (middle[source], made[source][first, n]), clips[source][1]
-        return _length_figure(pictures, lines[source], levels[source], n, lengths, corner)
+        return drawn[source].at(n)
 
     controls = {
         "source": ipywidgets.Dropdown(options=list(clips), description="video"),

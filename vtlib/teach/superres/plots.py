@@ -38,6 +38,8 @@ def contributions(
 ) -> Figure:
     """What each piece adds on each test: a group of dots a test, one dot a training.
 
+    Trainings after the first are hollow, and stand a little to the right.
+
     Args:
         trials: with both methods of each pair.
         pieces: {piece: [(the method with it, the method without), ...]}, one pair a training.
@@ -47,9 +49,10 @@ def contributions(
     for k, (piece, pairs) in enumerate(pieces.items()):
         for row, pair in enumerate(pairs):
             values = trials.added(*pair)
-            at = [place + 0.2 * (k - (len(pieces) - 1) / 2) for place in range(len(values))]
-            label = piece if row == 0 else None
-            ax.plot(at, values, MARKS[k], color=PALETTE[k], markersize=7, label=label)
+            shift = 0.2 * (k - (len(pieces) - 1) / 2) + 0.09 * row
+            at = [place + shift for place in range(len(values))]
+            look = {"color": PALETTE[k], "markersize": 7, "label": piece if row == 0 else None}
+            ax.plot(at, values, MARKS[k], markerfacecolor="white" if row else PALETTE[k], **look)
     ax.axhline(0, color="black", linewidth=0.8)
     names = [test.replace(", ", "\n") for test in trials.tests]
     ax.set_xticks(range(len(names)), labels=names)
@@ -82,7 +85,8 @@ def match_by_motion(speeds: tuple, turns: tuple) -> Figure:
     """The best match of tokens against speed, and against how fast a camera turns.
 
     speeds: (pixels a frame, {way: cosines}), see `best_matches`; turns: (degrees a frame, {way:
-    cosines}). A grey line marks half a token a frame.
+    cosines}). A grey line marks half a token a frame; the first way's line is broad, since another
+    may cover it.
     """
     fig, axes = figure(2, size=(7.8, 2.8), sharey=True)
     curves(*speeds, "Nearest maps follow whole tokens only", ax=axes[0], ylim=(0, 1),
@@ -90,6 +94,9 @@ def match_by_motion(speeds: tuple, turns: tuple) -> Figure:
            at={"": 2})
     axes[0].get_legend().remove()
     curves(*turns, "Turning: slow motion everywhere", ("degrees a frame (at most)", ""), ax=axes[1])
+    for ax in axes:
+        ax.lines[0].set(linewidth=5, markersize=8, alpha=0.6)
+    axes[1].legend()
     return fig
 
 
@@ -104,9 +111,10 @@ def agreement_figure(
         trials: with the method "bicubic" on these tests.
     """
     fig = curves(apart, agrees, "Frames far apart no longer agree",
-                 ("frames apart", "agreement (dB)"))
+                 ("frames apart", "PSNR after the best shift (dB)"))
     ax = fig.axes[0]
     for k, test in enumerate(agrees):
-        level = trials.decibels["bicubic", test]
-        ax.axhline(level, color=PALETTE[k], linestyle=":", linewidth=1)
+        look = {"color": PALETTE[k], "linestyle": ":", "label": f"{test}: bicubic"}
+        ax.axhline(trials.decibels["bicubic", test], linewidth=1.5, **look)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig

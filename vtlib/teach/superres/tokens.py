@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -14,6 +15,32 @@ from vtlib.teach.pictures import box, image, pixels_of
 from vtlib.teach.plots import bars
 
 CHOSEN = PALETTE[1]
+GAP = 8
+"""Pixels between the pictures of `picture_strip`: two tokens."""
+
+
+def picture_strip(ax, pictures: Sequence[Tensor], titles: Sequence[str]) -> list[int]:
+    """Pictures side by side on one Axes, which draws much faster than an Axes each.
+
+    Returns the column where each picture begins.
+
+    Args:
+        ax: matplotlib Axes.
+        pictures: (3, h, w) each, of one size.
+        titles: one a picture.
+    """
+    image(ax, side_by_side(pictures))
+    step = pictures[0].shape[-1] + GAP
+    starts = [k * step for k in range(len(pictures))]
+    for start, title in zip(starts, titles, strict=True):
+        ax.text(start - 0.5, -2, title, fontsize=9, va="bottom")
+    return starts
+
+
+def side_by_side(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures (3, h, w) of one size as one (3, h, W), `GAP` white columns between them."""
+    wide = [F.pad(pixels_of(picture, "pictures"), (0, GAP), value=1.0) for picture in pictures]
+    return torch.cat(wide, dim=-1)[..., :-GAP]
 
 
 def token_box(
@@ -85,8 +112,10 @@ def patch_sizes(
     image(axes[0], pixels[:, top : top + side, left : left + side], "a part of the frame")
     for size, color in zip(pieces, ("white", "black", CHOSEN), strict=False):
         token_box(axes[0], (x - left / 4, y - top / 4), color, side=size)
-    for ax, (size, piece) in zip(axes[1:], pieces.items(), strict=True):
-        image(ax, piece, f"{size} x {size}, pooled to 4 x 4")
+    colours = ("white", "black", "orange")
+    for ax, (size, piece), color in zip(axes[1:], pieces.items(), colours, strict=False):
+        done = "as it is" if size == 4 else "pooled to 4 x 4"
+        image(ax, piece, f"{size} x {size} ({color}), {done}")
     return fig
 
 
@@ -106,7 +135,7 @@ def units(picture: Tensor) -> Figure:
             box(ax, middle, one * side, color=color, width=2.2)
         note = {"fontsize": 8, "color": "black", "va": "center"}
         note["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
-        ax.text(one * 2.4, one * 1, "1 small pixel", **note)
+        ax.text(one * 0.3, one * 2.4, "1 small pixel", **note)
         told = "1 token = 4 x 4 small pixels\n= 16 x 16 large pixels"
         ax.text(one * 4.6, one * 6.4, told, **note)
     return fig
@@ -169,11 +198,11 @@ def house_bars(
     """
     x, y = token
     fig, axes = figure(3, size=(9.0, 2.6))
-    cosine_bars(axes[0], cosines[:, y, x].tolist(), keys, "the token")
-    cosine_bars(axes[1], cosines[:, mask].mean(dim=1).tolist(), keys, "mean over its object")
+    cosine_bars(axes[0], cosines[:, y, x].tolist(), keys, "the token (best: orange)")
+    cosine_bars(axes[1], cosines[:, mask].mean(dim=1).tolist(), keys, "mean over the house")
     won = cosines.argmax(dim=0)[mask].bincount(minlength=len(keys)).tolist()
     bars([str(key) for key in keys], {"tokens": won}, f"choices of its {int(mask.sum())} tokens",
-         ("key frame", "tokens"), ax=axes[2])
+         ("key frame", "tokens choose it"), ax=axes[2])
     return fig
 
 
@@ -192,19 +221,44 @@ def trace_figure(
     """
     t = check_int(t, "t", 1, len(frames) - 1)
     (where, cosine), (x, y) = step, place
-    best = int(cosine[:, y, x].argmax())
-    fig, axes = figure(6, layout="pictures", size=(9.4, 1.95))
-    image(axes[0], frames[t], f"frame {t}: the token")
-    token_box(axes[0], place)
-    for k, ax in enumerate(axes[1:5]):
-        ax.set_axis_off()
-        if k < len(where):
-            color = CHOSEN if k == best else "white"
-            chosen = ", chosen" if k == best else ""
-            image(ax, frames[stride * k], f"key frame {stride * k}{chosen}")
-            token_box(ax, where[k, :, y, x].tolist(), color)
-    keys = range(0, stride * len(where[:4]), stride)
-    cosine_bars(axes[5], cosine[:4, y, x].tolist(), keys, "cosine")
-    axes[5].set(xlabel="", ylabel="", xlim=(-0.7, 3.7), yticks=(0, 1))
-    axes[5].set_position([0.87, 0.14, 0.12, 0.68])
+    where, cosine = where[:4], cosine[:4]
+    best, keys = int(cosine[:, y, x].argmax()), range(0, stride * len(where), stride)
+    blank = [torch.ones_like(frames[0])] * (4 - len(keys))
+    titles = [f"key frame {key}" for key in keys]
+    titles[best] += ", chosen"
+    fig, ax = figure(layout="pictures", size=(9.4, 1.75))
+    shown = [frames[t], *frames[list(keys)], *blank]
+    starts = picture_strip(ax, shown, [f"frame {t}: the token", *titles, *[""] * len(blank)])
+    for k, at in enumerate([place, *where[:, :, y, x].tolist()]):
+        color = CHOSEN if k == best + 1 else "white"
+        token_box(ax, (at[0] + starts[k] / 4, at[1]), color)
+    left = starts[-1] + frames.shape[-1] + 2 * GAP
+    _bars_beside(ax, left, cosine[:, y, x].tolist(), keys, side=frames.shape[-2])
     return fig
+
+
+def _bars_beside(
+    ax, left: int, cosines: Sequence[float], keys: Sequence[int], side: int
+) -> None:
+    """`cosine_bars` in the pixels of the pictures on `ax`: without ticks, which are slow to draw.
+
+    Args:
+        ax: matplotlib Axes.
+        left: the column where the bars begin.
+        cosines: up to four, one a key frame.
+        keys: the key frames.
+        side: height of the pictures.
+    """
+    zero, one, step = 0.72 * side, 0.6 * side, 0.27 * side
+    middles = [left + step * (k + 0.5) for k in range(len(keys))]
+    best = max(range(len(keys)), key=cosines.__getitem__)
+    colours = [CHOSEN if k == best else PALETTE[0] for k in range(len(keys))]
+    heights = [-one * cosine for cosine in cosines]                  # upwards: rows count down
+    ax.bar(middles, heights, 0.8 * step, bottom=zero, color=colours)
+    ax.plot([left, left + 4 * step], [zero, zero], color="black", linewidth=0.8)
+    write = {"ha": "center", "va": "bottom", "fontsize": 8}
+    for middle, cosine, height, key in zip(middles, cosines, heights, keys, strict=True):
+        ax.text(middle, zero + min(height, 0) - 1, f"{cosine:.2f}", **write)
+        ax.text(middle, side - 0.5, str(key), **write)
+    ax.text(left, -2, "cosine, by key frame", fontsize=9, va="bottom")
+    ax.set(xlim=(-0.5, left + 4 * step), ylim=(side - 0.5, -0.5))
