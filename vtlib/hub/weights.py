@@ -1,6 +1,7 @@
 """Real pretrained weights as torch modules, from the files that `make real` writes.
 
     encoder = hub.real("dinov2")                    # transformers' Dinov2Model, in eval mode
+    words = hub.real_tokenizer("smollm2")           # the tokenizer of a language model
     hub.real_missing("dinov2")                      # "" or one line that says what to do
 
 The files lie in `real/` of the folder of the assets (`data/real` in a clone), or in the folder that
@@ -57,6 +58,22 @@ def real(name: str, device: torch.device | str | None = None) -> Any:
     with checkpoints.plain_torch():
         build = _from_transformers if _needs_transformers(name) else _from_vtlib
         return build(folder).eval().to(device)
+
+
+def real_tokenizer(name: str) -> Any:
+    """The tokenizer of a real language model ("smollm2", "minilm"), transformers' fast kind.
+
+    ValueError for a model without one; else the errors of `real`.
+    """
+    told, error = _missing(name)
+    if told:
+        raise error(told)
+    folder = real_folder() / name
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"name={name!r} has no tokenizer: it takes no text")
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def _missing(name: str) -> tuple[str, type[Exception]]:
