@@ -70,6 +70,13 @@ def test_bars_of_one_series_need_no_legend_and_may_stand_out():
     assert colours == [teach.PALETTE[0].lower(), teach.PALETTE[1].lower()]
 
 
+def test_bars_write_their_values_as_asked():
+    series = {"x": [[-0.004, -0.006], 0.25]}
+    (ax,) = teach.bars(["a", "b"], series, "t", LABELS, written="+.3f").axes
+    assert [text.get_text() for text in ax.texts] == ["-0.005", "+0.250"]
+    assert [text.get_va() for text in ax.texts] == ["top", "bottom"]
+
+
 def test_trade_off_puts_each_method_at_its_cost():
     points = {"ours": (2.0, [30, 31]), "bicubic": (torch.tensor(0.1), 29)}
     fig = teach.trade_off(points, "t", LABELS)

@@ -1,6 +1,8 @@
 """Notebook 07b's pictures and experiments: what stands in for a part, and only as long as it is
 asked."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,8 +55,14 @@ def test_marks_stand_on_their_tokens():
 
 def test_coverage_writes_the_counts():
     counts = torch.tensor([[1, 2], [3, 4]])
-    fig = superres.coverage(counts, torch.ones(2, 2))
-    assert [text.get_text() for text in fig.axes[0].texts] == ["1", "2", "3", "4"]
+    fig = superres.coverage(counts, torch.tensor([[1, 1], [0.75, 1]]))
+    numbers = fig.axes[0].texts
+    assert [text.get_text() for text in numbers] == ["1", "2", "3", "4"]
+    assert [text.get_weight() for text in numbers] == ["normal", "normal", "bold", "normal"]
+    (frame,) = fig.axes[0].lines
+    assert frame.get_xydata().min(0).tolist() == [-0.5, 0.5]
+    assert frame.get_xydata().max(0).tolist() == [0.5, 1.5]
+    assert not superres.coverage(counts, torch.ones(2, 2)).axes[0].lines
     assert len(teach.figures.png(fig)) > 1000
 
 
@@ -146,6 +154,12 @@ def test_with_centres_gives_quality_and_groups(net, images):
     assert db == pytest.approx((2 * by_name["a"] + by_name["b"]) / 3, abs=1e-3)
     _, other = superres.with_centres(net, large, superres.moved_centres(0, seed=7))
     assert not all(torch.equal(x, y) for x, y in zip(groups, other, strict=True))
+    ways = {"the same": superres.moved_centres(0), "other": superres.moved_centres(0, seed=7)}
+    found = superres.other_centres(net, large, ways)
+    same = sum((x == y).float().mean().item() for x, y in zip(groups, other, strict=True)) / 6
+    assert found["stored"] == (pytest.approx(db), 1)
+    assert found["the same"] == (pytest.approx(db), pytest.approx(1))
+    assert found["other"][1] == pytest.approx(same) and same < 1
 
 
 # ---------------------------------------------------------------------------------------- measures
@@ -175,6 +189,27 @@ def test_explained_is_all_when_groups_have_one_value_each():
     values = torch.tensor([1.0, 1, 5, 5, 5])[:, None]
     assert superres.explained(values, belong) == pytest.approx(1)
     assert superres.explained(torch.tensor([[1.0], [3], [1], [3], [2]]), belong) < 1e-6
+
+
+def test_fastest_is_the_fastest_run_of_each():
+    seen = []
+
+    def work(seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    def slow_at_first(seconds):
+        seen.append("first")
+        work(seconds * (len(seen) < 4))
+
+    def steady(seconds):
+        seen.append("second")
+        work(seconds / 2)
+
+    found = superres.fastest({"a": slow_at_first, "b": steady}, 0.02, rounds=2)
+    assert seen == ["first", "second"] * 3
+    assert found["a"] < 5 < 9 < found["b"]
 
 
 def test_attention_flops_grow_as_they_should():

@@ -176,6 +176,7 @@ def bars(
     ylim: tuple | None = None,
     legend: str = "best",
     looks: dict | None = None,
+    written: str = ".3g",
     ax: Axes | None = None,
 ) -> Figure:
     """A bar a group and series, its value above it -> Figure.
@@ -193,6 +194,7 @@ def bars(
         ylim: (bottom, top); None in place of one leaves it to matplotlib.
         legend: where the names stand: "best", another place of matplotlib's, or "outside".
         looks: {name of a series: {"color": ...}}, as for `curves`.
+        written: how the values are, in Python's format, such as "+.2f".
         ax: an Axes to draw on, by default that of a new figure.
     """
     groups = check_list(groups, "groups")
@@ -209,22 +211,23 @@ def bars(
         label = name if len(known) > 1 else None
         ax.bar(at, means, 0.92 * width, color=colours, label=label)
         for place, values, mean in zip(at, runs, means, strict=True):
-            _label_bar(ax, place, values, mean)
+            _label_bar(ax, place, values, f"{mean:{written}}")
     _reference(ax, level, None)
     ax.margins(y=0.12)
     ax.set_xticks(range(len(groups)), [str(group) for group in groups])
     return _finish(ax, title, labels, ylim, legend)
 
 
-def _label_bar(ax: Axes, place: float, values: list[float], mean: float) -> None:
+def _label_bar(ax: Axes, place: float, values: list[float], text: str) -> None:
     """The height of a bar, beyond its end and the dots of its runs."""
+    away = 5 if len(values) > 1 else 3
     if len(values) > 1:
         look = {"color": "black", "markersize": 3.5, "markerfacecolor": "white"}
         ax.plot([place] * len(values), values, "o", **look)
-    up = mean >= 0
+    up = sum(values) >= 0
     where = {"ha": "center", "va": "bottom" if up else "top", "textcoords": "offset points"}
     end = (place, max(values) if up else min(values))
-    ax.annotate(f"{mean:.3g}", end, (0, 3 if up else -3), fontsize=8, **where)
+    ax.annotate(text, end, (0, away if up else -away), fontsize=8, **where)
 
 
 def _grouped(values, name: str, groups: Sequence) -> list[list[float]]:

@@ -27,9 +27,9 @@ AHEAD = "torch.arange(2 * size)"
 AVERAGE = '''
 import torch
 from einops import rearrange
-def overlap_average(patches, rows, columns, size):
+def overlap_average(windows, rows, columns, size):
     (h, w), y, x = size, rows.flatten(), columns.flatten()
-    wide = rearrange(patches, "n m c p q -> c (n p) (m q)")
+    wide = rearrange(windows, "n m c p q -> c (n p) (m q)")
     tall = wide.new_zeros(wide.shape[0], h, wide.shape[2]).index_add(1, y, wide)
     total = wide.new_zeros(wide.shape[0], h, w).index_add(2, x, tall)
     by_row, by_column = torch.bincount(y, minlength=h)[:, None], torch.bincount(x, minlength=w)
@@ -37,11 +37,11 @@ def overlap_average(patches, rows, columns, size):
 '''
 OVERWRITTEN = '''
 import torch
-def overlap_average(patches, rows, columns, size):
-    out = torch.zeros(patches.shape[2], *size)
+def overlap_average(windows, rows, columns, size):
+    out = torch.zeros(windows.shape[2], *size)
     for i, at in enumerate(rows):
         for j, across in enumerate(columns):
-            out[:, at[:, None], across] = patches[i, j]
+            out[:, at[:, None], across] = windows[i, j]
     return out
 '''
 
@@ -85,6 +85,6 @@ WRONG = {
         ("rows alone", AVERAGE % "total / by_row", "only the rows"),
         ("columns alone", AVERAGE % "total / by_column", "only the columns"),
         ("counts added", AVERAGE % "total / (by_row + by_column - 1)", "multiplied, not added"),
-        ("all windows", AVERAGE % "total / (patches.shape[0] * patches.shape[1])", "all windows"),
+        ("all windows", AVERAGE % "total / (windows.shape[0] * windows.shape[1])", "all windows"),
     ],
 }

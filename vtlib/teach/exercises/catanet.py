@@ -127,19 +127,19 @@ def _(fn):
 # ---------------------------------------------------------------------------- windows back on a map
 
 
-def overlap_average(patches, rows, columns, size):
-    """patches (n, m, C, p, q), rows (n, p), columns (m, q), size (h, w) -> (C, h, w).
+def overlap_average(windows, rows, columns, size):
+    """windows (n, m, C, p, q), rows (n, p), columns (m, q), size (h, w) -> (C, h, w).
 
     Windows are summed, and divided by how many cover each pixel.
     """
-    total, (tall, wide) = _summed(patches, rows, columns, size)
+    total, (tall, wide) = _summed(windows, rows, columns, size)
     return total / (tall[:, None] * wide)
 
 
-def _summed(patches, rows, columns, size):
+def _summed(windows, rows, columns, size):
     """Windows summed onto the map, and how many cover each row and each column."""
     places = rows.flatten(), columns.flatten()
-    total = rearrange(patches, "n m c p q -> c (n p) (m q)")
+    total = rearrange(windows, "n m c p q -> c (n p) (m q)")
     for axis, place in zip((1, 2), places, strict=True):
         shape = list(total.shape)
         shape[axis] = size[axis - 1]
@@ -148,29 +148,29 @@ def _summed(patches, rows, columns, size):
     return total, counts
 
 
-def _last_wins(patches, rows, columns, size):
-    total = patches.new_zeros(patches.shape[2], *size)
+def _last_wins(windows, rows, columns, size):
+    total = windows.new_zeros(windows.shape[2], *size)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            total[:, row[:, None], column] = patches[i, j]
+            total[:, row[:, None], column] = windows[i, j]
     return total
 
 
-def _average_causes(patches, rows, columns, size):
-    total, (tall, wide) = _summed(patches, rows, columns, size)
+def _average_causes(windows, rows, columns, size):
+    total, (tall, wide) = _summed(windows, rows, columns, size)
     tall = tall[:, None]
     return {
         "these are sums: divide by how many windows cover each pixel": total,
         "halved at every seam: a row that three windows cover is divided by 4 there; count them"
         " and divide by 3": total / (2 ** (tall - 1) * 2 ** (wide - 1)),
         "the last window wins where windows overlap; sum them and divide":
-            _last_wins(patches, rows, columns, size),
+            _last_wins(windows, rows, columns, size),
         "only the rows have been counted; columns overlap as well": total / tall,
         "only the columns have been counted; rows overlap as well": total / wide,
         "row and column counts are multiplied, not added: where two seams cross, four windows"
         " meet": total / (tall + wide - 1),
         "divided by the number of all windows; a pixel is covered by a few":
-            total / (patches.shape[0] * patches.shape[1]),
+            total / (windows.shape[0] * windows.shape[1]),
     }
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vtlib.nn.checks import check_int
-from vtlib.teach.figures import figure
+from vtlib.teach.figures import PALETTE, figure
 from vtlib.teach.pictures import box, image, values_of
 
 GOLDEN = 0.381966
@@ -72,20 +72,34 @@ def marked(
 def coverage(counts: Tensor, white: Tensor) -> Figure:
     """How many windows cover each pixel, and what an average makes of a white picture -> Figure.
 
+    Where it is white no more, the number is set in bold and framed.
+
     Args:
         counts: (h, w), whole numbers.
         white: (h, w), the white picture after its windows were put back.
     """
     fig, axes = figure(2, layout="pictures", size=(7.2, 2.9))
-    axes[0].imshow(counts.cpu().numpy(), cmap="cividis")
-    middle = counts.max().item() / 2
+    axes[0].imshow(counts.cpu().numpy(), cmap="cividis", alpha=0.45)    # pale: black text reads
+    wrong = (white != 1).cpu()
     for y, numbers in enumerate(counts.tolist()):
         for x, number in enumerate(numbers):
-            colour = "black" if number >= middle else "white"
-            axes[0].text(x, y, number, ha="center", va="center", fontsize=6, color=colour)
+            look = {"weight": "bold"} if wrong[y, x] else {}
+            axes[0].text(x, y, number, ha="center", va="center", fontsize=6.5, **look)
+    if wrong.any():
+        top, bottom, left, right = _ends(wrong)
+        columns, rows = [left, right, right, left, left], [top, top, bottom, bottom, top]
+        axes[0].plot(columns, rows, color=PALETTE[1], linewidth=1.6)
     axes[0].set(title="how many windows cover a pixel", xticks=[], yticks=[])
     image(axes[1], white.expand(3, -1, -1), "a white picture, halved at every seam")
     h, w = white.shape
     edge = [-0.5, w - 0.5, w - 0.5, -0.5, -0.5], [-0.5, -0.5, h - 0.5, h - 0.5, -0.5]
     axes[1].plot(*edge, color="black", linewidth=1)
     return fig
+
+
+def _ends(here: Tensor) -> tuple[float, float, float, float]:
+    """Top, bottom, left and right edge of the pixels of a map (h, w) that are True."""
+    rows, columns = here.any(1).nonzero(), here.any(0).nonzero()
+    sides = rows.min() - 0.5, rows.max() + 0.5, columns.min() - 0.5, columns.max() + 0.5
+    top, bottom, left, right = (side.item() for side in sides)
+    return top, bottom, left, right

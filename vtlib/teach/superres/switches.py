@@ -6,7 +6,7 @@ for as long as a `with` block lasts.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import torch
@@ -212,3 +212,22 @@ def with_centres(
             values.append(psnr(out.clamp(0, 1), image[None], crop=2).item())
             belong += [groups.belong for groups in found]
     return sum(values) / len(values), belong
+
+
+def other_centres(
+    net: torch.nn.Module, photographs: dict[str, Tensor], ways: Mapping[str, Callable]
+) -> dict[str, tuple[float, float]]:
+    """{way: mean PSNR on Y in dB, share of all tokens that keep their group}; "stored" first.
+
+    Args:
+        net: a CATANet x2.
+        photographs: {name: crops (B, 3, 2h, 2w)}.
+        ways: {name: in place of the stored centres, such as `moved_centres(3)`}.
+    """
+    value, stored = with_centres(net, photographs)
+    found = {"stored": (value, 1.0)}
+    for name, centres in ways.items():
+        value, belong = with_centres(net, photographs, centres)
+        equal = [(a == b).float().mean() for a, b in zip(belong, stored, strict=True)]
+        found[name] = value, torch.stack(equal).mean().item()
+    return found
