@@ -82,8 +82,22 @@ def test_latency():
             teach.latency(time.sleep, 0, repeat=repeat)
 
 
+def test_processor_seconds_leave_out_waiting_and_take_the_least():
+    assert teach.processor_seconds(time.sleep, 0.05, repeat=1) < 0.04
+
+    def work(seconds):
+        end = time.process_time() + seconds.pop()
+        while time.process_time() < end:
+            pass
+
+    assert 0.01 <= teach.processor_seconds(work, [0.01, 0.05, 0.05], repeat=3) < 0.05
+    for repeat in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"repeat={repeat}"):
+            teach.processor_seconds(time.sleep, 0, repeat=repeat)
+
+
 def test_what_is_measured_is_a_function():
-    for measure in (teach.flops, teach.latency, teach.activation_bytes):
+    for measure in (teach.flops, teach.latency, teach.processor_seconds, teach.activation_bytes):
         with pytest.raises(ValueError, match="fn is torch.float32 .* but needs to be a function"):
             measure(torch.ones(2))
 

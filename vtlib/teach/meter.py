@@ -70,6 +70,15 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def _timed(clock, fn, args, kwargs) -> float:
+    """Seconds by that clock; waits for the GPU."""
+    _synchronise()
+    start = clock()
+    fn(*args, **kwargs)
+    _synchronise()
+    return clock() - start
+
+
 def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
     """Median time of `fn(*args, **kwargs)` in seconds; waits for the GPU.
 
@@ -86,14 +95,25 @@ def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
     check_callable(fn, "fn")
     for _ in range(warmup):
         fn(*args, **kwargs)
-    seconds = []
-    for _ in range(repeat):
-        _synchronise()
-        start = time.perf_counter()
-        fn(*args, **kwargs)
-        _synchronise()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(_timed(time.perf_counter, fn, args, kwargs) for _ in range(repeat))
+
+
+def processor_seconds(fn, *args, repeat: int = 5, **kwargs) -> float:
+    """Least processor time of `fn(*args, **kwargs)` in seconds, all threads together.
+
+    While other programs have the processor it does not count, so ratios hold on a busy machine,
+    where `latency` stretches long runs more than short ones. Waiting for the GPU counts. ValueError
+    for a `repeat` that is no integer of at least 1.
+
+    Args:
+        fn: what is timed.
+        args: its arguments.
+        repeat: how many runs are timed; the first warms up.
+        kwargs: its arguments by keyword.
+    """
+    repeat = check_int(repeat, "repeat", 1)
+    check_callable(fn, "fn")
+    return min(_timed(time.process_time, fn, args, kwargs) for _ in range(repeat))
 
 
 def _parameters(fn) -> set[int]:
