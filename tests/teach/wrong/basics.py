@@ -34,11 +34,11 @@ def attention_weights(q, k):
 HEADS = '''
 from einops import rearrange
 def multi_head(qkv, num_heads):
-    q, k, v = rearrange(qkv, "b n (three h p) -> three b h n p", three=3, h=num_heads)
+    q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=num_heads)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return rearrange(weights @ v, "b h n p -> b n (h p)"), weights
+    return rearrange(weights @ v, "b h n d -> b n (h d)"), weights
 '''
-MERGED = 'rearrange(weights @ v, "b h n p -> b n (h p)")'
+MERGED = 'rearrange(weights @ v, "b h n d -> b n (h d)")'
 
 FLOPS = '''
 def block_flops(num_tokens, embed_dim, mlp_ratio=4):
@@ -94,8 +94,8 @@ WRONG = {
     "basics.weights": slips(
         WEIGHTS,
         ("over queries", "softmax(dim=-1)", "softmax(dim=-2)", "softmax over the queries"),
-        ("no scale", "(logits / math.sqrt(q.shape[-1]))", "logits", "1 / sqrt(P) is missing"),
-        ("over P", "math.sqrt(q.shape[-1])", "q.shape[-1]", "it has to be 1 / sqrt(P)"),
+        ("no scale", "(logits / math.sqrt(q.shape[-1]))", "logits", "1 / sqrt(d) is missing"),
+        ("over P", "math.sqrt(q.shape[-1])", "q.shape[-1]", "it has to be 1 / sqrt(d)"),
         ("sqrt N", "math.sqrt(q.shape[-1])", "math.sqrt(q.shape[-2])", "1 / sqrt(N) instead"),
         ("no softmax", ".softmax(dim=-1)", "", "before the softmax"),
         (
@@ -107,11 +107,11 @@ WRONG = {
     ),
     "basics.multi_head": slips(
         HEADS,
-        ("scale of D", "q.shape[-1] ** ", "(num_heads * q.shape[-1]) ** ", "P = D / heads"),
-        ("no scale", "q.shape[-1] ** -0.5", "1", "scale 1 / sqrt(P) is missing"),
-        ("p before h", "(three h p)", "(three p h)", "heads come before channels"),
-        ("h outermost", "(three h p)", "(h three p)", "outermost blocks"),
-        ("woven", "b n (h p)", "b n (p h)", "side by side"),
+        ("scale of D", "q.shape[-1] ** ", "(num_heads * q.shape[-1]) ** ", "d = D / heads"),
+        ("no scale", "q.shape[-1] ** -0.5", "1", "scale 1 / sqrt(d) is missing"),
+        ("d before h", "(three h d)", "(three d h)", "heads come before channels"),
+        ("h outermost", "(three h d)", "(h three d)", "outermost blocks"),
+        ("woven", "b n (h d)", "b n (d h)", "side by side"),
         ("over queries", "softmax(dim=-1)", "softmax(dim=-2)", "softmax over the queries"),
         ("heads not merged", MERGED, "weights @ v", "axis of their own"),
         ("output alone", f"{MERGED}, weights", MERGED, "(out, weights) is needed"),

@@ -110,22 +110,22 @@ def _(fn):
 
 
 def attention_weights(q, k):
-    """softmax(q k^T / sqrt(P)) over the keys: q, k (..., N, P) -> (..., N, N)."""
+    """softmax(q k^T / sqrt(d)) over the keys: q, k (..., N, d) -> (..., N, N)."""
     return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
 
 
 def _weights_causes(q, k):
     logits = q @ k.transpose(-2, -1)
-    n, p = q.shape[-2:]
-    scaled = logits / p**0.5
+    n, d = q.shape[-2:]
+    scaled = logits / d**0.5
     return {
         "softmax over the queries: each row (one query) must sum to 1, so dim=-1":
             scaled.softmax(dim=-2),
         "softmax over the batch: each row must sum to 1, so dim=-1": scaled.softmax(dim=0),
-        "the scale 1 / sqrt(P) is missing": logits.softmax(dim=-1),
-        "the scale is 1 / P; it has to be 1 / sqrt(P)": (logits / p).softmax(dim=-1),
-        "the scale multiplies by sqrt(P) instead of dividing": (logits * p**0.5).softmax(dim=-1),
-        "1 / sqrt(N) instead of 1 / sqrt(P): the scale belongs to the channels, not to the tokens":
+        "the scale 1 / sqrt(d) is missing": logits.softmax(dim=-1),
+        "the scale is 1 / d; it has to be 1 / sqrt(d)": (logits / d).softmax(dim=-1),
+        "the scale multiplies by sqrt(d) instead of dividing": (logits * d**0.5).softmax(dim=-1),
+        "1 / sqrt(N) instead of 1 / sqrt(d): the scale belongs to the channels, not to the tokens":
             (logits / n**0.5).softmax(dim=-1),
         "these are the logits, before the softmax": scaled,
         "queries and keys are swapped": scaled.transpose(-2, -1).softmax(dim=-1),
@@ -134,7 +134,7 @@ def _weights_causes(q, k):
 
 @check("basics.weights", reference=attention_weights)
 def _(fn):
-    for what, shape in (("", (2, 5, 4)), (" with a head axis (B, heads, N, P)", (2, 3, 6, 8))):
+    for what, shape in (("", (2, 5, 4)), (" with a head axis (B, heads, N, d)", (2, 3, 6, 8))):
         q, k = torch.randn(shape), torch.randn(shape)
         got, want = fn(q, k), attention_weights(q, k)
         expect(got, want, what=f"the weights{what}", mistakes=_weights_causes(q, k))
@@ -145,12 +145,12 @@ def _(fn):
 
 def multi_head(qkv, num_heads):
     """Attention after the fused projection: qkv (B, N, 3 D) -> (B, N, D), (B, heads, N, N)."""
-    q, k, v = rearrange(qkv, "b n (three h p) -> three b h n p", three=3, h=num_heads)
+    q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=num_heads)
     attn = attention_weights(q, k)
-    return rearrange(attn @ v, "b h n p -> b n (h p)"), attn
+    return rearrange(attn @ v, "b h n d -> b n (h d)"), attn
 
 
-_SPLIT, _MERGE = "b n (three h p) -> three b h n p", "b h n p -> b n (h p)"
+_SPLIT, _MERGE = "b n (three h d) -> three b h n d", "b h n d -> b n (h d)"
 
 
 def _heads(qkv, num_heads, split=_SPLIT, merge=_MERGE, scale=None, dim=-1, order=(0, 1, 2)):
@@ -167,20 +167,20 @@ def _heads_causes(qkv, num_heads):
         return lambda: _heads(qkv, num_heads, **changed)
 
     return {
-        "the scale uses D; a head sees only P = D / heads channels":
+        "the scale uses D; a head sees only d = D / heads channels":
             variant(scale=(qkv.shape[-1] // 3) ** -0.5),
-        "the scale 1 / sqrt(P) is missing": variant(scale=1.0),
-        "the channels were split as (three p h); heads come before channels, (three h p)":
-            variant(split="b n (three p h) -> three b h n p"),
-        "the channels were split as (h three p); q, k and v are the outermost blocks, (three h p)":
-            variant(split="b n (h three p) -> three b h n p"),
-        "the heads are woven together as (p h); put them side by side, (h p)":
-            variant(merge="b h n p -> b n (p h)"),
+        "the scale 1 / sqrt(d) is missing": variant(scale=1.0),
+        "the channels were split as (three d h); heads come before channels, (three h d)":
+            variant(split="b n (three d h) -> three b h n d"),
+        "the channels were split as (h three d); q, k and v are the outermost blocks, (three h d)":
+            variant(split="b n (h three d) -> three b h n d"),
+        "the heads are woven together as (d h); put them side by side, (h d)":
+            variant(merge="b h n d -> b n (d h)"),
         "softmax over the queries: each row (one query) must sum to 1, so dim=-1": variant(dim=-2),
         "queries and keys are swapped": variant(order=(1, 0, 2)),
         "keys and values are swapped: the blocks are q, k, v": variant(order=(0, 2, 1)),
-        "the heads still have an axis of their own: put them side by side, b n (h p)":
-            variant(merge="b h n p -> b h n p"),
+        "the heads still have an axis of their own: put them side by side, b n (h d)":
+            variant(merge="b h n d -> b h n d"),
         "only the output is returned; (out, weights) is needed":
             lambda: _heads(qkv, num_heads)[0],
         "the number of heads is not used: 2 is written in": lambda: _heads(qkv, 2),
