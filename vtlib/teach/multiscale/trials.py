@@ -205,9 +205,11 @@ def bias_errors(tables: Callable, groups: Sequence[int]) -> dict[int, tuple[floa
 def bill(model: nn.Module, images: Tensor) -> tuple[float, float, float, float]:
     """What a model costs: (MFLOPs an image, ms for all images, million parameters, MB kept).
 
-    The last is what training keeps for backward, an image. images: (B, 3, H, W).
+    The time is the least of five. The last is what training keeps for backward, an image. images:
+    (B, 3, H, W).
     """
-    work, seconds = flops(model, images[:1]), latency(model, images, repeat=5)
+    work = flops(model, images[:1])
+    seconds = min(latency(model, images, repeat=1, warmup=1) for _ in range(5))
     kept = activation_bytes(model, images[:1])
     parameters = sum(p.numel() for p in model.parameters())
     return work / 1e6, 1000 * seconds, parameters / 1e6, kept / 1e6
