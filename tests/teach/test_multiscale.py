@@ -259,6 +259,7 @@ def test_bill_counts_as_the_meters_do():
     work, milliseconds, parameters, kept = multiscale.bill(model, images)
     assert work == teach.flops(model, images[:1]) / 1e6 and milliseconds > 0 and kept > 0
     assert parameters == (3 * 4 * 5 + 5) / 1e6
+    assert kept == multiscale.bill(model, images[:1].clone())[-1]         # of one image, not of all
 
 
 def test_no_model_of_another_name():

@@ -210,6 +210,6 @@ def bill(model: nn.Module, images: Tensor) -> tuple[float, float, float, float]:
     """
     work = flops(model, images[:1])
     seconds = min(latency(model, images, repeat=1, warmup=1) for _ in range(5))
-    kept = activation_bytes(model, images[:1])
+    kept = activation_bytes(model, images[:1].clone())          # a view would keep them all
     parameters = sum(p.numel() for p in model.parameters())
     return work / 1e6, 1000 * seconds, parameters / 1e6, kept / 1e6
