@@ -190,6 +190,20 @@ def test_a_live_curve_redraws_now_and_then_only(outputs):
     assert len(outputs) == 2  # the first point and the end
 
 
+def test_a_curve_that_lies_on_another_is_dashed(outputs):
+    with teach.LiveCurve(4, "Two are one", "loss", alt=FALLS, every=60) as curve:
+        for step in range(4):
+            # below a line's width from the first; just above it; and with fewer points
+            late = {"late": 4.0 - step} if step else {}
+            curve.update(step, first=4 - step, near=4.02 - step, far=4.04 - step, **late)
+    styles = [line.get_linestyle() for line in curve.figure().axes[0].lines]
+    assert styles == ["-", "--", "--", "-"]  # far is near to "near"
+    with teach.LiveCurve(4, "Apart", "loss", alt=FALLS, every=60) as curve:
+        for step in range(4):
+            curve.update(step, first=4 - step, far=4.04 - step, broken=float("nan"))
+    assert [line.get_linestyle() for line in curve.figure().axes[0].lines] == ["-"] * 3
+
+
 def test_a_live_curve_survives_what_training_does(outputs):
     breaks = "The loss turns into NaN after a while."
     with teach.LiveCurve(10, "It breaks", "loss", alt=breaks, every=0) as curve:

@@ -75,13 +75,15 @@ class LiveCurve:
             self._last = time.monotonic()  # after drawing: a slow machine spends its time training
 
     def figure(self) -> Figure:
-        """The curve so far, each series labelled at its end."""
+        """The curve so far, each series labelled at its end; one that lies on an earlier one is
+        dashed, so that both are seen."""
         fig, ax = figure(size=self.size)
         ends = []
+        covered = _covered(list(self.history.values()))
         for i, (name, (steps, points)) in enumerate(self.history.items()):
             color = PALETTE[i % len(PALETTE)]
-            mark = "o" if len(points) == 1 else None
-            ax.plot(steps, points, color=color, marker=mark, markersize=3)
+            look = {"marker": "o" if len(points) == 1 else None, "markersize": 3}
+            ax.plot(steps, points, "--" if covered[i] else "-", color=color, **look)
             finite = [point for point in points if math.isfinite(point)]
             if finite:
                 ends.append((finite[-1], f"{name} {finite[-1]:.3g}", color))
@@ -114,6 +116,24 @@ def _point(value, name: str) -> float:
         return float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}={value!r}: needs a number") from error
+
+
+def _covered(series: list[tuple[list, list]]) -> list[bool]:
+    """Whether each of the series ([steps], [values]) lies on an earlier one, within the width of a
+    line (1 % of the axis)."""
+    finite = [point for _, points in series for point in points if math.isfinite(point)]
+    width = 0.01 * (max(finite) - min(finite)) if finite else 0.0
+    return [
+        any(_coincide(one, other, width) for other in series[:i]) for i, one in enumerate(series)
+    ]
+
+
+def _coincide(one: tuple[list, list], other: tuple[list, list], width: float) -> bool:
+    """Whether two series ([steps], [values]) of several points differ by at most the width."""
+    (steps, points), (steps_too, points_too) = one, other
+    if len(steps) < 2 or steps != steps_too:
+        return False
+    return all(abs(a - b) <= width for a, b in zip(points, points_too, strict=True))
 
 
 def _label_ends(ax, last: float, ends: list[tuple[float, str, str]]) -> None:

@@ -187,7 +187,8 @@ def bias_panel(tables: Callable[[int], Mapping[str, Tensor]], trained: int) -> P
             low, high = wanted.min().item(), wanted.max().item()
             ax.imshow(surface.numpy(), vmin=low, vmax=high, extent=place)
             error = F.mse_loss(surface, wanted)
-            ax.set_title(name if surface is wanted else f"{name}, error {error:.3f}")
+            note = "bright: large" if surface is wanted else f"error {error:.3f}"
+            ax.set_title(f"{name}, {note}")
             ax.set(xlabel="dx", xticks=(1 - group, 0, group - 1), yticks=())
             box(ax, (0, 0), 2 * min(trained, group) - 1, PALETTE[1])
         axes[0].set(ylabel="dy", yticks=(1 - group, 0, group - 1))

@@ -12,7 +12,7 @@ from vtlib import checkpoints
 from vtlib.multiscale import pretrained
 from vtlib.nn.checks import check_int, check_ints
 from vtlib.teach.live import LiveCurve, train
-from vtlib.teach.meter import activation_bytes, flops, latency
+from vtlib.teach.meter import activation_bytes, flops, processor_seconds
 from vtlib.teach.tables import table
 
 
@@ -138,6 +138,27 @@ def all_attention_flops(n_small: int, n_large: int, widths: Sequence[int] = (96,
     return there_and_home + query_key_value_and_proj + scores_and_sum
 
 
+def exchange_flops(n_small: int, n_large: int, widths: Sequence[int] = (96, 192)) -> int:
+    """FLOPs of CrossViT's exchange: each [CLS] visits the patches of the other branch.
+
+    Args:
+        n_small: patches of the small-patch branch.
+        n_large: patches of the large-patch branch.
+        widths: of both branches.
+    """
+    small, large = check_ints(widths, "widths", 1, length=2)
+    return _visit_flops(n_large, small, large) + _visit_flops(n_small, large, small)
+
+
+def _visit_flops(n_other: int, own: int, other: int) -> int:
+    """One direction: a [CLS] of width `own` visits n_other patches of width `other`."""
+    there_and_home = 2 * (2 * own * other)                                         # f and g
+    query_and_proj = 2 * (2 * other**2)                                            # one token
+    keys_and_values = 2 * (2 * other**2) * (1 + n_other)                           # all tokens
+    scores_and_sum = 2 * (2 * other) * (1 + n_other)                               # one row
+    return there_and_home + query_and_proj + keys_and_values + scores_and_sum
+
+
 def three_biases(offsets: Tensor) -> Tensor:
     """Three invented heads of a position bias: offsets (rows, 2) -> (rows, 3).
 
@@ -205,11 +226,10 @@ def bias_errors(tables: Callable, groups: Sequence[int]) -> dict[int, tuple[floa
 def bill(model: nn.Module, images: Tensor) -> tuple[float, float, float, float]:
     """What a model costs: (MFLOPs an image, ms for all images, million parameters, MB kept).
 
-    The time is the least of five. The last is what training keeps for backward, an image. images:
-    (B, 3, H, W).
+    The milliseconds are the processor's. The last is what training keeps for backward, an image.
+    images: (B, 3, H, W).
     """
-    work = flops(model, images[:1])
-    seconds = min(latency(model, images, repeat=1, warmup=1) for _ in range(5))
-    kept = activation_bytes(model, images[:1].clone())          # a view would keep them all
+    work, seconds = flops(model, images[:1]), processor_seconds(model, images, repeat=15)
+    kept = activation_bytes(model, images[:1])
     parameters = sum(p.numel() for p in model.parameters())
     return work / 1e6, 1000 * seconds, parameters / 1e6, kept / 1e6
