@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import struct
 import subprocess
 import tarfile
@@ -276,3 +277,13 @@ def test_halves_apart_undoes_the_order_of_llama_cpp():
     theirs = weight.view(2, 2, 3, 3).swapaxes(1, 2).reshape(12, 3)
     assert not torch.equal(theirs, weight)
     assert torch.equal(convert.halves_apart(theirs, 2), weight)
+
+
+# ----------------------------------------------------------------------------------------- pickles
+def test_a_pickle_holds_arrays_or_is_refused():
+    arrays = {"kernel": np.arange(4.0).reshape(2, 2)}
+    found = convert.ArrayUnpickler(io.BytesIO(pickle.dumps(arrays))).load()
+    np.testing.assert_array_equal(found["kernel"], arrays["kernel"])
+    for harm in (print, np.load, subprocess.run):
+        with pytest.raises(pickle.UnpicklingError, match="is no array of NumPy: refused"):
+            convert.ArrayUnpickler(io.BytesIO(pickle.dumps(harm))).load()

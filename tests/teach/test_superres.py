@@ -1,6 +1,7 @@
 """Pictures, measurements and widgets of the super-resolution notebooks."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_patch_sizes_are_nested_around_the_token(place):
     sides = [max(line.get_xdata()) - min(line.get_xdata()) for line in fig.axes[0].lines]
     assert sides == [4, 6, 8] and len(fig.axes) == 4
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes[1:]]
-    assert titles[1:] == ["6 x 6 (black), pooled to 4 x 4", "8 x 8 (orange), pooled to 4 x 4"]
+    assert titles == ["4 x 4 (white), as it is", "6 x 6 (black), pooled", "8 x 8 (orange), pooled"]
 
 
 def test_units_show_both_sizes_of_pixel():
@@ -305,10 +306,14 @@ def test_searches_are_timed_at_each_count():
 
 
 def test_a_search_takes_as_long_as_its_fastest_run(monkeypatch):
-    spent = iter([0.009] + [0.005, 0.002] * 4)
-    monkeypatch.setattr(
-        "vtlib.teach.superres.trials.latency", lambda *args, **options: next(spent))
+    spent = iter([9.0, *[5.0, 2.0] * 4])
+    monkeypatch.setattr("vtlib.teach.superres.trials.timed", lambda *args: (None, next(spent)))
     assert superres.search_times([max], (1,), 4, 3) == [[2.0]]
+
+
+def test_the_time_of_a_method_is_the_processor_s():
+    found, milliseconds = superres.timed(lambda x: time.sleep(0.05) or x + 1, torch.zeros(1))
+    assert found == 1 and milliseconds < 40                         # others may run meanwhile
 
 
 # --------------------------------------------------------------------------------- plots, widgets

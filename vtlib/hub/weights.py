@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checkpoints
 from ..nn import check_device, load_weights
 from .convert import VERSION
-from .packages import MODELS
+from .packages import MODELS, STATE
 
 FILE = "model.safetensors"
 
@@ -41,10 +41,11 @@ def real_missing(name: str) -> str:
 
 
 def real(name: str, device: torch.device | str | None = None) -> Any:
-    """A real pretrained model, in eval mode and single precision.
+    """A real pretrained model, in eval mode and single precision, or its state dict.
 
     Args:
-        name: one of `vtlib.hub.packages.MODELS`, which says what each is.
+        name: one of `vtlib.hub.packages.MODELS`, which says what each is, and what loads as a
+            state dict since vtlib has no net for it.
         device: where it goes; None: the CPU.
 
     transformers' models come with eager attention, so that `output_attentions=True` gives maps.
@@ -55,6 +56,8 @@ def real(name: str, device: torch.device | str | None = None) -> Any:
     if told:
         raise error(told)
     device, folder = check_device(device), real_folder() / name
+    if MODELS[name].loads == STATE:
+        return {key: value.to(device) for key, value in _state(folder).items()}
     with checkpoints.plain_torch():
         build = _from_transformers if _needs_transformers(name) else _from_vtlib
         return build(folder).eval().to(device)
@@ -147,9 +150,13 @@ def _quiet() -> Iterator[None]:
 
 def _from_vtlib(folder: Path) -> nn.Module:
     """vtlib's class that MODELS names, with its weights, strictly."""
-    from safetensors.torch import load_file
-
     home, _, kind = MODELS[folder.name].loads.rpartition(".")
     model = getattr(importlib.import_module(home), kind)()
-    load_weights(model, load_file(folder / FILE), name=str(folder / FILE))
+    load_weights(model, _state(folder), name=str(folder / FILE))
     return model
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / FILE)

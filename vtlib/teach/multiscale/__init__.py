@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".branches": ("fusion_cost_panel", "show_answers", "show_grids", "visit_panel"),
     ".groups": ("bias_panel", "group_panel", "kernel_panel", "show_groups", "show_padding"),
     ".models": ("guess_panel", "lost_and_sure", "show_by_size", "show_fusions"),
+    ".pairs": ("growth_panel", "pair_panel"),
     ".patches": ("show_cuts", "show_shares", "show_spread", "unequal_scene"),
     ".trials": (
         "all_attention_flops", "bias_errors", "bias_tables", "bill", "exchange_flops", "fit_bias",

@@ -226,10 +226,10 @@ def bias_errors(tables: Callable, groups: Sequence[int]) -> dict[int, tuple[floa
 def bill(model: nn.Module, images: Tensor) -> tuple[float, float, float, float]:
     """What a model costs: (MFLOPs an image, ms for all images, million parameters, MB kept).
 
-    The milliseconds are the processor's. The last is what training keeps for backward, an image.
-    images: (B, 3, H, W).
+    The time is the processor's, the least of 15. The last is what training keeps for backward, an
+    image. images: (B, 3, H, W).
     """
     work, seconds = flops(model, images[:1]), processor_seconds(model, images, repeat=15)
-    kept = activation_bytes(model, images[:1])
+    kept = activation_bytes(model, images[:1].clone())          # a view would keep them all
     parameters = sum(p.numel() for p in model.parameters())
     return work / 1e6, 1000 * seconds, parameters / 1e6, kept / 1e6

@@ -114,7 +114,7 @@ def patch_sizes(
         token_box(axes[0], (x - left / 4, y - top / 4), color, side=size)
     colours = ("white", "black", "orange")
     for ax, (size, piece), color in zip(axes[1:], pieces.items(), colours, strict=False):
-        done = "as it is" if size == 4 else "pooled to 4 x 4"
+        done = "as it is" if size == 4 else "pooled"
         image(ax, piece, f"{size} x {size} ({color}), {done}")
     return fig
 
