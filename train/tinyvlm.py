@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python train/tinyvlm.py see    # 1. the encoder, from exact masks
     OMP_NUM_THREADS=1 python train/tinyvlm.py read   # 2. projector and decoder
     OMP_NUM_THREADS=1 python train/tinyvlm.py all    # 3. everything at a low rate
-    OMP_NUM_THREADS=1 python train/tinyvlm.py ship   # 4. scores, data/checkpoints/tinyvlm
+    OMP_NUM_THREADS=1 python train/tinyvlm.py few    # 4. everything, with some of the tokens
+    OMP_NUM_THREADS=1 python train/tinyvlm.py ship   # 5. scores, data/checkpoints/tinyvlm
     OMP_NUM_THREADS=1 python train/tinyvlm.py score  # measures the stored file again
 
-Each step starts from what the one before wrote, WORK/see, read, all.safetensors (WORK: --work,
-default build/tinyvlm), and takes --steps, --seed. All in bfloat16 autocast, the weights in float32.
+Each step starts from what the one before wrote, WORK/see, read, all, few.safetensors (WORK: --work,
+default build/tinyvlm), and takes --steps, --seed. All in bfloat16 autocast, the weights in float32;
+--float32 computes in float32 throughout, which is faster on a CPU without bfloat16 instructions.
 
 Held out from training: the test backgrounds; and of every fifth pictogram the drawing by Twemoji.
 The exam (`vtlib.vlm.exam`) shows all drawings.
@@ -15,6 +17,8 @@ The exam (`vtlib.vlm.exam`) shows all drawings.
 
 import functools
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +30,7 @@ from torch import nn
 
 from vtlib.data import EmojiWorld, backgrounds, pictograms
 from vtlib.data.text import WORDS
+from vtlib.tokens import take
 from vtlib.vlm import Encoder, TinyVLM, exam
 from vtlib.vlm.exam import KINDS, PICTOGRAMS, VOCABULARY
 from vtlib.vlm.tinyvlm import words
@@ -172,9 +177,9 @@ class Seer(nn.Module):
         return heads["patch"](patches).float(), heads["place"](patches).float(), cls
 
 
-def see_loss(seer, scene):
+def see_loss(seer, scene, half=True):
     label, target, thing, middle = patch_labels(scene)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         logits, place, cls = seer(scene.images)
     weight = torch.ones(NUM_LABELS)
     weight[0] = 0.25
@@ -218,7 +223,7 @@ def see(args):
 
     fitted = fit(
         batch,
-        lambda scene: see_loss(seer, scene),
+        lambda scene: see_loss(seer, scene, not args.float32),
         optimizer,
         args.steps,
         cosine(peak, args.steps),
@@ -229,7 +234,8 @@ def see(args):
     )
     with torch.no_grad():
         number = 64 // args.part
-        rows = [see_loss(seer, exam.scenes(number, 990_000 + k))[1] for k in range(4)]
+        held_out = [exam.scenes(number, 990_000 + k) for k in range(4)]
+        rows = [see_loss(seer, scene, not args.float32)[1] for scene in held_out]
     print("held out:", average(rows))
     return fitted
 
@@ -256,69 +262,162 @@ def by_kind(each, right, kind):
     return loss / sum(WEIGHT.get(name, 1) for name in KINDS), row
 
 
-def naming_loss(model, tokens, scene):
-    """Cross-entropy between projected patches of objects and the names of all pictograms."""
-    label, _, thing, _ = patch_labels(scene)
+def naming_loss(model, tokens, label):
+    """Cross-entropy between projected patches (B, T, D) and the names of all pictograms.
+
+    label (B, T) of `patch_labels`; only what shows a pictogram counts.
+    """
+    thing = (label > 0) & (label <= len(PICTOGRAMS))
     table = model.embed_tokens.weight
     names = torch.stack([table[[model.ids[w] for w in words(n)]].mean(0) for n in PICTOGRAMS])
     cosine = F.normalize(tokens.float()[thing], dim=-1) @ F.normalize(names, dim=-1).T
-    return F.cross_entropy(cosine * 10, label[thing] - 1)
+    each = F.cross_entropy(cosine * 10, label[thing] - 1, reduction="none")
+    return each.sum() / thing.sum().clamp(min=1)
 
 
-def read_loss(model, scene, asked, frozen):
-    """The answers' cross-entropy, and a small one between projected patches and their names."""
+def read_loss(model, scene, asked, frozen, few=None, half=True):
+    """The answers' cross-entropy, and a small one between projected patches and their names.
+
+    few: the step's `Few`; None: all tokens are read.
+    """
     ids, target, kind = exam.pack(model.ids, asked)
-    with torch.autocast("cpu", torch.bfloat16):
+    label = patch_labels(scene)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-            features = model.encode(scene.images).features
-        tokens = model.projector(features)
-        logits = model.packed(tokens, ids).float()
+            vision = model.encode(scene.images, need=("cls_row",) if few else ())
+        if few is None:
+            tokens = model.projector(vision.features)
+            logits = model.packed(tokens, ids).float()
+        else:
+            kept, how = few.draw(scene, vision.cls_row.detach())
+            tokens = model.projector(take(vision.features, kept))
+            label = label.gather(1, kept)
+            logits = model.packed(tokens, ids, **how).float()
     each = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), ignore_index=-100, reduction="none"
     ).view_as(target)
     each = each.sum(-1) / (target >= 0).sum(-1).clamp(min=1)  # b q
     right = ((logits.argmax(-1) == target) | (target < 0)).all(-1).float()
     loss, row = by_kind(each, right, kind)
-    align = naming_loss(model, tokens, scene)
+    align = naming_loss(model, tokens, label)
     return loss + 0.1 * align, row | {"loss": loss.item(), "align": align.item()}
 
 
-def reader(args, frozen):
-    """The model before the first step: the encoder of `see`, or all that `read` left."""
+# ------------------------------------------------------------------------------- with few tokens
+FEWEST = 12
+
+
+@dataclass
+class Few:
+    """What one step lets the decoder read: tokens dropped before its first layer or after later
+    ones, by chance, for objects or for what [CLS] looks at.
+
+    counts: {layers run: how many of `total` tokens are left}, falling. recount: what is left counts
+    anew. generator: of the patches. The same counts for all pictures, each with patches of its own.
+    """
+
+    counts: dict[int, int]
+    recount: bool
+    generator: torch.Generator
+
+    @classmethod
+    def drawn(cls, seed, num_layers, total):
+        """Half of all steps cut before the first layer alone; the others once to three times,
+        anywhere."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(low, high):
+            return low + (high - low) * torch.rand((), generator=generator).item()
+
+        at, left = [0], float(total)
+        if uniform(0, 1) < 0.5:
+            times = int(uniform(1, 4))
+            at = sorted(torch.randperm(num_layers, generator=generator)[:times].tolist())
+        counts = {}
+        for after in at:
+            left = math.exp(uniform(math.log(FEWEST), math.log(left)))
+            counts[after] = int(left)
+        return cls(counts, uniform(0, 1) < 0.5, generator)
+
+    def draw(self, scene, cls_row):
+        """(patches kept before the first layer (B, T), the other arguments of `packed`)."""
+        order = self.order(scene, cls_row)
+        kept = torch.arange(order.shape[1]).expand_as(order)
+        total, cuts, before = order.shape[1], {}, None
+        for after, count in self.counts.items():
+            left = order[:, :count].sort(1).values
+            if after == 0:
+                before = left
+            else:
+                cuts[after] = torch.searchsorted(kept, left)
+            kept = left
+        if before is None:
+            return torch.arange(total).expand_as(order), dict(cuts=cuts, recount=self.recount)
+        places = {} if self.recount else dict(positions=before, num_visual=total)
+        return before, dict(cuts=cuts, recount=self.recount, **places)
+
+    def order(self, scene, cls_row):
+        """(B, N) long: each picture's patches, those first that stay longest.
+
+        A third of the pictures draw by chance, 40 % prefer what shows an object or a sign, the rest
+        what [CLS] attends to; how strongly, each draws for itself.
+        """
+        shown = scene.masks.any(1) if scene.sign is None else scene.masks.any(1) | scene.sign
+        shown = F.avg_pool2d(shown[:, None].float(), 8).flatten(1)
+        seen = (cls_row.float().mean(1) + 1e-6).log()
+        how, strength = torch.rand(2, len(shown), 1, generator=self.generator)
+        bias = torch.where(how < 0.73, 8 * strength * shown, 3 * strength * seen)
+        bias = torch.where(how < 0.33, torch.zeros_like(bias), bias)
+        noise = -torch.rand(bias.shape, generator=self.generator).log()
+        return (bias - noise.log()).argsort(1, descending=True)
+
+
+BEFORE = {"read": "see", "all": "read", "few": "all"}
+"""The step whose file a step begins with; --resume begins with its own."""
+PEAK = {"read": 1.5e-3, "all": 4e-4, "few": 4e-4}
+ENCODER = {"read": 0.0, "all": 0.3, "few": 0.1}
+"""The encoder's share of the learning rate; 0: it is frozen."""
+FIRST_SEED = {"read": 400_000, "all": 700_000, "few": 1_000_000}
+
+
+def reader(args):
+    """The model before the first step."""
     torch.manual_seed(args.seed + 1)
     model = TinyVLM(VOCABULARY)
-    if not frozen:
-        before = "all" if args.resume else "read"
+    before = args.step if args.resume else BEFORE[args.step]
+    if before != "see":
         model.load_state_dict(load_file(args.work / f"{before}.safetensors"))
-        return model
-    if args.resume:
-        model.load_state_dict(load_file(args.work / "read.safetensors"))
-    seen = load_file(args.work / "see.safetensors").items()
-    encoder = {k.removeprefix("encoder."): v for k, v in seen if k.startswith("encoder.")}
-    model.encoder.load_state_dict(encoder)
+    if args.step == "read":
+        seen = load_file(args.work / "see.safetensors").items()
+        encoder = {k.removeprefix("encoder."): v for k, v in seen if k.startswith("encoder.")}
+        model.encoder.load_state_dict(encoder)
     return model
 
 
-def read(args, frozen=True):
-    model = reader(args, frozen)
-    path = args.work / ("read.safetensors" if frozen else "all.safetensors")
+def read(args):
+    """The steps `read`, `all` and `few`."""
+    model, frozen = reader(args), ENCODER[args.step] == 0
+    path = args.work / f"{args.step}.safetensors"
     rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": rest}]
     if not frozen:
-        groups.append({"params": model.encoder.parameters(), "scale": 0.3})
-    peak = args.peak or (1.5e-3 if frozen else 4e-4)
+        groups.append({"params": model.encoder.parameters(), "scale": ENCODER[args.step]})
+    peak = args.peak or PEAK[args.step]
     optimizer = torch.optim.AdamW(groups, peak, weight_decay=0.02, betas=(0.9, 0.98))
     small = int(args.steps * args.small) if frozen else 0
 
     def batch(step):
         size, number = (SMALL, 48) if step < small else (LARGE, 24)
-        seed = args.seed * 10**6 + (400_000 if frozen else 700_000) + step
+        seed = args.seed * 10**6 + FIRST_SEED[args.step] + step
         scene = training_scenes(size, number // args.part, seed)
-        return scene, ask(scene, seed)
+        few = None
+        if args.step == "few" and step % 4:  # a quarter of the steps reads all
+            few = Few.drawn(seed, len(model.decoder.layers), (size // 8) ** 2)
+        return scene, ask(scene, seed), frozen, few, not args.float32
 
     return fit(
         batch,
-        lambda inputs: read_loss(model, *inputs, frozen),
+        lambda inputs: read_loss(model, *inputs),
         optimizer,
         args.steps,
         cosine(peak, args.steps),
@@ -329,7 +428,7 @@ def read(args, frozen=True):
     )
 
 
-# --------------------------------------------------------------------------------------- 3. scores
+# --------------------------------------------------------------------------------------- 5. scores
 def graded(model, taken, part=50):
     """(seeing, blind), each (B, Q) bool: right from each picture's tokens, and from the last's."""
     tokens = torch.cat([model.encode(images).tokens for images in taken.images.split(part)])
@@ -400,14 +499,14 @@ def add_minutes(args, minutes):
 
 def ship_all(args):
     model = TinyVLM(VOCABULARY)
-    model.load_state_dict(load_file(args.work / "all.safetensors"))
+    model.load_state_dict(load_file(args.work / "few.safetensors"))
     ship(
         args.out,
         "tinyvlm",
         model,
         lambda: score(model, **args.scored),
         config={"vocabulary": list(VOCABULARY)},
-        command=args.command or command(__file__, "see; read; all; ship"),
+        command=args.command or command(__file__, "see; read; all; few; ship"),
         seed=args.seed,
         minutes=round(sum(minutes_of(args).values()), 1),
     )
@@ -416,7 +515,8 @@ def ship_all(args):
 STAGES = {
     "see": see,
     "read": read,
-    "all": lambda args: read(args, frozen=False),
+    "all": read,
+    "few": read,
     "ship": ship_all,
     "score": lambda args: print(score(TinyVLM.pretrained(), **args.scored)),
 }
@@ -427,6 +527,7 @@ def main(argv=None):
     parser.add_argument("step", choices=list(STAGES))
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
     parser.add_argument("--peak", type=float, help="highest learning rate")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 anywhere")
     parser.add_argument("--resume", action="store_true", help="go on from this step's own file")
     parser.add_argument("--command", help="what to write into the file's header")
     parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))

@@ -26,7 +26,7 @@ RUNS = {
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
     "uplift": [("uplift.py", *STEPS)],
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
-    "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "ship")],
+    "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
 }
 WORKS = ("ttvsr.py", "tinyvlm.py")  # what takes --work
 

@@ -73,6 +73,34 @@ def test_packed_without_positions_starts_the_texts_behind_num_visual(model, visi
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_packed_with_cuts_equals_separate_runs_with_stages(model, vision, positions):
+    num_visual = vision.tokens.shape[1]
+    first = torch.tensor([[7, 2, 5, 11], [0, 11, 3, 4], [3, 4, 1, 0]])
+    second = torch.tensor([[0, 3], [1, 2], [2, 3]])
+    stages = [
+        Stage(1, 4, lambda state, keep: Plan(first, num_visual)),
+        Stage(2, 2, lambda state, keep: Plan(second, 4)),
+    ]
+    ids, valid = model.tokenize(QUESTIONS)
+    ids, recount = ids.expand(3, -1, -1), positions == "renumber"
+    packed = model.packed(vision.tokens, ids, cuts={2: second, 1: first}, recount=recount)
+    for q, question in enumerate(QUESTIONS):
+        alone, _ = model.prefill(vision.tokens, [question] * 3, stages, positions)
+        last = packed[:, q, valid[q].sum() - 1]
+        torch.testing.assert_close(last, alone, atol=1e-5, rtol=1e-4)
+    assert (packed - model.packed(vision.tokens, ids)).abs().max() > 1e-3
+    for message, cuts in (
+        (r"cuts\[2\]\[0, 1\]=6 is no place: .* 0 ... 3", {1: first, 2: second + 3}),
+        (r"cuts\[1\] is torch.int64 \(2, 4\)", {1: first[:2]}),
+        ("cuts' key=3", {3: first}),
+        ("cuts is a list.*: needs a dict", [first]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.packed(vision.tokens, ids, cuts=cuts)
+
+
+@torch.no_grad()
 def test_padding_changes_nothing(model, vision):
     together, _ = model.prefill(vision.tokens, QUESTIONS)
     for b, question in enumerate(QUESTIONS):

@@ -26,9 +26,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..nn import check_dtype, check_finite, check_int, check_tokens, places_2d
-from ..nn.checks import check_index
-from ..tokens import Plan
+from ..nn import check_dtype, check_finite, check_flag, check_int, check_tokens, places_2d
+from ..nn.checks import check_index, describe
+from ..tokens import Plan, take
 from ..tokens.plan import check_plan
 from ..tokens.vision import SPACES, VisionOutputs, check_vision
 from .decoder import Decoder, Prefill
@@ -71,6 +71,30 @@ def _check_ids(ids: Tensor, batch: int, count: int) -> None:
     check_index(ids, "ids", "(B, Q, L)", (batch, None, None), count)
     if 0 in ids.shape:
         raise ValueError(f"ids is empty: shape {tuple(ids.shape)}")
+
+
+def _numbered(tokens: Tensor, positions: Tensor | None, num_visual: int | None):
+    """The number of each visual token (B, T), and how many numbers there are in front of a text."""
+    batch, count, _ = tokens.shape
+    if positions is None:
+        num_visual = count if num_visual is None else check_int(num_visual, "num_visual", count)
+        return torch.arange(count, device=tokens.device).expand(batch, -1), num_visual
+    num_visual = check_int(num_visual, "num_visual", 1)
+    check_index(positions, "positions", "(B, T)", (batch, count), num_visual)
+    return positions, num_visual
+
+
+def _check_cuts(cuts: dict[int, Tensor] | None, tokens: Tensor, num_layers: int):
+    """`cuts` of `packed` in the order of the layers."""
+    if not (cuts is None or isinstance(cuts, dict)):
+        raise ValueError(f"cuts is {describe(cuts)}: needs a dict {{layers run: index}}, or None")
+    (batch, count, _), checked = tokens.shape, {}
+    for after in sorted(check_int(key, "cuts' key", 0, num_layers - 1) for key in cuts or {}):
+        index = cuts[after]
+        check_index(index, f"cuts[{after}]", "(B, T)", (batch, None), count)
+        count = index.shape[1]
+        checked[after] = index
+    return checked
 
 
 def _check_parts(vocabulary: Sequence[str], **parts: dict | None) -> None:
@@ -289,7 +313,9 @@ class TinyVLM(nn.Module):
         return self.prefill(self.encode(images).tokens, questions)[0]
 
     # ------------------------------------------------------------------------------------ training
-    def packed(self, tokens, ids, positions=None, num_visual=None) -> Tensor:
+    def packed(
+        self, tokens, ids, positions=None, num_visual=None, cuts=None, recount=True
+    ) -> Tensor:
         """Several texts behind one picture at once: the logits of each next word.
 
         (B, Q, L, vocabulary). The texts do not see each other: the numbers are those of B * Q
@@ -301,35 +327,44 @@ class TinyVLM(nn.Module):
             positions: (B, T) long, the place of each visual token in the picture,
                 0 ... num_visual - 1, for tokens that keep their numbers; None counts 0 ... T - 1.
             num_visual: how many places the picture has; each text starts behind them. None is T.
+            cuts: {after: index (B, T') long}: which of the visual tokens that are there are left
+                once `after` layers have run (0 ... layers - 1), the same for all texts.
+            recount: what a cut leaves counts anew, as positions="renumber" of `prefill`; False:
+                every token keeps its number.
 
         Errors: ValueError for positions of another shape, or without num_visual; without positions,
-        for num_visual < T; for tokens or ids that do not fit.
+        for num_visual < T; for tokens, ids or cuts that do not fit.
         """
         check_tokens(tokens, self.decoder.embed_dim)
         check_dtype(tokens, self.embed_tokens.weight, "tokens")
         _check_ids(ids, len(tokens), len(self.vocabulary))
+        recount = check_flag(recount, "recount")
+        cuts = _check_cuts(cuts, tokens, len(self.decoder.layers))
         batch, many, length = ids.shape
-        count, device = tokens.shape[1], ids.device
-        if positions is None:
-            positions = torch.arange(count, device=device).expand(batch, -1)
-            num_visual = count if num_visual is None else num_visual
-            num_visual = check_int(num_visual, "num_visual", count)
-        else:
-            num_visual = check_int(num_visual, "num_visual", 1)
-            check_index(positions, "positions", "(B, T)", (batch, count), num_visual)
-        prefix = 1 + count
+        positions, behind = _numbered(tokens, positions, num_visual)
         start = self.embed_tokens.weight[self.ids[START]].expand(batch, 1, -1)
         x = torch.cat([start.to(tokens.dtype), tokens], dim=1)                   # b prefix d
         text = self.embed_tokens(ids).flatten(1, 2).to(tokens.dtype)             # b q*l d
-        places = F.pad(positions + 1, (1, 0))                                    # start at 0
-        behind = 1 + num_visual + torch.arange(length, device=device).repeat(many)
-        rope, text_rope = self.decoder.rope(places), self.decoder.rope(behind[None])
-        later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-        separate = functools.partial(_separate, prefix=prefix, later=later)
-        for layer in self.decoder.layers:
+        word = torch.arange(length, device=ids.device).repeat(many)[None]        # 1 q*l
+        later = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
+        rope, text_rope = self._ropes(positions, behind, word)
+        for number, layer in enumerate(self.decoder.layers):
+            if number in cuts:
+                x = torch.cat([x[:, :1], take(x[:, 1:], cuts[number])], dim=1)
+                positions = take(positions, cuts[number])
+                if recount:
+                    positions, behind = _numbered(x[:, 1:], None, None)
+                rope, text_rope = self._ropes(positions, behind, word)
             x, past, _ = layer(x, rope)
+            separate = functools.partial(_separate, prefix=x.shape[1], later=later)
             text, _, _ = layer(text, text_rope, past=past, attention=separate)
         return self.logits(self.decoder.norm(text)).unflatten(1, (many, length))
+
+    def _ropes(self, positions, behind, word):
+        """Rotary tables of <start> and visual tokens at positions (B, T), and of words (1, Q L),
+        `behind` places on."""
+        places = F.pad(positions + 1, (1, 0))                                    # start at 0
+        return self.decoder.rope(places), self.decoder.rope(1 + behind + word)
 
     # ----------------------------------------------------------------------------- the shipped one
     @classmethod
