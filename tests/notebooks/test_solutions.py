@@ -59,7 +59,10 @@ def define(source, namespace):
 
 
 def is_constant(node):
+    """`name = value` without any computing; what changes a part of a value is no definition."""
     if not isinstance(node, ast.Assign):
+        return False
+    if not all(isinstance(target, (ast.Name, ast.Tuple)) for target in node.targets):
         return False
     try:
         ast.literal_eval(node.value)
