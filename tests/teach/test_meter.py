@@ -96,8 +96,18 @@ def test_processor_seconds_leave_out_waiting_and_take_the_least():
             teach.processor_seconds(time.sleep, 0, repeat=repeat)
 
 
+def test_timed_gives_the_result_and_the_processor_s_time():
+    found, seconds = teach.timed(lambda x, by: time.sleep(0.05) or x + by, torch.zeros(1), by=1)
+    assert found == 1 and seconds < 0.04                            # others may run meanwhile
+
+
+MEASURES = (
+    teach.flops, teach.latency, teach.processor_seconds, teach.timed, teach.activation_bytes,
+)
+
+
 def test_what_is_measured_is_a_function():
-    for measure in (teach.flops, teach.latency, teach.processor_seconds, teach.activation_bytes):
+    for measure in MEASURES:
         with pytest.raises(ValueError, match="fn is torch.float32 .* but needs to be a function"):
             measure(torch.ones(2))
 

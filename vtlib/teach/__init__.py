@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".diagrams": ("diagram",),
     ".figures": ("CMAP", "CMAP_DIV", "PALETTE", "figure", "png", "show"),
     ".live": ("LiveCurve", "train"),
-    ".meter": ("activation_bytes", "flops", "latency", "processor_seconds"),
+    ".meter": ("activation_bytes", "flops", "latency", "processor_seconds", "timed"),
     ".pictures": ("box", "grid", "image", "lines", "overlay", "picture_row", "seeds", "tiles"),
     ".plots": ("bars", "curves", "trade_off"),
     ".start": ("device", "setup"),

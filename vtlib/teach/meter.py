@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,13 +71,13 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def _timed(clock, fn, args, kwargs) -> float:
-    """Seconds by that clock; waits for the GPU."""
+def _timed(clock, fn, args, kwargs) -> tuple[Any, float]:
+    """(what `fn` returns, seconds by that clock); waits for the GPU."""
     _synchronise()
     start = clock()
-    fn(*args, **kwargs)
+    made = fn(*args, **kwargs)
     _synchronise()
-    return clock() - start
+    return made, clock() - start
 
 
 def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
@@ -95,7 +96,18 @@ def latency(fn, *args, repeat: int = 9, warmup: int = 2, **kwargs) -> float:
     check_callable(fn, "fn")
     for _ in range(warmup):
         fn(*args, **kwargs)
-    return statistics.median(_timed(time.perf_counter, fn, args, kwargs) for _ in range(repeat))
+    runs = [_timed(time.perf_counter, fn, args, kwargs)[1] for _ in range(repeat)]
+    return statistics.median(runs)
+
+
+def timed(fn, *args, **kwargs) -> tuple[Any, float]:
+    """(what `fn(*args, **kwargs)` gives, the seconds it took): one run for both.
+
+    They are the processor's, which other programs do not lengthen; with a GPU, the clock's.
+    """
+    check_callable(fn, "fn")
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    return _timed(clock, fn, args, kwargs)
 
 
 def processor_seconds(fn, *args, repeat: int = 5, **kwargs) -> float:
@@ -113,7 +125,7 @@ def processor_seconds(fn, *args, repeat: int = 5, **kwargs) -> float:
     """
     repeat = check_int(repeat, "repeat", 1)
     check_callable(fn, "fn")
-    return min(_timed(time.process_time, fn, args, kwargs) for _ in range(repeat))
+    return min(_timed(time.process_time, fn, args, kwargs)[1] for _ in range(repeat))
 
 
 def _parameters(fn) -> set[int]:

@@ -33,5 +33,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".tokens": ("address_rows", "cosine_bars", "film_strip", "house_bars", "patch_sizes",
                 "picture_strip", "token_box", "trace_figure", "units"),
     ".trials": ("Trials", "attention_off", "away_from_home", "by_windows", "middle_frame",
-                "pushed", "said", "search_times", "timed", "verdict", "windows"),
+                "pushed", "said", "search_times", "verdict", "windows"),
 })

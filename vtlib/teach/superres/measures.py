@@ -1,6 +1,5 @@
 """What groups of tokens are worth: numbers that stand beside the idea in notebook 07b."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from vtlib.nn.checks import check_int
 from vtlib.superres import catanet
-from vtlib.teach.meter import flops, latency
+from vtlib.teach.meter import flops, timed
 
 
 def in_window(n: int, side: int, every: int = 1, device: torch.device | None = None) -> Tensor:
@@ -99,10 +98,9 @@ def attention_flops(sides: Sequence[int], device: torch.device | None = None) ->
 
 
 def fastest(ways: Mapping[str, Callable], *args, rounds: int = 5) -> dict[str, float]:
-    """{way: milliseconds of the fastest run of `way(*args)`}.
+    """{way: milliseconds of the fastest run of `way(*args)`, as `teach.timed` counts them}.
 
-    Time of the processor, which other programs do not lengthen; with a GPU, of the clock. The ways
-    take turns, so that what else the machine does slows no one of them alone.
+    The ways take turns, so that what else the machine does slows no one of them alone.
 
     Args:
         ways: {name: a function}.
@@ -113,9 +111,5 @@ def fastest(ways: Mapping[str, Callable], *args, rounds: int = 5) -> dict[str, f
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():
-            start = time.process_time()
-            seconds = latency(way, *args, repeat=1, warmup=0)
-            if not torch.cuda.is_available():
-                seconds = time.process_time() - start
-            times[name].append(1000 * seconds)
+            times[name].append(1000 * timed(way, *args)[1])
     return {name: min(values[1:]) for name, values in times.items()}

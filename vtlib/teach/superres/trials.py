@@ -1,6 +1,5 @@
 """Methods on tests: what they make, how good it is, how long it takes."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from vtlib.nn.checks import check_int
 from vtlib.superres import bicubic, psnr, ttvsr
-from vtlib.teach.meter import latency
+from vtlib.teach.meter import timed
 from vtlib.teach.tables import table
 
 TIE = 0.05
@@ -73,20 +72,6 @@ def away_from_home(steps: Sequence[ttvsr.Step]) -> float:
     return torch.cat(moved).float().mean().item()
 
 
-def timed(method: Callable, *args, **options) -> tuple:
-    """(what `method(*args, **options)` gives, the milliseconds it took): one run for both.
-
-    They are the processor's, which other programs do not lengthen; the clock's on a GPU.
-    """
-    if args[0].is_cuda:
-        given = []
-        seconds = latency(lambda: given.append(method(*args, **options)), repeat=1, warmup=0)
-        return given[0], 1000 * seconds
-    start = time.process_time()
-    made = method(*args, **options)
-    return made, 1000 * (time.process_time() - start)
-
-
 def verdict(differences: Sequence[float]) -> bool | str:
     """True: better by more than `TIE` everywhere; False: nowhere; else "a tie"."""
     if min(differences) > TIE:
@@ -130,8 +115,8 @@ class Trials:
         for test in self.tests if tests is None else tests:
             runs = [timed(method, clip, **options) for clip in self.small[test].split(1)]
             made = [out for out, _ in runs]
-            fastest = min(milliseconds for _, milliseconds in runs)
-            self.milliseconds[name, test] = fastest / self.small[test].shape[1]
+            fastest = min(seconds for _, seconds in runs)
+            self.milliseconds[name, test] = 1000 * fastest / self.small[test].shape[1]
             if trace:
                 made, steps = zip(*made, strict=True)
                 self.moved[name, test] = away_from_home(sum(steps, []))
@@ -168,9 +153,9 @@ class Trials:
 def search_times(
     searches: Sequence[Callable], counts: Sequence[int], tokens: int, width: int, device=None
 ) -> list[list[float]]:
-    """Milliseconds of each search in random rows, for each number k of key frames: see `timed`.
+    """Milliseconds of each search in random rows, for each number k of key frames.
 
-    The fastest of nine runs.
+    The fastest of nine runs, as `teach.timed` counts them.
 
     Args:
         searches: (query (N, D), keys (kN, D), address (k, N)) -> anything.
@@ -186,8 +171,8 @@ def search_times(
         keys = torch.randn(k * tokens, width, generator=generator).to(device)
         address = torch.randint(k * tokens, (k, tokens), generator=generator).to(device)
         for found, search in zip(times, searches, strict=True):
-            runs = [timed(search, query, keys, address) for _ in range(9)]
-            found.append(min(milliseconds for _, milliseconds in runs))
+            runs = [timed(search, query, keys, address)[1] for _ in range(9)]
+            found.append(1000 * min(runs))
     return times
 
 
