@@ -352,17 +352,15 @@ class Few:
     def draw(self, scene, cls_row):
         """(patches kept before the first layer (B, T), the other arguments of `packed`)."""
         order = self.order(scene, cls_row)
-        kept = torch.arange(order.shape[1]).expand_as(order)
-        total, cuts, before = order.shape[1], {}, None
+        total, cuts = order.shape[1], {}
+        before = kept = torch.arange(total).repeat(len(order), 1)
         for after, count in self.counts.items():
             left = order[:, :count].sort(1).values
             if after == 0:
                 before = left
             else:
-                cuts[after] = torch.searchsorted(kept.contiguous(), left)
+                cuts[after] = torch.searchsorted(kept, left)
             kept = left
-        if before is None:
-            return torch.arange(total).expand_as(order), dict(cuts=cuts, recount=self.recount)
         places = {} if self.recount else dict(positions=before, num_visual=total)
         return before, dict(cuts=cuts, recount=self.recount, **places)
 
@@ -373,8 +371,7 @@ class Few:
         what [CLS] attends to; how strongly, each draws for itself. (With a third by chance the
         reader gets along with any tokens: all choices then answer alike.)
         """
-        shown = scene.masks.any(1) if scene.sign is None else scene.masks.any(1) | scene.sign
-        shown = F.avg_pool2d(shown[:, None].float(), 8).flatten(1)
+        shown = exam.covered(scene)
         seen = (cls_row.float().mean(1) + 1e-6).log()
         how, strength = torch.rand(2, len(shown), 1, generator=self.generator)
         strength = 0.35 + 0.65 * strength
@@ -440,7 +437,7 @@ def read(args):
     )
 
 
-# --------------------------------------------------------------------------------------- 5. scores
+# --------------------------------------------------------------------------------------- 4. scores
 def graded(model, taken, part=50):
     """(seeing, blind), each (B, Q) bool: right from each picture's tokens, and from the last's."""
     tokens = torch.cat([model.encode(images).tokens for images in taken.images.split(part)])
@@ -475,11 +472,11 @@ KEEPS = (28, 57)
 def pruned(model, pictures=400, inside=100):
     """Accuracies with fewer tokens, all by `bench.grade`.
 
-    {keep: {method: right}} of the methods that choose before the language model, the oracle
-    (`exam.oracle_mask`), and "blind": the tokens of the picture before. {"absent": share of wrong
-    answers to "is there a ...?" about what is not there, under the oracle's 28 tokens}. {"inside":
-    {method: [right, right with positions kept]}} at 28 tokens, of those that cut inside or ask the
-    question, on fewer pictures: they read one question at a time.
+    {keep: {method: right}} of the methods that choose before the language model, and of the oracle
+    (`exam.oracle_mask`). {"absent": share of wrong answers to "is there a ...?" about what is not
+    there, under the oracle's 28 tokens}. {"inside": {method: [right, right with positions kept]}}
+    at 28 tokens, of those that cut inside or ask the question, on fewer pictures: they read one
+    question at a time. The second number is missing where a token has no place of its own.
     """
     model.eval()
     taken, table = exam.exam(pictures), {}
@@ -516,7 +513,7 @@ def pruned_inside(model, pictures):
             except ValueError as error:
                 if "positions='keep'" not in str(error):
                     raise
-                continue  # a token without a place: [CLS] handed over
+                continue
             rights.append(taken.table(right)["all"])
         table[method.name] = rights
     return table

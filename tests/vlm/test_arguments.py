@@ -62,7 +62,8 @@ def calls():
         "answer": (model.answer, dict(asked, max_words=2)),
         "forward": (model, dict(images=IMAGES, questions=QUESTIONS)),
         "packed": (model.packed, dict(
-            tokens=X, ids=torch.ones(2, 1, 3, dtype=torch.long), positions=PLACES, num_visual=12
+            tokens=X, ids=torch.ones(2, 1, 3, dtype=torch.long), positions=PLACES, num_visual=12,
+            cuts={1: PLACES[:, :2] % 2}, recount=True,
         )),
         "words": (words, dict(text="a crab")),
         "measures": (exam.measures, dict(
@@ -73,6 +74,7 @@ def calls():
         "object_patches": (
             exam.object_patches, dict(scene=taken.scenes, patch=8, share=0.3)
         ),
+        "covered": (exam.covered, dict(scene=taken.scenes, patch=8)),
         "oracle_mask": (exam.oracle_mask, dict(exam=taken, patch=8)),
         "exam": (exam.exam, dict(batch=1, seed=1, n=1, kinds=("presence",))),
         "scenes": (exam.scenes, dict(batch=1, seed=1, split="test", size=32)),
@@ -86,7 +88,7 @@ NAMES = (
     "State.qk", "State.logits", "State.attention", "State.top",
     "Encoder", "Encoder.forward", "TinyVLM", "encode", "reduce", "tokenize", "prompt", "prefill",
     "answer", "forward", "packed", "words", "measures", "grade", "table", "object_patches",
-    "oracle_mask", "exam", "scenes", "by_scale", "world",
+    "covered", "oracle_mask", "exam", "scenes", "by_scale", "world",
 )
 
 

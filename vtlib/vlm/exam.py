@@ -258,11 +258,22 @@ def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
 def oracle_mask(exam: Exam, patch: int = 8) -> Tensor:
     """(B, N) bool: patches of any object and of the sign: all that a question can rest on."""
     _check_kind(exam, "exam", Exam)
+    return covered(exam.scenes, patch) >= 0.3
+
+
+def covered(scene: Scenes, patch: int = 8) -> Tensor:
+    """(B, N): the share of each patch that objects and the sign cover, from the exact masks.
+
+    Args:
+        scene: with masks (B, K, H, W).
+        patch: side of a patch in pixels.
+    """
+    _check_kind(scene, "scene", Scenes)
     patch = check_int(patch, "patch", 1)
-    masks = exam.scenes.masks.any(1)
-    if exam.scenes.sign is not None:
-        masks = masks | exam.scenes.sign
-    return rearrange(F.avg_pool2d(masks[:, None].float(), patch), "b 1 h w -> b (h w)") >= 0.3
+    masks = scene.masks.any(1)
+    if scene.sign is not None:
+        masks = masks | scene.sign
+    return rearrange(F.avg_pool2d(masks[:, None].float(), patch), "b 1 h w -> b (h w)")
 
 
 def measures(
