@@ -1,5 +1,7 @@
 """Colours, best averages, masks and the microscope of the notebook on feature upsampling."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,29 @@ def test_like_features_have_like_colours_in_maps_of_any_size():
     assert painted.shape == (3, 4, 5) and enlarged.shape == (3, 12, 15)
     assert 0 <= painted.min() and painted.max() <= 1 and painted.std() > 0.1
     torch.testing.assert_close(enlarged[:, 1::3, 1::3], painted)
+
+
+class MeanOfPatches(torch.nn.Module):
+    """As transformers' models are called: a mean a patch, behind one [CLS]."""
+
+    config = SimpleNamespace(patch_size=14)
+
+    def forward(self, x):
+        tokens = F.avg_pool2d(x, 14).flatten(2).mT
+        return SimpleNamespace(last_hidden_state=torch.cat([tokens[:, :1] + 9, tokens], dim=1))
+
+
+def test_maps_of_a_backbone_have_a_feature_a_patch_of_normalised_pictures():
+    maps = features.maps_of(MeanOfPatches())
+    images = torch.full((2, 3, 28, 42), 0.5)
+    images[:, :, 14:, 28:] = 1.0                          # the last patch
+    found = maps(images)
+    assert found.shape == (2, 3, 2, 3)
+    wanted = torch.tensor([(0.5 - 0.485) / 0.229, (1 - 0.485) / 0.229])
+    torch.testing.assert_close(found[0, 0, 0, 0], wanted[0])
+    torch.testing.assert_close(found[1, 0, 1, 2], wanted[1])
+    with pytest.raises(ValueError, match="images .* is not a multiple of 14"):
+        maps(images[..., :40])
 
 
 def test_colours_follow_the_largest_direction():

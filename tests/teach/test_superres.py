@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from vtlib import teach
 from vtlib.data import EmojiWorld
-from vtlib.superres import bicubic, psnr, ttvsr
+from vtlib.superres import bicubic, psnr, ttvsr, warp
 from vtlib.teach import superres
 
 
@@ -21,6 +21,16 @@ def net():
 @pytest.fixture(scope="module")
 def frames():
     return torch.rand(1, 5, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+# ------------------------------------------------------------------------------------------- clips
+def test_photographs_move_by_their_flow():
+    here, there, flow = superres.moved_photographs(["cat", "coffee"], (8, -5), side=96)
+    assert here.shape == there.shape == (2, 3, 96, 96) and flow.flatten().tolist() == [8, -5]
+    inside = warp(there, flow.expand(2, 2, 96, 96))
+    torch.testing.assert_close(inside[..., 5:, :-8], here[..., 5:, :-8], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"shift=\(61, 0\)"):
+        superres.moved_photographs(["cat"], (61, 0))
 
 
 # ------------------------------------------------------------------------------------------- flows

@@ -21,7 +21,7 @@ from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".clips": ("addresses", "agreement", "agreements", "best_match", "best_matches",
-               "content_place", "straight_pans", "texture"),
+               "content_place", "moved_photographs", "straight_pans", "texture"),
     ".plots": ("agreement_figure", "contributions", "crops", "match_by_motion", "more_frames"),
     ".groups": ("coverage", "group_map", "marked"),
     ".measures": ("attention_flops", "companions_kept", "explained", "fastest", "in_window"),

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtlib.data import footage
+from vtlib.data import footage, photographs
 from vtlib.data.footage import Footage
 from vtlib.nn import warp
-from vtlib.nn.checks import check_int, check_odd
+from vtlib.nn.checks import check_int, check_ints, check_odd
 from vtlib.superres import psnr, ttvsr
 
 
@@ -38,6 +38,29 @@ def straight_pans(seed: int, count: int = 4, frames: int = 13, device=None, **mo
         clips, frames=clips.frames[kept], backward=clips.backward[kept],
         forward=clips.forward[kept], names=[clips.names[row] for row in kept],
     )
+
+
+def moved_photographs(
+    names: Sequence[str], shift: tuple[int, int], side: int = 192, device=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squares of photographs, the same moved by whole pixels, and the flow from the first to them.
+
+    Two (B, 3, side, side) and (2, 1, 1). What comes in at the border is the photograph's own.
+
+    Args:
+        names: of photographs.
+        shift: (x, y) in pixels, at most 60 each.
+        side: of the squares.
+        device: where they are; None: the CPU.
+    """
+    dx, dy = check_ints(shift, "shift", length=2)
+    if max(abs(dx), abs(dy)) > 60:
+        raise ValueError(f"shift={shift}: the photographs reach 60 pixels beyond, needs less")
+    photos = photographs(names=list(names), device=device).values()
+    here = [photo[:, 60 : 60 + side, 80 : 80 + side] for photo in photos]
+    there = [photo[:, 60 - dy : 60 - dy + side, 80 - dx : 80 - dx + side] for photo in photos]
+    flow = torch.tensor([dx, dy], device=here[0].device, dtype=torch.float32)
+    return torch.stack(here), torch.stack(there), flow.view(2, 1, 1)
 
 
 def content_place(video, t: int, token: tuple[int, int], end: int, slot: int = 0) -> Tensor:

@@ -3,6 +3,8 @@
 What the notebook on feature upsampling needs beside its ideas.
 """
 
+from collections.abc import Callable
+
 import ipywidgets
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from vtlib.nn.checks import check_images, check_multiple
 from vtlib.superres import uplift
+from vtlib.superres.spynet import MEAN, STD
 from vtlib.teach.figures import PALETTE, figure
 from vtlib.teach.pictures import box, image
 from vtlib.teach.widgets import Panel, panel
@@ -51,6 +55,26 @@ def colours(*maps: Tensor) -> list[Tensor]:
         flat = ((flat - low) / (high - low)).clamp(0, 1)
         pictures.append(flat.T.unflatten(1, m.shape[-2:]).cpu())
     return pictures
+
+
+def maps_of(model) -> Callable:
+    """A function from pictures (B, 3, H, W) in [0, 1] to the features of their patches, as a map.
+
+    (B, C, H / P, W / P), of the last layer. ValueError for pictures that patches don't divide.
+
+    Args:
+        model: DINOv2 as `hub.real("dinov2")` gives it.
+    """
+    patch = model.config.patch_size
+
+    def maps(images: Tensor) -> Tensor:
+        check_images(images)
+        check_multiple(images.shape[-2:], patch, "images")
+        row = torch.tensor([MEAN, STD], device=images.device)[..., None, None]
+        tokens = model((images - row[0]) / row[1]).last_hidden_state[:, 1:]      # without [CLS]
+        return rearrange(tokens, "b (h w) c -> b c h w", h=images.shape[-2] // patch)
+
+    return maps
 
 
 def paint(classes: Tensor) -> Tensor:
