@@ -51,4 +51,4 @@ def test_a_line_says_what_is_missing(path, tmp_path, monkeypatch, capsys):
 
 def test_there_are_such_notebooks():
     numbers = {number(path) for path in WITH_REAL}
-    assert {"07b", "07c"} <= numbers
+    assert {"07", "07b", "07c"} <= numbers
