@@ -1,20 +1,28 @@
-"""Pictures of plans, and the pruning bench: method and budget in, picture, answer and bill out.
+"""Pictures of plans, grades of methods, and the pruning bench.
 
     from vtlib.teach import pruning
 
+    grades = pruning.Grades(model, vision, exam).add(["random", "divprune"], keeps=(8, 28))
+    pruning.show_ranking(grades, 28, "Who answers best?")
+    pruning.show_over_keep(grades, "What more tokens bring")
     pruning.draw(ax, image, plan, grid)
     pruning.trial(model, vision, "divprune", 28, "is there a crab?")
     pruning.bench(model, exam).show()
 
-`draw` shows dropped patches pale, merged ones in the colour of their slot, roles framed. `trial` is
-one run with its answer, probability, tokens, FLOPs, cache and time; `bench` is the widget over all
-methods of `vtlib.pruning.registry`.
+`Grades` asks a whole exam, a budget and a method at a time, and keeps the answers; `Lead` says
+whether a difference is more than noise. `draw` shows dropped patches pale, merged ones in the
+colour of their slot, roles framed. `look_inside` reads scores in the decoder. `trial` is one run
+with its answer, probability, tokens, FLOPs, cache and time; `bench` is the widget over all methods
+of `vtlib.pruning.registry`.
 """
 
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".charts": ("LOOKS", "ranking", "show_measures", "show_over_keep", "show_ranking"),
+    ".grades": ("Grades", "Lead", "lead"),
+    ".inside": ("asked_objects", "last_word", "look_inside"),
     ".panels": ("bench", "sheet"),
-    ".plans": ("COLOURS", "draw", "legend", "paint"),
+    ".plans": ("COLOURS", "draw", "legend", "paint", "plan_row"),
     ".trials": ("Trial", "bill", "trial"),
 })

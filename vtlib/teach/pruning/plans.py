@@ -1,15 +1,16 @@
 """What a plan does to the patches of a picture, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from vtlib.nn.checks import check_int, check_ints
 from vtlib.teach.figures import PALETTE
-from vtlib.teach.pictures import image, pixels_of
+from vtlib.teach.pictures import image, picture_row, pixels_of
 from vtlib.tokens import Plan
 
 COLOURS = ("auto", "kept", "slots", "roles")
@@ -166,3 +167,27 @@ def legend(ax, names: Sequence[str]) -> None:
     look = {"fontsize": 7.5, "ha": "center", "va": "top", "transform": ax.transAxes}
     for k, name in enumerate(names):
         ax.text((k + 0.5) / len(names), -0.02, name, color=PALETTE[k], **look)
+
+
+def plan_row(
+    picture: Tensor,
+    plans: Mapping[str, Plan | None],
+    grid: tuple[int, int],
+    row: int = 0,
+    colour: str = "auto",
+    **options,
+) -> Figure:
+    """One picture as several plans leave it, side by side -> Figure, for `teach.show`.
+
+    Args:
+        picture: (3, H, W) in [0, 1], or uint8.
+        plans: {title: plan}; None in place of a plan is the picture itself.
+        grid: (h, w), of its patches.
+        row: which picture of the plans' batch.
+        colour: see `paint`.
+        options: as for `teach.picture_row`: cols, size, title.
+    """
+    shown = []
+    for plan in plans.values():
+        shown.append(picture if plan is None else paint(picture, plan, grid, row, colour))
+    return picture_row(shown, list(plans), **options)

@@ -1,0 +1,186 @@
+"""Grades of methods: what is counted, which leads count, and what the charts say of them."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from vtlib import teach
+from vtlib.pruning import baselines, fastv
+from vtlib.pruning.bench import encode
+from vtlib.pruning.registry import METHODS
+from vtlib.teach import pruning
+from vtlib.teach.pruning import grades as grades_module
+from vtlib.tokens import Plan
+from vtlib.vlm import TinyVLM, exam
+
+KEEPS = (4, 12)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Grades of an untrained model on four pictures of 8 x 8 patches."""
+    torch.manual_seed(0)
+    small = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
+    model = TinyVLM(exam.VOCABULARY, small, dict(embed_dim=32, num_layers=6, num_heads=4,
+                                                 hidden_dim=48)).eval()  # fmt: skip
+    test = exam.exam(4, size=64)
+    with torch.no_grad():
+        vision = encode(model, test.images, ["fastervlm"])
+    grades = pruning.Grades(model, vision, test).add(["random", "fastervlm"], KEEPS)
+    return grades.add({"Oracle": partial(baselines.oracle, exam.oracle_mask(test))}, KEEPS)
+
+
+@pytest.fixture
+def scored(made):
+    """The same with answers of our own: the right ones are known."""
+    copy = pruning.Grades.__new__(pruning.Grades)
+    copy.__dict__ |= made.__dict__
+    asked = made.asked
+    none, whole = torch.zeros_like(asked), asked.clone()
+    half = asked & (asked.long().cumsum(1) % 2 == 1)
+    copy.right_blind, copy.right_whole = none, whole
+    copy.right = {"Random": {4: none, 12: half}, "FasterVLM": {4: half, 12: whole}}
+    return copy
+
+
+# ------------------------------------------------------------------------------------------- leads
+def test_a_lead_and_its_noise_by_hand():
+    """Five questions on three pictures; ahead by 1, 2 and 0 of 2, 2 and 1: 0.6 of a question, and
+    residuals -0.2, 0.8, -0.6 with the sum of squares 1.04."""
+    asked = torch.tensor([[1, 1], [1, 1], [1, 0]]).bool()
+    first = torch.tensor([[1, 1], [1, 1], [1, 1]]).bool()    # the last is no question
+    second = torch.tensor([[1, 0], [0, 0], [1, 0]]).bool()
+    found = pruning.lead(first, second, asked)
+    assert found.points == pytest.approx(60)
+    assert found.noise == pytest.approx(100 * 2 / 5 * (1.04 * 3 / 2) ** 0.5)
+    back = pruning.lead(second, first, asked)
+    assert (back.points, back.noise) == pytest.approx((-60, found.noise))
+    with pytest.raises(ValueError, match="1 pictures: noise needs two"):
+        pruning.lead(first[:1], second[:1], asked[:1])
+
+
+def test_a_lead_within_the_noise_is_a_tie():
+    verdicts = [pruning.Lead(points, 2.0).verdict for points in (2.1, 1.9, -1.9, -2.1)]
+    assert verdicts == [True, "a tie", "a tie", False]
+    assert str(pruning.Lead(2.06, 1.0)) == "+2.1 ± 1.0 points"
+
+
+# ------------------------------------------------------------------------------------------ grades
+def test_grades_are_those_of_the_plans(made):
+    model, vision, test = made.model, made.vision, made.exam
+    for name in ("FasterVLM", "Oracle"):
+        plan = made.plan(name, 12)
+        right = test.right(model, model.reduce(vision, plan))
+        assert torch.equal(right, made.right[name][12])
+        share = 100 * right[test.kind >= 0].double().mean().item()
+        assert made.percent(name, 12) == pytest.approx(share)
+        assert made.by_kind(name, 12)["all"] == pytest.approx(share)
+        want = exam.measures(plan, vision.tokens, test, (8, 8))
+        assert made.measures(name, 12) == want
+    others = test.right(model, vision.tokens.roll(1, dims=0))
+    assert torch.equal(others, made.right_blind)
+    assert torch.equal(made.plan("Random", 4).index, made.plan("Random", 4).index)
+
+
+def test_nothing_is_asked_twice(made, monkeypatch):
+    asked = []
+    real = grades_module.grade
+
+    def counted(model, vision, test, method, keep, **how):
+        asked.append((method.name, keep))
+        return real(model, vision, test, method, keep, **how)
+
+    monkeypatch.setattr(grades_module, "grade", counted)
+    made.add(["random", "uniform"], (4, 12))
+    made.add({"mine": lambda vision, keep: torch.arange(keep).expand(4, -1)}, [64])
+    assert asked == [("uniform", 4), ("uniform", 12), ("<lambda>", 64)]
+    assert torch.equal(made.right["mine"][64], made.right_whole)
+    for name in ("Uniform grid", "mine"):
+        del made.right[name]
+
+
+def test_what_was_not_graded_is_named(made):
+    with pytest.raises(ValueError, match=r"name='Random', keep=5: not graded; there is \{'Ran"):
+        made.percent("Random", 5)
+    with pytest.raises(ValueError, match="name='HoloV'"):
+        made.lead("HoloV", "Random", 4)
+
+
+def test_scores_frame_and_rank(scored):
+    assert (scored.whole, scored.blind) == (100, 0)
+    assert list(scored.ranked(12)) == ["FasterVLM", "Random"]
+    assert list(scored.ranked(12, ["Random"])) == ["Random"]
+    assert scored.lead("FasterVLM", "Random", 4).verdict is True
+    assert scored.cost("FasterVLM", 12) == pruning.Lead(0, 0)
+    assert scored.cost("Random", 4).points == 100
+
+
+# ------------------------------------------------------------------------------------------ charts
+def test_the_ranking_draws_what_it_says(scored, capsys):
+    fig = pruning.ranking(scored, 12, "Who?", highlight=["FasterVLM"])
+    ax = fig.axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["FasterVLM", "Random"]
+    assert [bar.get_width() for bar in ax.patches] == [
+        100, pytest.approx(scored.percent("Random", 12))]
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+    pruning.show_ranking(scored, 12, "Who?")
+    half = f"{scored.percent('Random', 12):.0f}"
+    said = capsys.readouterr().out
+    assert f"12 of 64 tokens: FasterVLM 100, Random {half}; all tokens 100" in said
+
+
+def test_curves_over_the_budget(scored, capsys):
+    pruning.show_over_keep(scored, "More tokens", ["FasterVLM", "Random"])
+    half = f"{scored.percent('Random', 12):.0f}"
+    assert f"4, 12 tokens. FasterVLM {half}, 100; Random 0, {half}." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'Oracle'.*not graded"):
+        pruning.show_over_keep(scored, "More tokens", ["FasterVLM", "Oracle"])
+
+
+def test_measures_as_a_table(made, capsys):
+    found = made.measures("FasterVLM", 12)
+    pruning.show_measures({"FasterVLM": found}, "12 tokens")
+    said = capsys.readouterr().out
+    assert "12 tokens" in said and f"{found['recall']:.2f}" in said
+
+
+def test_one_picture_under_several_plans():
+    picture, plan = torch.rand(3, 16, 16), Plan(torch.tensor([[0], [3]]), 4)
+    fig = pruning.plan_row(picture, {"all": None, "one": plan}, (2, 2), row=1, title="two")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["all", "one"]
+    shown = torch.as_tensor(fig.axes[1].images[0].get_array()).permute(2, 0, 1)
+    assert torch.allclose(shown, pruning.paint(picture, plan, (2, 2), 1))
+
+
+# ------------------------------------------------------------------------------------- the decoder
+def test_look_inside_sees_what_fastv_cuts_by(made):
+    pictures, texts, patches = pruning.asked_objects(made.exam)
+    tokens = made.vision.tokens[pictures]
+    late = {"late": (5, pruning.last_word), "early": (2, pruning.last_word)}
+    seen = pruning.look_inside(made.model, tokens, texts, late)
+    assert list(seen) == ["late", "early"] and seen["late"].shape == tokens.shape[:2]
+    cut = fastv.stages(6, 7, 64)
+    with torch.no_grad():
+        _, run = made.model.prefill(tokens, texts, cut, positions="keep")
+    assert torch.equal(seen["early"].topk(7, dim=1).indices.sort(1).values, run.plan.index)
+
+
+def test_one_question_about_objects_a_picture(made):
+    pictures, texts, patches = pruning.asked_objects(made.exam)
+    assert len(pictures) == len(texts) == len(patches) and patches.any(1).all()
+    for b, text, shown in zip(pictures.tolist(), texts, patches, strict=True):
+        question = next(q for q in made.exam.asked[b] if q.objects)
+        assert question.text == text
+        assert torch.equal(shown, made.exam.cover[b, list(question.objects)].any(0))
+    with pytest.raises(ValueError, match="no such question"):
+        pruning.asked_objects(made.exam, torch.zeros_like(made.asked))
+
+
+def test_looks_are_those_of_the_registry():
+    """A name of LOOKS that no method bears would never be used."""
+    titles = {method.title.split(" (")[0] for method in METHODS.values()}
+    assert set(pruning.LOOKS) == titles - {"AIM, merging alone"} | {"Oracle"}
+    looks = [tuple(look.values()) for look in pruning.LOOKS.values()]
+    assert len(set(looks)) == len(looks)
+    assert {look["color"] for look in pruning.LOOKS.values()} <= {*teach.PALETTE, "#999999"}

@@ -1,0 +1,134 @@
+"""Grades as pictures and tables: who answers best, what more tokens bring, what was chosen."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from vtlib.teach.figures import PALETTE, STYLE, figure, show
+from vtlib.teach.plots import curves
+from vtlib.teach.pruning.grades import Grades
+from vtlib.teach.tables import table
+
+BLUE, RED, GREEN, PINK, YELLOW, SKY, BLACK = PALETTE[:7]
+GREY = "#999999"
+SIMPLE = ("Random", "Uniform grid", "Average pooling", "ToMe-style merging")
+"""Rules that every method has to beat."""
+LOOKS = {
+    "Random": {"color": GREY, "marker": "o"},
+    "Uniform grid": {"color": GREY, "marker": "s"},
+    "Average pooling": {"color": GREY, "marker": "^"},
+    "ToMe-style merging": {"color": GREY, "marker": "D"},
+    "Oracle": {"color": GREEN, "marker": "*"},
+    "FastV": {"color": BLACK, "marker": "v"},
+    "FasterVLM": {"color": BLUE, "marker": "o"},
+    "DivPrune": {"color": RED, "marker": "D"},
+    "HiPrune": {"color": SKY, "marker": "s"},
+    "VisionDrop": {"color": PINK, "marker": "^"},
+    "HoloV": {"color": YELLOW, "marker": "P"},
+    "ZOO-Prune": {"color": RED, "marker": "X"},
+    "TransPrune": {"color": SKY, "marker": "v"},
+    "AIM": {"color": PINK, "marker": "P"},
+    "CrossGET": {"color": YELLOW, "marker": "^"},
+    "Recoverable Compression": {"color": BLUE, "marker": "X"},
+}
+"""Each method looks alike in all notebooks."""
+MEASURES = ("recall", "objects hit", "redundancy", "smallest distance")
+
+
+def _colour(name: str, highlight: Sequence[str]) -> str:
+    if name in highlight:
+        return RED
+    if name in SIMPLE:
+        return GREY
+    return GREEN if name == "Oracle" else BLUE
+
+
+@matplotlib.rc_context(STYLE)
+def ranking(
+    grades: Grades,
+    keep: int,
+    title: str,
+    names: Sequence[str] | None = None,
+    highlight: Sequence[str] = (),
+) -> Figure:
+    """A bar a method, the best on top: right answers above those of another picture's tokens.
+
+    Bars start where the model stands that sees another picture, since that much comes from the
+    questions alone; the line on the right is all tokens. Simple rules are grey, the oracle is
+    green.
+
+    Args:
+        grades: with the methods.
+        keep: the budget.
+        title: the message, in a sentence.
+        names: of the methods; default: all that were graded at this budget.
+        highlight: the methods at hand, in red.
+    """
+    scores = grades.ranked(keep, names)
+    fig, ax = figure(size=(6.4, 0.95 + 0.27 * len(scores)), layout="constrained")
+    for place, (name, score) in enumerate(scores.items()):
+        rise, colour = score - grades.blind, _colour(name, highlight)
+        ax.barh(place, rise, 0.72, left=grades.blind, color=colour)
+        ax.text(max(score, grades.blind) + 0.4, place, f"{score:.0f}", va="center", fontsize=8)
+    lines = {f"another picture: {grades.blind:.0f}": grades.blind,
+             f"all {grades.num_tokens} tokens: {grades.whole:.0f}": grades.whole}  # fmt: skip
+    for text, at in lines.items():
+        ax.axvline(at, color="black", linewidth=1, linestyle=":")
+        ax.text(at, -0.62, text, fontsize=8, ha="center", va="bottom")
+    low = min([grades.blind, *scores.values()])
+    ax.set_yticks(range(len(scores)), list(scores))
+    ax.set(xlim=(low - 4, max([grades.whole, *scores.values()]) + 4))
+    ax.set(ylim=(len(scores) - 0.45, -1.5), title=title)
+    ax.set_xlabel(f"right answers with {keep} of {grades.num_tokens} tokens (%)")
+    return fig
+
+
+def show_ranking(grades: Grades, keep: int, title: str, **options) -> None:
+    """Publish `ranking`, with its numbers in words. options: as there."""
+    scores = grades.ranked(keep, options.get("names"))
+    said = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
+    show(
+        ranking(grades, keep, title, **options),
+        alt=f"Bars of right answers in percent with {keep} of {grades.num_tokens} tokens: {said};"
+            f" all tokens {grades.whole:.0f}, another picture's {grades.blind:.0f}.",
+    )  # fmt: skip
+
+
+def show_over_keep(
+    grades: Grades, title: str, names: Sequence[str] | None = None, **options
+) -> None:
+    """Publish right answers against the budget: a curve a method, lines for all and for blind.
+
+    ValueError for methods that were not graded at the same budgets.
+
+    Args:
+        grades: with the methods.
+        title: the message, in a sentence.
+        names: of the methods; default: all.
+        options: as for `teach.curves`.
+    """
+    names = list(grades.right) if names is None else list(names)
+    keeps = sorted(grades.right[names[0]]) if names and names[0] in grades.right else []
+    series = {name: [grades.percent(name, keep) for keep in keeps] for name in names}
+    level = {f"all {grades.num_tokens} tokens": grades.whole,
+             "another picture": grades.blind}  # fmt: skip
+    labels = (f"tokens kept (of {grades.num_tokens})", "right answers (%)")
+    look = {"log": "x", "level": level, "legend": "outside", "looks": LOOKS} | options
+    fig = curves(keeps, series, title, labels, **look)
+    fig.set_size_inches(6.6, 3.2)
+    said = [f"{name} " + ", ".join(f"{y:.0f}" for y in ys) for name, ys in series.items()]
+    counts = ", ".join(map(str, keeps))
+    show(fig, alt=f"Right answers in percent with {counts} tokens. {'; '.join(said)}. All tokens"
+                  f" {grades.whole:.0f}, another picture's {grades.blind:.0f}.")  # fmt: skip
+
+
+def show_measures(rows: Mapping[str, Mapping[str, float]], caption: str | None = None) -> None:
+    """Publish the measures of choices as a table of five columns.
+
+    Args:
+        rows: {name: `exam.measures`}, such as {name: grades.measures(name, 28)}.
+        caption: a line above it.
+    """
+    cells = [[name, *[f"{row[key]:.2f}" for key in MEASURES]] for name, row in rows.items()]
+    table(["kept tokens", *MEASURES], cells, caption=caption)

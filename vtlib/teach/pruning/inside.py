@@ -1,0 +1,73 @@
+"""Scores of visual tokens inside the decoder, read while it reads everything."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vtlib.pruning import fastv
+from vtlib.tokens import Stage
+from vtlib.vlm.exam import Exam
+from vtlib.vlm.tinyvlm import TinyVLM
+
+
+@torch.no_grad()
+def look_inside(
+    model: TinyVLM,
+    tokens: Tensor,
+    questions: Sequence[str],
+    scores: Mapping[str, tuple[int, Callable]],
+) -> dict[str, Tensor]:
+    """{name: (B, N)}: scores of the visual tokens, all from one run in which nothing is cut.
+
+    Args:
+        model: TinyVLM.
+        tokens: (B, N, D), each picture's visual tokens.
+        questions: B texts.
+        scores: {name: (how many layers have run, function of the decoder's state -> (B, N))}, such
+            as `last_word`.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def look(state, keep, name, score):
+        seen[name] = score(state)
+        return state.top(seen[name], keep)                   # keep = N: all of them
+
+    count = tokens.shape[1]
+    stages = [
+        Stage(after, count, partial(look, name=name, score=score))
+        for name, (after, score) in sorted(scores.items(), key=lambda pair: pair[1][0])
+    ]
+    model.prefill(tokens, questions, stages, positions="keep")
+    return {name: seen[name] for name in scores}
+
+
+def last_word(state) -> Tensor:
+    """(B, N): the attention that the last word of the question pays to each visual token, in the
+    layer that has just run, mean over heads: FastV's score."""
+    behind = slice(state.visual.stop, None)
+    last = state.asking[:, behind].sum(dim=1) - 1             # padding stands behind
+    return fastv.score(state.attention(behind, "last"), last)[:, state.visual]
+
+
+def asked_objects(
+    exam: Exam, right: Tensor | None = None
+) -> tuple[Tensor, list[str], Tensor]:
+    """One question about objects for each picture that has one: (pictures (B',) long, questions,
+    patches (B', N) bool that show what is asked about).
+
+    Args:
+        exam: pictures and questions.
+        right: (B, Q) bool, of these questions only, such as those answered right with all tokens.
+    """
+    pictures, texts, patches = [], [], []
+    for b, row in enumerate(exam.asked):
+        fits = [q for i, q in enumerate(row) if q.objects and (right is None or right[b, i])]
+        if fits:
+            pictures.append(b)
+            texts.append(fits[0].text)
+            patches.append(exam.cover[b, list(fits[0].objects)].any(dim=0))
+    if not pictures:
+        raise ValueError("exam has no such question about objects")
+    return torch.tensor(pictures, device=exam.cover.device), texts, torch.stack(patches)
