@@ -71,11 +71,11 @@ def ranking(
         rise, colour = score - grades.blind, _colour(name, highlight)
         ax.barh(place, rise, 0.72, left=grades.blind, color=colour)
         ax.text(max(score, grades.blind) + 0.4, place, f"{score:.0f}", va="center", fontsize=8)
-    lines = {f"another picture: {grades.blind:.0f}": grades.blind,
-             f"all {grades.num_tokens} tokens: {grades.whole:.0f}": grades.whole}  # fmt: skip
-    for text, at in lines.items():
+    lines = [(grades.blind, f" another picture: {grades.blind:.0f}", "left"),
+             (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
+    for at, text, side in lines:
         ax.axvline(at, color="black", linewidth=1, linestyle=":")
-        ax.text(at, -0.62, text, fontsize=8, ha="center", va="bottom")
+        ax.text(at, -0.62, text, fontsize=8, ha=side, va="bottom")
     low = min([grades.blind, *scores.values()])
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set(xlim=(low - 4, max([grades.whole, *scores.values()]) + 4))
