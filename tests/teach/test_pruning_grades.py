@@ -116,6 +116,16 @@ def test_scores_frame_and_rank(scored):
     assert scored.cost("Random", 4).points == 100
 
 
+def test_one_verdict_over_several_budgets(scored, monkeypatch):
+    points = {4: 5, 8: 1, 12: 5, 16: -5, 20: -1}
+    told = {keep: pruning.Lead(p, 2) for keep, p in points.items()}
+    monkeypatch.setattr(pruning.Grades, "lead", lambda self, first, second, keep: told[keep])
+    found = [scored.verdict("FasterVLM", "Random", keeps)
+             for keeps in ((4, 12), (8, 20), (8, 16), (4, 8, 12), (4, 16))]  # fmt: skip
+    assert found == [True, "a tie", False, "only with 4 and 12 tokens",
+                     "only with 4 tokens, behind with 16"]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------ charts
 def test_the_ranking_draws_what_it_says(scored, capsys):
     fig = pruning.ranking(scored, 12, "Who?", highlight=["FasterVLM"])
@@ -175,6 +185,52 @@ def test_one_question_about_objects_a_picture(made):
         assert torch.equal(shown, made.exam.cover[b, list(question.objects)].any(0))
     with pytest.raises(ValueError, match="no such question"):
         pruning.asked_objects(made.exam, torch.zeros_like(made.asked))
+
+
+# ----------------------------------------------------------------------------------------- widgets
+def shown_in(fig):
+    return torch.as_tensor(fig.axes[0].images[0].get_array()).permute(2, 0, 1)
+
+
+def test_scores_with_a_cut():
+    images = torch.rand(2, 3, 32, 32)
+    scores = {"up": torch.arange(16.0).expand(2, -1), "down": torch.arange(16.0, 0, -1)[None]}
+    scores["down"] = scores["down"].expand(2, -1)
+    patches = torch.zeros(2, 16, dtype=torch.bool)
+    patches[0, 0] = patches[1, 10:14] = True
+    panel = pruning.score_panel(images, scores, ["one?", "two?"], patches, (4, 4), keep=4)
+    fig = panel.draw(picture=1, source="up", keep=4)
+    want = pruning.paint(images[1], Plan(torch.tensor([[12, 13, 14, 15]]), 16), (4, 4))
+    assert torch.allclose(shown_in(fig), want) and fig.texts[0].get_text() == "two?"
+    assert "50%" in fig.axes[1].get_title() + fig.axes[1].get_title(loc="left")
+    before = panel.frame
+    panel.set(source="down", keep=2)
+    assert panel.frame != before
+    with pytest.raises(ValueError, match="keep=9"):
+        pruning.score_panel(images, scores, ["", ""], patches, (4, 4), keep=9)
+
+
+def test_the_order_of_a_choice():
+    images, tokens = torch.rand(2, 3, 32, 32), torch.randn(2, 16, 5)
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    panel = pruning.order_panel(images, {"a": order, "b": order.flip(1)}, tokens, (4, 4), step=3)
+    fig = panel.draw(picture=1, rule="b", step=5)
+    chosen = order[1].flip(0)[:5]
+    want = pruning.paint(images[1], Plan(chosen[None], 16), (4, 4))
+    assert torch.allclose(shown_in(fig), want)
+    cloud, marked, newest = (line.get_xydata() for line in fig.axes[1].lines)
+    assert (len(cloud), len(marked)) == (16, 5)
+    assert newest.tolist() == [cloud[chosen[-1]].tolist()]
+    assert panel.controls["step"].max == 16
+
+
+def test_the_plane_keeps_what_varies_most():
+    tokens = torch.randn(50, 3) * torch.tensor([1.0, 9.0, 4.0])
+    shown = pruning.plane(tokens + 7)
+    spread = shown.std(dim=0)
+    assert spread[0] > spread[1] > 3 and abs(shown.mean()) < 1e-4
+    true = (tokens - tokens.mean(0))[:, 1]
+    assert abs(torch.corrcoef(torch.stack([shown[:, 0], true]))[0, 1]) > 0.95
 
 
 def test_looks_are_those_of_the_registry():

@@ -20,6 +20,7 @@ from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".charts": ("LOOKS", "ranking", "show_measures", "show_over_keep", "show_ranking"),
+    ".choices": ("order_panel", "plane", "score_panel"),
     ".grades": ("Grades", "Lead", "lead"),
     ".inside": ("asked_objects", "last_word", "look_inside"),
     ".panels": ("bench", "sheet"),

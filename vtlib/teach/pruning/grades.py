@@ -154,6 +154,19 @@ class Grades:
         """How far one method leads another."""
         return lead(self._known(first, keep), self._known(second, keep), self.asked)
 
+    def verdict(self, first: str, second: str, keeps: Sequence[int]) -> bool | str:
+        """Whether one method leads another, over several budgets: True at each, False at none and
+        behind at one at least, "a tie" where nothing is beyond the noise; else where it does."""
+        said = {keep: self.lead(first, second, keep).verdict for keep in keeps}
+        leads = [str(keep) for keep, verdict in said.items() if verdict is True]
+        trails = [str(keep) for keep, verdict in said.items() if verdict is False]
+        if len(leads) == len(said):
+            return True
+        if not leads:
+            return False if trails else TIE
+        words = f"only with {' and '.join(leads)} tokens"
+        return words + (f", behind with {' and '.join(trails)}" if trails else "")
+
     def cost(self, name: str, keep: int) -> Lead:
         """How far all tokens lead what the method leaves: what pruning costs."""
         return lead(self.right_whole, self._known(name, keep), self.asked)

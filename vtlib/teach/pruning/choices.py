@@ -1,0 +1,124 @@
+"""Widgets of a choice: by score with a cut, and token by token in token space."""
+
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vtlib.nn.checks import check_int
+from vtlib.teach.figures import PALETTE, figure
+from vtlib.teach.pruning.plans import draw
+from vtlib.teach.widgets import Panel, panel
+from vtlib.tokens import Plan, top_tokens
+
+
+def _slider(name: str, value: int, least: int, most: int) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(value, least, most, description=name)
+
+
+def _dropdown(name: str, options: Mapping) -> ipywidgets.Dropdown:
+    return ipywidgets.Dropdown(options=list(options), description=name)
+
+
+# ------------------------------------------------------------------------------------------- scores
+def score_panel(
+    images: Tensor,
+    scores: Mapping[str, Tensor],
+    questions: Sequence[str],
+    patches: Tensor,
+    grid: tuple[int, int],
+    keep: int = 28,
+) -> Panel:
+    """Picture, score and budget -> the patches that stay, and the sorted scores with the cut.
+
+    The title of the curve says which share of the asked object stays.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        scores: {name: (B, N)}.
+        questions: B texts.
+        patches: (B, N) bool, those that show what is asked about.
+        grid: (h, w), N = h w.
+        keep: the first budget.
+    """
+    count = grid[0] * grid[1]
+
+    def draw_scores(picture: int, source: str, keep: int) -> Figure:
+        score = scores[source][picture : picture + 1].cpu()
+        plan = Plan(top_tokens(score, keep), count)
+        fig, (left, right) = figure(2, size=(6.8, 3.2), width_ratios=(1, 1.25))
+        fig.subplots_adjust(0.01, 0.14, 0.98, 0.83, wspace=0.3)
+        fig.text(0.01, 0.97, questions[picture], va="top", weight="bold")
+        draw(left, images[picture].cpu(), plan, grid, title=f"{source}: {keep} tokens")
+        share = count * score[0].sort(descending=True).values / score.sum()
+        right.plot(range(1, count + 1), share.tolist())
+        right.axvline(keep, color=PALETTE[1])
+        asked = patches[picture].cpu()
+        found = (plan.kept()[0] & asked).sum() / asked.sum()
+        right.set(title=f"recall of what is asked about: {found:.0%}", xlabel="rank of the token")
+        right.set_ylabel("score / mean score")
+        return fig
+
+    first = next(iter(scores))
+    return panel(
+        draw_scores,
+        alt=f"A scene with the {keep} patches of the highest score ({first}), and all scores"
+            f" sorted, with the cut at {keep}.",
+        picture=_slider("picture", 0, 0, len(images) - 1),
+        source=_dropdown("score", scores),
+        keep=_slider("keep", check_int(keep, "keep", 1, count // 2), 1, count // 2),
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------- token space
+def plane(tokens: Tensor) -> Tensor:
+    """The two directions along which tokens vary most (PCA): (N, D) -> (N, 2)."""
+    centred = tokens.detach().float().cpu()
+    centred = centred - centred.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T
+
+
+def order_panel(
+    images: Tensor,
+    orders: Mapping[str, Tensor],
+    tokens: Tensor,
+    grid: tuple[int, int],
+    step: int = 12,
+) -> Panel:
+    """Picture, rule and step -> the tokens chosen so far, on the picture and in token space (PCA).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        orders: {rule: (B, K) long, patches in the order of choice}.
+        tokens: (B, N, D), what the cloud is made of.
+        grid: (h, w), N = h w.
+        step: how many are chosen in the first frame.
+    """
+    clouds = [plane(x) for x in tokens]
+    most = min(order.shape[1] for order in orders.values())
+
+    def draw_order(picture: int, rule: str, step: int) -> Figure:
+        chosen, cloud = orders[rule][picture, :step].cpu(), clouds[picture]
+        fig, (left, right) = figure(2, size=(6.6, 3.2))
+        fig.subplots_adjust(0.01, 0.06, 0.98, 0.9, wspace=0.12)
+        plan = Plan(chosen[None], len(cloud))
+        draw(left, images[picture].cpu(), plan, grid, title=f"{rule}: the first {step}")
+        right.plot(*cloud.T.tolist(), ".", color="#bbbbbb", markersize=4)
+        right.plot(*cloud[chosen].T.tolist(), "o", color=PALETTE[0], markersize=5)
+        newest = {"color": PALETTE[1], "markersize": 10, "fillstyle": "none"}
+        right.plot(*cloud[chosen[-1:]].T.tolist(), "o", **newest)
+        right.set(title="all tokens in a plane (PCA), the newest circled", xticks=[], yticks=[])
+        return fig
+
+    first = next(iter(orders))
+    return panel(
+        draw_order,
+        alt=f"A scene with the first {step} patches that {first} takes, and the cloud of all"
+            " tokens in a plane with the chosen ones marked.",
+        picture=_slider("picture", 0, 0, len(images) - 1),
+        rule=_dropdown("rule", orders),
+        step=_slider("step", check_int(step, "step", 2, most), 2, most),
+    )  # fmt: skip
