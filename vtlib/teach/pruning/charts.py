@@ -11,14 +11,14 @@ from vtlib.teach.pruning.grades import Grades
 from vtlib.teach.tables import table
 
 BLUE, RED, GREEN, PINK, YELLOW, SKY, BLACK = PALETTE[:7]
-GREY = "#999999"
+GREYS = ["#666666", "#888888", "#999999", "#BBBBBB"]
 SIMPLE = ("Random", "Uniform grid", "Average pooling", "ToMe-style merging")
 """Rules that every method has to beat."""
 LOOKS = {
-    "Random": {"color": GREY, "marker": "o"},
-    "Uniform grid": {"color": GREY, "marker": "s"},
-    "Average pooling": {"color": GREY, "marker": "^"},
-    "ToMe-style merging": {"color": GREY, "marker": "D"},
+    "Random": {"color": GREYS[2], "marker": "o"},
+    "Uniform grid": {"color": GREYS[0], "marker": "s"},
+    "Average pooling": {"color": GREYS[1], "marker": "^"},
+    "ToMe-style merging": {"color": GREYS[3], "marker": "D"},
     "Oracle": {"color": GREEN, "marker": "*"},
     "FastV": {"color": BLACK, "marker": "v"},
     "FasterVLM": {"color": BLUE, "marker": "o"},
@@ -40,7 +40,7 @@ def _colour(name: str, highlight: Sequence[str]) -> str:
     if name in highlight:
         return RED
     if name in SIMPLE:
-        return GREY
+        return GREYS[2]
     return GREEN if name == "Oracle" else BLUE
 
 
@@ -52,7 +52,7 @@ def ranking(
     names: Sequence[str] | None = None,
     highlight: Sequence[str] = (),
 ) -> Figure:
-    """A bar a method, the best on top: right answers above those of another picture's tokens.
+    """A bar a method, the best on top: right answers, from the blind score on.
 
     Bars start where the model stands that sees another picture, since that much comes from the
     questions alone; the line on the right is all tokens. Simple rules are grey, the oracle is
@@ -71,7 +71,7 @@ def ranking(
         rise, colour = score - grades.blind, _colour(name, highlight)
         ax.barh(place, rise, 0.72, left=grades.blind, color=colour)
         ax.text(max(score, grades.blind) + 0.4, place, f"{score:.0f}", va="center", fontsize=8)
-    lines = [(grades.blind, f" another picture: {grades.blind:.0f}", "left"),
+    lines = [(grades.blind, f" blind: {grades.blind:.0f}", "left"),
              (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
     for at, text, side in lines:
         ax.axvline(at, color="black", linewidth=1, linestyle=":")
@@ -91,7 +91,7 @@ def show_ranking(grades: Grades, keep: int, title: str, **options) -> None:
     show(
         ranking(grades, keep, title, **options),
         alt=f"Bars of right answers in percent with {keep} of {grades.num_tokens} tokens: {said};"
-            f" all tokens {grades.whole:.0f}, another picture's {grades.blind:.0f}.",
+            f" all tokens {grades.whole:.0f}, blind {grades.blind:.0f}.",
     )  # fmt: skip
 
 
@@ -111,8 +111,7 @@ def show_over_keep(
     names = list(grades.right) if names is None else list(names)
     keeps = sorted(grades.right[names[0]]) if names and names[0] in grades.right else []
     series = {name: [grades.percent(name, keep) for keep in keeps] for name in names}
-    level = {f"all {grades.num_tokens} tokens": grades.whole,
-             "another picture": grades.blind}  # fmt: skip
+    level = {f"all {grades.num_tokens} tokens": grades.whole, "blind": grades.blind}
     labels = (f"tokens kept (of {grades.num_tokens})", "right answers (%)")
     look = {"log": "x", "level": level, "legend": "outside", "looks": LOOKS} | options
     fig = curves(keeps, series, title, labels, **look)
@@ -120,7 +119,7 @@ def show_over_keep(
     said = [f"{name} " + ", ".join(f"{y:.0f}" for y in ys) for name, ys in series.items()]
     counts = ", ".join(map(str, keeps))
     show(fig, alt=f"Right answers in percent with {counts} tokens. {'; '.join(said)}. All tokens"
-                  f" {grades.whole:.0f}, another picture's {grades.blind:.0f}.")  # fmt: skip
+                  f" {grades.whole:.0f}, blind {grades.blind:.0f}.")  # fmt: skip
 
 
 def show_measures(rows: Mapping[str, Mapping[str, float]], caption: str | None = None) -> None:
