@@ -57,7 +57,8 @@ def test_kept_patches_stay_bright_and_dropped_ones_turn_grey(grid):
                 assert torch.equal(inner, big[n, :, 2:-2, 2:-2])
                 assert torch.allclose(out[n, :, 0, 0], BLUE)                             # the frame
             else:
-                assert torch.allclose(inner[0], inner[1]) and inner.min() > 0.7
+                assert torch.allclose(inner[0], inner[1])
+                assert inner.min() >= 0.33 and inner.max() <= 0.88
 
 
 def test_merged_patches_carry_the_colour_of_their_slot():
@@ -72,7 +73,7 @@ def test_merged_patches_carry_the_colour_of_their_slot():
     assert not torch.allclose(middle[3], torch.full((3,), 0.5))
     assert torch.allclose(middle[3], 0.225 + 0.55 * corner[0])
     assert torch.allclose(middle[4], 0.225 + 0.55 * corner[2])
-    assert torch.allclose(middle[5], torch.full((3,), 0.84))                     # dropped: pale
+    assert torch.allclose(middle[5], torch.full((3,), 0.605))                    # dropped: grey
     assert torch.allclose(corner[1], BLUE)                       # alone in its slot: framed as kept
 
 
@@ -84,7 +85,7 @@ def test_frames_tell_roles_and_prefix_tokens_are_left_out():
     third = [int(teach.PALETTE[2][i : i + 2], 16) / 255 for i in (1, 3, 5)]
     assert torch.allclose(corner[1], BLUE)                          # token 2 is patch 1
     assert torch.allclose(corner[4], torch.tensor(third))           # token 5 is patch 4
-    assert (corner[[0, 2, 3]] > 0.7).all()
+    assert torch.allclose(corner[[0, 2, 3]], torch.tensor(0.33))    # black and dropped
 
 
 def test_order_shows_the_first_steps_only():

@@ -10,6 +10,7 @@ from vtlib.pruning import baselines, fastv
 from vtlib.pruning.bench import encode
 from vtlib.pruning.registry import METHODS
 from vtlib.teach import pruning
+from vtlib.teach.pruning import charts
 from vtlib.teach.pruning import grades as grades_module
 from vtlib.tokens import Plan
 from vtlib.vlm import TinyVLM, exam
@@ -83,6 +84,17 @@ def test_grades_are_those_of_the_plans(made):
     assert torch.equal(made.plan("Random", 4).index, made.plan("Random", 4).index)
 
 
+def test_which_questions_a_kept_patch_touches(made):
+    on_objects, stays = made.touched("FasterVLM", 12)
+    kept, cover, questions = made.plan("FasterVLM", 12).kept(), made.exam.cover, 0
+    for b, row in enumerate(made.exam.asked):
+        for q, question in enumerate(row):
+            shown = cover[b, list(question.objects)].any(0) & kept[b]
+            assert on_objects[b, q] == bool(question.objects) and stays[b, q] == shown.any()
+            questions += bool(question.objects)
+    assert on_objects.sum() == questions > stays.sum() > 0
+
+
 def test_nothing_is_asked_twice(made, monkeypatch):
     asked = []
     real = grades_module.grade
@@ -140,6 +152,31 @@ def test_the_ranking_draws_what_it_says(scored, capsys):
     assert f"12 of 64 tokens: FasterVLM 100, Random {half}; all tokens 100" in said
 
 
+def test_whiskers_are_the_noise_of_a_lead(scored):
+    fig = pruning.ranking(scored, 12, "Who?", against="Random")
+    ax, noise = fig.axes[0], scored.lead("FasterVLM", "Random", 12).noise
+    (whisker,) = [c for c in ax.collections if hasattr(c, "get_segments")]
+    ends = [x for x, _ in whisker.get_segments()[0]]
+    assert ends == pytest.approx([100 - noise, 100 + noise]) and noise > 0
+    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert dashed[0].get_xdata()[0] == scored.percent("Random", 12)
+    assert "lead over Random" in ax.get_xlabel()
+
+
+def test_a_band_in_which_two_methods_tie(scored, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "show", lambda fig, alt: drawn.append(fig))
+    pruning.show_over_keep(scored, "Two", ["FasterVLM", "Random"], band=("FasterVLM", "Random"))
+    ax = drawn[0].axes[0]
+    corners = ax.collections[0].get_paths()[0].vertices
+    for keep in (4, 12):
+        middle = scored.percent("Random", keep)
+        noise = scored.lead("FasterVLM", "Random", keep).noise
+        ys = corners[corners[:, 0] == keep][:, 1]
+        assert (ys.min(), ys.max()) == pytest.approx((middle - noise, middle + noise))
+    assert "FasterVLM's lead over Random" in ax.get_xlabel()
+
+
 def test_curves_over_the_budget(scored, capsys):
     pruning.show_over_keep(scored, "More tokens", ["FasterVLM", "Random"])
     half = f"{scored.percent('Random', 12):.0f}"
@@ -152,7 +189,10 @@ def test_measures_as_a_table(made, capsys):
     found = made.measures("FasterVLM", 12)
     pruning.show_measures({"FasterVLM": found}, "12 tokens")
     said = capsys.readouterr().out
-    assert "12 tokens" in said and f"{found['recall']:.2f}" in said
+    assert "12 tokens" in said and f"{found['recall']:.2f}" in said and "redundancy" in said
+    pruning.show_measures({"FasterVLM": found}, columns=("recall", "objects hit"))
+    said = capsys.readouterr().out
+    assert f"{found['objects hit']:.2f}" in said and "redundancy" not in said
 
 
 def test_one_picture_under_several_plans():
@@ -161,6 +201,24 @@ def test_one_picture_under_several_plans():
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["all", "one"]
     shown = torch.as_tensor(fig.axes[1].images[0].get_array()).permute(2, 0, 1)
     assert torch.allclose(shown, pruning.paint(picture, plan, (2, 2), 1))
+    left_half = torch.tensor([True, False, True, False])
+    fig = pruning.plan_row(picture, {"all": None, "one": plan}, (2, 2), around=left_half)
+    assert [len(ax.collections) for ax in fig.axes] == [1, 1]
+
+
+def test_an_outline_runs_around_its_patches():
+    """An L of three of 2 x 3 patches, each 8 x 8 pixels: its border has eight sides of 8."""
+    fig = pruning.plan_row(torch.rand(3, 16, 24), {"all": None}, (2, 3))
+    ell = torch.tensor([True, False, False, True, True, False])
+    pruning.outline(fig.axes[0], ell, (2, 3))
+    (border,) = fig.axes[0].collections
+    sides = {tuple(sorted(map(tuple, (side + 0.5).tolist()))) for side in border.get_segments()}
+    assert sides == {
+        ((0, 0), (8, 0)), ((0, 0), (0, 8)), ((0, 8), (0, 16)), ((0, 16), (8, 16)),
+        ((8, 16), (16, 16)), ((16, 8), (16, 16)), ((8, 8), (16, 8)), ((8, 0), (8, 8)),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"patches is torch.bool \(6,\)"):
+        pruning.outline(fig.axes[0], ell, (2, 2))
 
 
 # ------------------------------------------------------------------------------------- the decoder
@@ -206,6 +264,7 @@ def test_scores_with_a_cut():
     before = panel.frame
     panel.set(source="down", keep=2)
     assert panel.frame != before
+    assert len(fig.axes[0].collections[0].get_segments()) == 12      # around 10, 11 and 12, 13
     with pytest.raises(ValueError, match="keep=9"):
         pruning.score_panel(images, scores, ["", ""], patches, (4, 4), keep=9)
 
@@ -222,6 +281,13 @@ def test_the_order_of_a_choice():
     assert (len(cloud), len(marked)) == (16, 5)
     assert newest.tolist() == [cloud[chosen[-1]].tolist()]
     assert panel.controls["step"].max == 16
+    objects = torch.rand(2, 16) < 0.5
+    found = pruning.order_panel(images, {"a": order}, tokens, (4, 4), step=3, objects=objects)
+    right = found.draw(picture=1, rule="a", step=5).axes[1]
+    sizes = [len(line.get_xydata()) for line in right.lines]
+    assert sizes == [16 - objects[1].sum(), objects[1].sum(), 5, 1]
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names == ["background", "object", "chosen", "newest"]
 
 
 def test_the_plane_keeps_what_varies_most():

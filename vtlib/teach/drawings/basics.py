@@ -1,7 +1,7 @@
 """What many notebooks start from: the plain ViT, and pruning's places in TinyVLM."""
 
 from vtlib.teach.diagrams import chain, diagram
-from vtlib.teach.drawings._scene import ALL, QUESTION, kept
+from vtlib.teach.drawings._scene import ALL, QUESTION, SAME, kept
 from vtlib.teach.drawings.sketches import Cells, Scene
 
 
@@ -47,18 +47,27 @@ def vit() -> None:
     )
 
 
-def pruning() -> None:
-    """Where tokens can leave TinyVLM: 128 x 128 pixels are 256 visual tokens."""
-    before = "1: encoder features\nFasterVLM, HiPrune,\nVisionDrop, CrossGET,\nRecoverable"
-    tokens = "2: visual tokens\nDivPrune, HoloV,\nZOO-Prune, AIM"
-    inside = "3: inside the decoder\nFastV, TransPrune,\nVisionDrop, AIM"
+def pruning(
+    features: str = "FasterVLM, HiPrune,\nVisionDrop, CrossGET,\nRecoverable",
+    tokens: str = "DivPrune, HoloV,\nZOO-Prune, AIM",
+    inside: str = "FastV, TransPrune,\nVisionDrop, AIM",
+) -> None:
+    """Where tokens can leave TinyVLM: 128 x 128 pixels are 256 visual tokens.
+
+    Args:
+        features: names of methods that cut behind the encoder.
+        tokens: of those behind the projector.
+        inside: of those inside the decoder.
+    """
+    before = f"1: encoder features\n{features}"
+    tokens, inside = f"2: visual tokens\n{tokens}", f"3: inside the decoder\n{inside}"
     few = kept([4, 10, 18, 27, 33, 46, 61])
     prompt = Cells(["#######", "ttttt"], 10)
     diagram(
         "Pruning: three places where visual tokens can leave a vision-language model",
         boxes={
             "image": (0, 0, "image\n128 x 128 pixels", "data", Scene()),
-            "encoder": (1, 0, "ViT encoder\n5 layers", "layer", ALL),
+            "encoder": (1, 0, "ViT encoder\n4 of 5 layers\nare used", "layer", ALL),
             "features": (2, 0, before, "idea", Cells(few)),
             "projector": (3, 0, "projector\n2 Linear,\n144 to 128", "layer"),
             "tokens": (3, 1, tokens, "idea", Cells(few)),
@@ -81,6 +90,6 @@ def pruning() -> None:
         ],
         note="T of 256 visual tokens stay, for instance 28; L words join them and always stay. A "
         "method cuts at one of the three places, or at several; where it does not, all tokens "
-        "pass. AIM and VisionDrop cut at two.",
+        "pass. " + SAME,
         legend=False,
     )

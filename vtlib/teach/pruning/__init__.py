@@ -10,10 +10,10 @@
     pruning.bench(model, exam).show()
 
 `Grades` asks a whole exam, a budget and a method at a time, and keeps the answers; `Lead` says
-whether a difference is more than noise. `draw` shows dropped patches pale, merged ones in the
-colour of their slot, roles framed. `look_inside` reads scores in the decoder. `trial` is one run
-with its answer, probability, tokens, FLOPs, cache and time; `bench` is the widget over all methods
-of `vtlib.pruning.registry`.
+whether a difference is more than noise. `draw` shows dropped patches in grey, merged ones in the
+colour of their slot, roles framed; `outline` surrounds an object. `look_inside` reads scores in the
+decoder. `trial` is one run with its answer, probability, tokens, FLOPs, cache and time; `bench` is
+the widget over all methods of `vtlib.pruning.registry`.
 """
 
 from ..._lazy import lazy
@@ -24,6 +24,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".grades": ("Grades", "Lead", "lead"),
     ".inside": ("asked_objects", "last_word", "look_inside"),
     ".panels": ("bench", "sheet"),
-    ".plans": ("COLOURS", "draw", "legend", "paint", "plan_row"),
+    ".plans": ("COLOURS", "draw", "legend", "outline", "paint", "plan_row"),
     ".trials": ("Trial", "bill", "trial"),
 })

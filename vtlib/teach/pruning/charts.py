@@ -51,6 +51,7 @@ def ranking(
     title: str,
     names: Sequence[str] | None = None,
     highlight: Sequence[str] = (),
+    against: str | None = None,
 ) -> Figure:
     """A bar a method, the best on top: right answers, from the blind score on.
 
@@ -64,13 +65,19 @@ def ranking(
         title: the message, in a sentence.
         names: of the methods; default: all that were graded at this budget.
         highlight: the methods at hand, in red.
+        against: a method that the others are compared with: each gets a whisker, ± the noise of
+            its lead over this one, and where it misses the line the lead counts.
     """
     scores = grades.ranked(keep, names)
     fig, ax = figure(size=(6.4, 0.95 + 0.27 * len(scores)), layout="constrained")
     for place, (name, score) in enumerate(scores.items()):
         rise, colour = score - grades.blind, _colour(name, highlight)
+        noise = 0.0 if against in (None, name) else grades.lead(name, against, keep).noise
         ax.barh(place, rise, 0.72, left=grades.blind, color=colour)
-        ax.text(max(score, grades.blind) + 0.4, place, f"{score:.0f}", va="center", fontsize=8)
+        if noise:
+            ax.errorbar(score, place, xerr=noise, color="black", linewidth=1, capsize=2)
+        end = max(score, grades.blind) + noise + 0.4
+        ax.text(end, place, f"{score:.0f}", va="center", fontsize=8)
     lines = [(grades.blind, f" blind: {grades.blind:.0f}", "left"),
              (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
     for at, text, side in lines:
@@ -80,7 +87,11 @@ def ranking(
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set(xlim=(low - 4, max([grades.whole, *scores.values()]) + 4))
     ax.set(ylim=(len(scores) - 0.45, -1.5), title=title)
-    ax.set_xlabel(f"right answers with {keep} of {grades.num_tokens} tokens (%)")
+    below = f"right answers with {keep} of {grades.num_tokens} tokens (%)"
+    if against is not None:
+        ax.axvline(scores[against], color=GREYS[0], linewidth=1, linestyle="--")
+        below += f"\nwhiskers: ± of the lead over {against} (dashed)"
+    ax.set_xlabel(below)
     return fig
 
 
@@ -96,7 +107,11 @@ def show_ranking(grades: Grades, keep: int, title: str, **options) -> None:
 
 
 def show_over_keep(
-    grades: Grades, title: str, names: Sequence[str] | None = None, **options
+    grades: Grades,
+    title: str,
+    names: Sequence[str] | None = None,
+    band: tuple[str, str] | None = None,
+    **options,
 ) -> None:
     """Publish right answers against the budget: a curve a method, lines for all and for blind.
 
@@ -106,6 +121,8 @@ def show_over_keep(
         grades: with the methods.
         title: the message, in a sentence.
         names: of the methods; default: all.
+        band: (first, second): a band around the second curve, ± the noise of the first one's lead;
+            inside it the two tie.
         options: as for `teach.curves`.
     """
     names = list(grades.right) if names is None else list(names)
@@ -116,18 +133,44 @@ def show_over_keep(
     look = {"log": "x", "level": level, "legend": "outside", "looks": LOOKS} | options
     fig = curves(keeps, series, title, labels, **look)
     fig.set_size_inches(6.6, 3.2)
+    if band is not None:
+        _draw_band(fig.axes[0], grades, keeps, band)
     said = [f"{name} " + ", ".join(f"{y:.0f}" for y in ys) for name, ys in series.items()]
     counts = ", ".join(map(str, keeps))
     show(fig, alt=f"Right answers in percent with {counts} tokens. {'; '.join(said)}. All tokens"
                   f" {grades.whole:.0f}, blind {grades.blind:.0f}.")  # fmt: skip
 
 
-def show_measures(rows: Mapping[str, Mapping[str, float]], caption: str | None = None) -> None:
-    """Publish the measures of choices as a table of five columns.
+def _draw_band(ax, grades: Grades, keeps: Sequence[int], band: tuple[str, str]) -> None:
+    """A band around the second method's curve: ± the noise of the first one's lead.
+
+    Args:
+        ax: matplotlib Axes with the curves.
+        grades: with the methods.
+        keeps: the budgets.
+        band: (first, second).
+    """
+    first, second = band
+    middle = [grades.percent(second, keep) for keep in keeps]
+    noise = [grades.lead(first, second, keep).noise for keep in keeps]
+    low = [m - n for m, n in zip(middle, noise, strict=True)]
+    high = [m + n for m, n in zip(middle, noise, strict=True)]
+    color = LOOKS.get(second, {}).get("color", GREYS[0])
+    ax.fill_between(keeps, low, high, color=color, alpha=0.18, linewidth=0)
+    ax.set_xlabel(f"{ax.get_xlabel()}\nband: ± of {first}'s lead over {second}; inside it they tie")
+
+
+def show_measures(
+    rows: Mapping[str, Mapping[str, float]],
+    caption: str | None = None,
+    columns: Sequence[str] = MEASURES,
+) -> None:
+    """Publish the measures of choices as a table, by default of five columns.
 
     Args:
         rows: {name: `exam.measures`}, such as {name: grades.measures(name, 28)}.
         caption: a line above it.
+        columns: of MEASURES.
     """
-    cells = [[name, *[f"{row[key]:.2f}" for key in MEASURES]] for name, row in rows.items()]
-    table(["kept tokens", *MEASURES], cells, caption=caption)
+    cells = [[name, *[f"{row[key]:.2f}" for key in columns]] for name, row in rows.items()]
+    table(["kept tokens", *columns], cells, caption=caption)

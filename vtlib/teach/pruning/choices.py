@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtlib.nn.checks import check_int
 from vtlib.teach.figures import PALETTE, figure
-from vtlib.teach.pruning.plans import draw
+from vtlib.teach.pruning.plans import draw, outline
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan, top_tokens
 
@@ -33,7 +33,7 @@ def score_panel(
 ) -> Panel:
     """Picture, score and budget -> the patches that stay, and the sorted scores with the cut.
 
-    The title of the curve says which share of the asked object stays.
+    A line surrounds what is asked about; the title of the curve says which share of it stays.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -52,6 +52,7 @@ def score_panel(
         fig.subplots_adjust(0.01, 0.14, 0.98, 0.83, wspace=0.3)
         fig.text(0.01, 0.97, questions[picture], va="top", weight="bold")
         draw(left, images[picture].cpu(), plan, grid, title=f"{source}: {keep} tokens")
+        outline(left, patches[picture], grid)
         share = count * score[0].sort(descending=True).values / score.sum()
         right.plot(range(1, count + 1), share.tolist())
         right.axvline(keep, color=PALETTE[1])
@@ -64,8 +65,8 @@ def score_panel(
     first = next(iter(scores))
     return panel(
         draw_scores,
-        alt=f"A scene with the {keep} patches of the highest score ({first}), and all scores"
-            f" sorted, with the cut at {keep}.",
+        alt=f"A scene with the {keep} patches of the highest score ({first}), a line around"
+            f" what is asked about, and all scores sorted, with the cut at {keep}.",
         picture=_slider("picture", 0, 0, len(images) - 1),
         source=_dropdown("score", scores),
         keep=_slider("keep", check_int(keep, "keep", 1, count // 2), 1, count // 2),
@@ -81,12 +82,38 @@ def plane(tokens: Tensor) -> Tensor:
     return centred @ directions[:2].T
 
 
+def _draw_cloud(ax, cloud: Tensor, chosen: Tensor, objects: Tensor | None) -> None:
+    """Tokens in a plane: those of objects, the chosen ones and the newest are marked.
+
+    Args:
+        ax: matplotlib Axes.
+        cloud: (N, 2).
+        chosen: (T,) long, in the order of choice.
+        objects: (N,) bool or None.
+    """
+    marked = {"background": ("#bbbbbb", ".", 4, cloud)}
+    if objects is not None:
+        marked["background"] = ("#bbbbbb", ".", 4, cloud[~objects])
+        marked["object"] = (PALETTE[4], ".", 6, cloud[objects])
+    marked["chosen"] = (PALETTE[0], "o", 5, cloud[chosen])
+    marked["newest"] = (PALETTE[1], "o", 10, cloud[chosen[-1:]])
+    for name, (color, mark, size, dots) in marked.items():
+        fill = "none" if name == "newest" else "full"
+        look = {"color": color, "markersize": size, "fillstyle": fill, "label": name}
+        ax.plot(*dots.T.tolist(), mark, **look)
+    if objects is not None:
+        ax.legend(fontsize=7.5, loc="best", handletextpad=0.1)
+    ax.set(title="all tokens in a plane (PCA)", xticks=[], yticks=[])
+    ax.set(xlabel="first direction", ylabel="second direction")
+
+
 def order_panel(
     images: Tensor,
     orders: Mapping[str, Tensor],
     tokens: Tensor,
     grid: tuple[int, int],
     step: int = 12,
+    objects: Tensor | None = None,
 ) -> Panel:
     """Picture, rule and step -> the tokens chosen so far, on the picture and in token space (PCA).
 
@@ -96,6 +123,7 @@ def order_panel(
         tokens: (B, N, D), what the cloud is made of.
         grid: (h, w), N = h w.
         step: how many are chosen in the first frame.
+        objects: (B, N) bool, the patches that show objects: dots of another colour.
     """
     clouds = [plane(x) for x in tokens]
     most = min(order.shape[1] for order in orders.values())
@@ -103,14 +131,11 @@ def order_panel(
     def draw_order(picture: int, rule: str, step: int) -> Figure:
         chosen, cloud = orders[rule][picture, :step].cpu(), clouds[picture]
         fig, (left, right) = figure(2, size=(6.6, 3.2))
-        fig.subplots_adjust(0.01, 0.06, 0.98, 0.9, wspace=0.12)
+        fig.subplots_adjust(0.01, 0.09, 0.98, 0.9, wspace=0.16)
         plan = Plan(chosen[None], len(cloud))
         draw(left, images[picture].cpu(), plan, grid, title=f"{rule}: the first {step}")
-        right.plot(*cloud.T.tolist(), ".", color="#bbbbbb", markersize=4)
-        right.plot(*cloud[chosen].T.tolist(), "o", color=PALETTE[0], markersize=5)
-        newest = {"color": PALETTE[1], "markersize": 10, "fillstyle": "none"}
-        right.plot(*cloud[chosen[-1:]].T.tolist(), "o", **newest)
-        right.set(title="all tokens in a plane (PCA), the newest circled", xticks=[], yticks=[])
+        shows = None if objects is None else objects[picture].cpu()
+        _draw_cloud(right, cloud, chosen, shows)
         return fig
 
     first = next(iter(orders))

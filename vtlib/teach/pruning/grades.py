@@ -176,6 +176,18 @@ class Grades:
         method, generator = self.methods[name], self._generator()
         return reduce(self.model, self.vision, method, keep, generator=generator).plan
 
+    def touched(self, name: str, keep: int) -> tuple[Tensor, Tensor]:
+        """For each question (B, Q) bool: whether it rests on objects, and whether of such a patch
+        one at least stays."""
+        kept, cover = self.plan(name, keep).kept().cpu(), self.exam.cover.cpu()
+        on_objects, stays = (torch.zeros(self.asked.shape, dtype=torch.bool) for _ in range(2))
+        for b, row in enumerate(self.exam.asked):
+            for q, question in enumerate(row):
+                if question.objects:
+                    on_objects[b, q] = True
+                    stays[b, q] = (cover[b, list(question.objects)].any(0) & kept[b]).any()
+        return on_objects.to(self.asked.device), stays.to(self.asked.device)
+
     def measures(self, name: str, keep: int) -> dict[str, float]:
         """The choice before anything is answered: see `exam.measures`."""
         plan = self.plan(name, keep)

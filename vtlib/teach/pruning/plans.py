@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,9 +13,11 @@ from vtlib.nn.checks import check_int, check_ints
 from vtlib.teach.figures import PALETTE
 from vtlib.teach.pictures import image, picture_row, pixels_of
 from vtlib.tokens import Plan
+from vtlib.tokens.checks import check_mask
 
 COLOURS = ("auto", "kept", "slots", "roles")
 PATCH = 16  # pixels of a painted patch at least, so that a frame of one or two pixels is fine
+GREYED = 0.55, 0.33  # contrast and darkest grey of a dropped patch: dark enough to be recognised
 SLOT_ORDER = (0, 4, 2, 3, 5, 1, 7)  # neighbours in the list look different; black is left out
 
 
@@ -91,9 +94,9 @@ def paint(
 ) -> Tensor:
     """A picture with what `plan` does to its patches: (3, H', W') in [0, 1], at least 16 a patch.
 
-    Kept patches are bright, in a frame; dropped ones pale and grey. Patches that went into a slot
-    together carry the slot's colour, brighter where the slot sits. ValueError when plan and grid do
-    not fit, for an unknown colour and for "roles" of a plan without.
+    Kept patches are in colour, in a frame; dropped ones in light greys. Patches that went into a
+    slot together carry the slot's colour, brighter where the slot sits. ValueError when plan and
+    grid do not fit, for an unknown colour and for "roles" of a plan without.
 
     Args:
         picture: (3, H, W) in [0, 1], or uint8.
@@ -115,8 +118,8 @@ def paint(
         shown = torch.tensor(shown, dtype=torch.long, device="cpu")
         kept = torch.zeros_like(kept).scatter(0, shown, True)
         source = torch.where(kept, source, -1)
-    grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
-    out = torch.where((source >= 0)[:, None, None, None], pixels, 0.24 * grey + 0.72)
+    grey = GREYED[0] * pixels.mean(dim=1, keepdim=True).expand_as(pixels) + GREYED[1]
+    out = torch.where((source >= 0)[:, None, None, None], pixels, grey)
     frame = _palette([0]).expand(h * w, 3)
     if colour == "roles":
         frame = _role_colours(plan, row)
@@ -169,12 +172,40 @@ def legend(ax, names: Sequence[str]) -> None:
         ax.text((k + 0.5) / len(names), -0.02, name, color=PALETTE[k], **look)
 
 
+def outline(ax, patches: Tensor, grid: tuple[int, int], color: str = PALETTE[1]) -> None:
+    """A line around some patches of the picture that fills `ax`, such as those of an object.
+
+    ValueError for patches that do not fit the grid.
+
+    Args:
+        ax: matplotlib Axes with the picture.
+        patches: (N,) bool, N = h w.
+        grid: (h, w).
+        color: of the line.
+    """
+    h, w = check_ints(grid, "grid", 1, length=2)
+    check_mask(patches, "patches", (h * w,))
+    height, width = ax.images[0].get_array().shape[:2]
+    inside = torch.zeros(h + 2, w + 2, dtype=torch.bool, device="cpu")
+    inside[1:-1, 1:-1] = patches.cpu().view(h, w)
+    lines = []
+    for row, col in (inside[1:, 1:-1] != inside[:-1, 1:-1]).nonzero().tolist():
+        lines.append([(col, row), (col + 1, row)])
+    for row, col in (inside[1:-1, 1:] != inside[1:-1, :-1]).nonzero().tolist():
+        lines.append([(col, row), (col, row + 1)])
+    scale = torch.tensor([width / w, height / h], device="cpu")
+    ends = torch.tensor(lines, device="cpu").view(-1, 2, 2) * scale - 0.5
+    look = {"colors": color, "linewidths": 2, "capstyle": "projecting"}
+    ax.add_collection(LineCollection(ends.tolist(), **look), autolim=False)
+
+
 def plan_row(
     picture: Tensor,
     plans: Mapping[str, Plan | None],
     grid: tuple[int, int],
     row: int = 0,
     colour: str = "auto",
+    around: Tensor | None = None,
     **options,
 ) -> Figure:
     """One picture as several plans leave it, side by side -> Figure, for `teach.show`.
@@ -185,9 +216,13 @@ def plan_row(
         grid: (h, w), of its patches.
         row: which picture of the plans' batch.
         colour: see `paint`.
+        around: (N,) bool, patches with an `outline` in each picture.
         options: as for `teach.picture_row`: cols, size, title.
     """
     shown = []
     for plan in plans.values():
         shown.append(picture if plan is None else paint(picture, plan, grid, row, colour))
-    return picture_row(shown, list(plans), **options)
+    fig = picture_row(shown, list(plans), **options)
+    for ax in fig.axes if around is not None else ():
+        outline(ax, around, grid)
+    return fig
