@@ -89,6 +89,20 @@ def test_object_patches_against_pixels(taken):
     assert (exam.oracle_mask(taken)[taken.scenes.sign.flatten(1).any(1)]).any(1).all()
 
 
+def test_an_exam_has_the_patches_of_its_encoder(taken):
+    """The same scenes larger, in patches of 14 pixels: 16 x 16 as before, on the same objects."""
+    large = exam.exam(6, seed=3, size=224, patch=14)
+    small = exam.exam(6, seed=3)
+    assert large.images.shape[2:] == (224, 224) and small.patch == taken.patch == 8
+    assert large.cover.shape == small.cover.shape and large.cover.shape[2] == 256
+    for measure in (exam.oracle_mask, lambda made: made.cover.any(1)):
+        one, other = measure(large), measure(small)
+        assert (one & other).sum() > 0.85 * (one | other).sum()
+    assert torch.equal(exam.oracle_mask(large), exam.oracle_mask(large, 14))
+    with pytest.raises(ValueError, match="patch=0"):
+        exam.exam(1, patch=0)
+
+
 def test_the_same_scenes_at_five_sizes():
     tests = exam.by_scale(6, seed=4)
     assert list(tests) == ["tiny", "small", "middle", "large", "huge"]

@@ -41,7 +41,7 @@ already serves as the registers' score: an anchor has to be chosen by another. N
 it; a test does so on the shipped encoder.
 """
 OPTIONS: dict[str, dict[str, Any]] = {"hiprune": {"object_layer": OBJECT_LAYER}}
-"""Options that a method needs at TinyVLM's size."""
+"""Options that a method needs with TinyVLM's own encoder; another one brings its own, `options`."""
 NAMELESS = frozenset(words(SHELL))
 """Words of questions that name nothing in a picture."""
 
@@ -58,18 +58,23 @@ def encode(model: TinyVLM, images: Tensor, methods: Iterable | None = None) -> V
     need: set[str] = set()
     attention: set[int] = set()
     hidden: set[int] = set()
-    num_layers, num_prefix = len(model.encoder.blocks), model.encoder.num_prefix
+    num_layers, num_prefix = model.encoder.num_layers, model.encoder.num_prefix
     deep = model.select % (num_layers + 1) - 1
     for method in map(find, METHODS if methods is None else methods):
         if method.prune is None:
             continue
         need |= set(method.needs(num_prefix)) - {"attention"}
-        options = OPTIONS.get(method.name)
+        options = options_of(model, method)
         attention |= set(method.attention(num_layers, deep, options, num_prefix))
         hidden |= set(method.hidden_states(num_layers))
         if {"query", "key"} & set(method.signals):
             hidden.add(num_layers - 1)
     return model.encode(images, tuple(need), tuple(attention), tuple(hidden))
+
+
+def options_of(model: TinyVLM, method: Method) -> dict[str, Any]:
+    """What the method needs with this model's encoder."""
+    return dict(getattr(model.encoder, "options", OPTIONS).get(method.name, {}))
 
 
 def asking_vector(model: TinyVLM, questions: Sequence[str]) -> Tensor:
@@ -85,7 +90,7 @@ def asking_vector(model: TinyVLM, questions: Sequence[str]) -> Tensor:
 
 def _last_layer(model: TinyVLM, vision: VisionOutputs, _: Any) -> dict[str, Tensor]:
     """q, k (B, prefix + N, C) of the encoder's last layer, heads side by side."""
-    last = len(model.encoder.blocks) - 1
+    last = model.encoder.num_layers - 1
     q, k = model.encoder.queries_and_keys(last, vision.hidden[last])
     return {"query": q.transpose(1, 2).flatten(2), "key": k.transpose(1, 2).flatten(2)}
 
@@ -253,7 +258,7 @@ def reduce(
 
 def _before(model, vision, method, keep, questions, generator) -> Plan:
     """The plan before the language model."""
-    options = {**OPTIONS.get(method.name, {}), **signals(model, vision, method, questions)}
+    options = {**options_of(model, method), **signals(model, vision, method, questions)}
     if method.draws:
         options["generator"] = generator
     if method.keep_before is not None:

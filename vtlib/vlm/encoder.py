@@ -59,6 +59,7 @@ class Encoder(nn.Module):
                 f"place_dim={place_dim} must lie between 0 and embed_dim={embed_dim}"
             )
         self.num_prefix = 1 + check_int(num_registers, "num_registers", 0)
+        self.embed_dim, self.num_layers = embed_dim, num_layers
         self.stem = _stem(3, embed_dim // 4, embed_dim // 2, embed_dim - self.place_dim)
         self.prefix = nn.Parameter(torch.randn(1, self.num_prefix, embed_dim) * 0.02)
         self.blocks = nn.ModuleList(
@@ -127,12 +128,9 @@ class Encoder(nn.Module):
             attention: layers (0-based, negative from the end) whose full weights are wanted.
             hidden: which hidden states are wanted (0: the embeddings).
         """
-        layers = len(self.blocks)
-        select = check_int(select, "select", -1 - layers, layers) % (layers + 1)
-        need, attention = _signals(need), _numbers(attention, "attention", layers)
-        hidden = _numbers(hidden, "hidden", layers + 1)
-        if select < 1:
-            raise ValueError("select=0: the embeddings have no attention")
+        select, need, attention, hidden = wanted(
+            select, need, attention, hidden, self.num_layers
+        )
         x, rope, grid = self.embed(images)
         out = {"grid": grid, "attention": {}, "hidden": {0: x} if 0 in hidden else {}}
         for i, block in enumerate(self.blocks):
@@ -147,6 +145,24 @@ class Encoder(nn.Module):
                 out["selected"] = x
         out["last"] = x
         return out
+
+
+def wanted(select, need, attention, hidden, num_layers):
+    """What a forward is asked for, checked: select in 1 ... num_layers, and three sets.
+
+    Args:
+        select: see `Encoder.forward`.
+        need: see `Encoder.forward`.
+        attention: see `Encoder.forward`.
+        hidden: see `Encoder.forward`.
+        num_layers: L.
+    """
+    select = check_int(select, "select", -1 - num_layers, num_layers) % (num_layers + 1)
+    need, attention = _signals(need), _numbers(attention, "attention", num_layers)
+    hidden = _numbers(hidden, "hidden", num_layers + 1)
+    if select < 1:
+        raise ValueError("select=0: the embeddings have no attention")
+    return select, need, attention, hidden
 
 
 def _signals(need):

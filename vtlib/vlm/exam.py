@@ -25,7 +25,7 @@ from ..tokens.plan import check_plan
 from ..tokens.precision import full_precision, widen
 from .tinyvlm import END, PAD, START, words
 
-SIZE = 128
+SIZE, PATCH = 128, 8
 PICTOGRAMS = (
     "octopus", "butterfly", "penguin", "crab", "turtle", "sunflower", "cactus", "snail", "banana",
     "strawberry", "watermelon", "carrot", "pineapple", "doughnut", "slice of pizza", "automobile",
@@ -115,6 +115,7 @@ class Exam:
     """Held-out scenes with questions, ready to be answered many times.
 
     scenes; asked: a list of `Question` for each; ids, target (B, Q, L) and kind (B, Q): see `pack`.
+    patch: side in pixels of the patches that the encoder sees.
     """
 
     scenes: Scenes
@@ -122,6 +123,10 @@ class Exam:
     ids: Tensor
     target: Tensor
     kind: Tensor
+    patch: int = PATCH
+
+    def __post_init__(self) -> None:
+        self.patch = check_int(self.patch, "patch", 1)
 
     @property
     def images(self) -> Tensor:
@@ -168,7 +173,7 @@ class Exam:
     @functools.cached_property
     def cover(self) -> Tensor:
         """(B, K, N) bool: `object_patches` of the scenes."""
-        return object_patches(self.scenes)
+        return object_patches(self.scenes, self.patch)
 
     def queried(self) -> tuple[Tensor, Tensor]:
         """(mask (Q', N) bool, picture (Q',) long) of the questions that rest on objects: the
@@ -190,6 +195,7 @@ def exam(
     n: int = 8,
     kinds: Iterable[str] = KINDS,
     device=None,
+    patch: int = PATCH,
     **options,
 ) -> Exam:
     """`batch` held-out scenes with questions, which are EmojiWorld's own mixture.
@@ -200,12 +206,14 @@ def exam(
         n: up to how many questions each scene gets.
         kinds: of KINDS, which questions may be asked.
         device: of the scenes.
+        patch: side in pixels of the encoder's patches: DINOv2 sees size=224 in patches of 14, and
+            then as many as TinyVLM's own encoder, 16 x 16.
         options: see `scenes`.
     """
     kinds = check_list(kinds, "kinds", f"a list of {KINDS}")
     made = scenes(batch, seed, device=device, **options)
     asked = made.questions(n, seed, kinds)
-    return Exam(made, asked, *pack(_IDS, asked))
+    return Exam(made, asked, *pack(_IDS, asked), patch)
 
 
 def by_scale(
@@ -240,7 +248,7 @@ def _check_kind(value: object, name: str, kind: type) -> None:
         raise ValueError(f"{name} is {describe(value)} but needs to be {kind.__name__}")
 
 
-def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
+def object_patches(scene: Scenes, patch: int = PATCH, share: float = 0.3) -> Tensor:
     """(B, K, N) bool: which patches an object covers, from the exact masks.
 
     Args:
@@ -255,13 +263,16 @@ def object_patches(scene: Scenes, patch: int = 8, share: float = 0.3) -> Tensor:
     return (cover >= share) | (best & (cover > 0))
 
 
-def oracle_mask(exam: Exam, patch: int = 8) -> Tensor:
-    """(B, N) bool: patches of any object and of the sign: all that a question can rest on."""
+def oracle_mask(exam: Exam, patch: int | None = None) -> Tensor:
+    """(B, N) bool: patches of any object and of the sign: all that a question can rest on.
+
+    patch: side of a patch in pixels; None: the exam's.
+    """
     _check_kind(exam, "exam", Exam)
-    return covered(exam.scenes, patch) >= 0.3
+    return covered(exam.scenes, exam.patch if patch is None else patch) >= 0.3
 
 
-def covered(scene: Scenes, patch: int = 8) -> Tensor:
+def covered(scene: Scenes, patch: int = PATCH) -> Tensor:
     """(B, N): the share of each patch that objects and the sign cover, from the exact masks.
 
     Args:

@@ -97,13 +97,16 @@ def _check_cuts(cuts: dict[int, Tensor] | None, tokens: Tensor, num_layers: int)
     return checked
 
 
-def _check_parts(vocabulary: Sequence[str], **parts: dict | None) -> None:
+def _check_parts(vocabulary: Sequence[str], **parts: dict | nn.Module | None) -> None:
     listed = isinstance(vocabulary, (list, tuple))
     if not listed or not all(isinstance(word, str) for word in vocabulary):
         raise ValueError(f"vocabulary={vocabulary!r}: needs a list of words")
     for name, part in parts.items():
+        if isinstance(part, nn.Module) and name == "encoder":
+            continue
         if not (part is None or isinstance(part, dict)):
-            raise ValueError(f"{name}={part!r}: needs a dict of its arguments, or None")
+            own = "a module, or None" if name == "encoder" else "or None"
+            raise ValueError(f"{name}={part!r}: needs a dict of its arguments, {own}")
 
 
 @dataclass
@@ -127,7 +130,9 @@ class TinyVLM(nn.Module):
 
     Args:
         vocabulary: words; <pad>, <start>, <end> are put in front.
-        encoder: a dict of the arguments of `Encoder`.
+        encoder: a dict of the arguments of `Encoder`; or another encoder, a module with what is
+            read of one: `embed_dim`, `num_layers`, `num_prefix`, `place_dim`, `forward`,
+            `queries_and_keys` (`vtlib.hub.dino` has DINOv2 as one).
         decoder: a dict of the arguments of `Decoder`.
         select: index of the hidden state that is projected, -2 as in LLaVA.
     """
@@ -140,9 +145,10 @@ class TinyVLM(nn.Module):
         if len(self.ids) < len(self.vocabulary):
             raise ValueError("vocabulary has a word twice")
         self.select = check_int(select, "select")
-        self.encoder = Encoder(**(encoder or {}))
+        own = not isinstance(encoder, nn.Module)
+        self.encoder = Encoder(**(encoder or {})) if own else encoder
         self.decoder = Decoder(**(decoder or {}))
-        width = self.encoder.norm.weight.shape[0] + self.encoder.place_dim
+        width = self.encoder.embed_dim + self.encoder.place_dim
         dim = self.decoder.embed_dim
         self.projector = nn.Sequential(
             nn.Linear(width, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
