@@ -5,6 +5,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,6 +29,21 @@ def lively(model):
     for parameter in model.parameters():
         parameter.data.mul_(3 if parameter.dim() > 1 else 1)
     return model.eval()
+
+
+def make_dinov2(width=48):
+    """DINOv2 ViT-S/14 but narrow: as many layers and heads, the same table of places."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        mlp_ratio=1,
+        image_size=518,
+        layer_norm_eps=1e-6,
+        attn_implementation="eager",
+    )
+    return lively(Dinov2Model(config))
 
 
 def make_llava(tower="clip", decoder="sdpa", kind=LlamaConfig, **text):
