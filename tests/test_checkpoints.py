@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.settings import default_dtype, meta_device
 from vtlib import checkpoints, data
+from vtlib.hub import dino
 from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
@@ -37,6 +38,8 @@ LOADERS = (
 
 
 def build(name):
+    if name == "tinyvlm_dino":
+        return dino.reader
     if name.startswith("mixed_"):
         return multiscale.KINDS[checkpoints.info(name)["kind"]]
     if name.startswith("uplift_emoji_cross"):

@@ -84,7 +84,7 @@ def backdrop(size, batch, seed):
     image = torch.where(kind < 0.35, first, image)
     upside_down = torch.rand(batch, 1, 1, 1, generator=generator) < 0.25
     image = torch.where(upside_down, image.flip(-2), image)
-    scale = SHAPE[size].get("scale", exam.SCALE)
+    scale = SHAPE.get(size, {}).get("scale", exam.SCALE)
     behind = strangers(size).scenes(
         batch, seed, objects=(1, 4), scale=scale, background=image.clamp(0, 1)
     )
@@ -115,7 +115,7 @@ def light(images, seed):
 
 def training_scenes(size, batch, seed):
     behind = backdrop(size, batch, seed)
-    scene = exam.scenes(batch, seed, "train", size, **SHAPE[size], background=behind)
+    scene = exam.scenes(batch, seed, "train", size, **SHAPE.get(size, {}), background=behind)
     scene.images = light(scene.images, seed)
     return scene
 
@@ -290,19 +290,35 @@ def read_loss(model, scene, asked, frozen, few=None, half=True):
 
     few: the step's `Few`; None: all tokens are read.
     """
-    ids, target, kind = exam.pack(model.ids, asked)
-    label = patch_labels(scene)[0]
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
             vision = model.encode(scene.images, need=("cls_row",) if few else ())
-        if few is None:
-            tokens = model.projector(vision.features)
-            logits = model.packed(tokens, ids).float()
-        else:
-            kept, how = few.draw(scene, vision.cls_row.detach())
-            tokens = model.projector(take(vision.features, kept))
-            label = label.gather(1, kept)
-            logits = model.packed(tokens, ids, **how).float()
+    drawn = None
+    if few is not None:
+        drawn = few.draw(exam.covered(scene), vision.cls_row.float().mean(1).detach())
+    label, packed = patch_labels(scene)[0], exam.pack(model.ids, asked)
+    return answer_loss(model, vision.features, label, packed, drawn, half)
+
+
+def answer_loss(model, features, label, packed, drawn=None, half=True):
+    """What `read_loss` says, of features that are there.
+
+    Args:
+        model: whose projector and decoder.
+        features: (B, N, Dv), what the projector takes.
+        label: (B, N) of `patch_labels`.
+        packed: ids, target, kind of `exam.pack`.
+        drawn: what `Few.draw` gave; None: all tokens are read.
+        half: bfloat16 autocast.
+    """
+    ids, target, kind = packed
+    how = {}
+    if drawn is not None:
+        kept, how = drawn
+        features, label = take(features, kept), label.gather(1, kept)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        tokens = model.projector(features)
+        logits = model.packed(tokens, ids, **how).float()
     each = F.cross_entropy(
         logits.flatten(0, 2), target.flatten(), ignore_index=-100, reduction="none"
     ).view_as(target)
@@ -349,9 +365,10 @@ class Few:
             counts[after] = int(left)
         return cls(counts, uniform(0, 1) < 0.5, generator)
 
-    def draw(self, scene, cls_row):
-        """(patches kept before the first layer (B, T), the other arguments of `packed`)."""
-        order = self.order(scene, cls_row)
+    def draw(self, shown, cls_row):
+        """(patches kept before the first layer (B, T), the other arguments of `packed`); see
+        `order`."""
+        order = self.order(shown, cls_row)
         total, cuts = order.shape[1], {}
         before = kept = torch.arange(total).repeat(len(order), 1)
         for after, count in self.counts.items():
@@ -364,15 +381,16 @@ class Few:
         places = {} if self.recount else dict(positions=before, num_visual=total)
         return before, dict(cuts=cuts, recount=self.recount, **places)
 
-    def order(self, scene, cls_row):
+    def order(self, shown, cls_row):
         """(B, N) long: each picture's patches, those first that stay longest.
 
         One picture in ten draws by chance, half prefer what shows an object or a sign, the rest
         what [CLS] attends to; how strongly, each draws for itself. (With a third by chance the
         reader gets along with any tokens: all choices then answer alike.)
+
+        shown (B, N): `exam.covered`. cls_row (B, N): the row of [CLS], mean over heads.
         """
-        shown = exam.covered(scene)
-        seen = (cls_row.float().mean(1) + 1e-6).log()
+        seen = (cls_row + 1e-6).log()
         how, strength = torch.rand(2, len(shown), 1, generator=self.generator)
         strength = 0.35 + 0.65 * strength
         bias = torch.where(how < 0.6, 8 * strength * shown, 3 * strength * seen)
@@ -469,7 +487,7 @@ KEEPS = (28, 57)
 
 
 @torch.no_grad()
-def pruned(model, pictures=400, inside=100):
+def pruned(model, pictures=400, inside=100, **drawn):
     """Accuracies with fewer tokens, all by `bench.grade`.
 
     {keep: {method: right}} of the methods that choose before the language model, and of the oracle
@@ -477,9 +495,10 @@ def pruned(model, pictures=400, inside=100):
     there, under the oracle's 28 tokens}. {"inside": {method: [right, right with positions kept]}}
     at 28 tokens, of those that cut inside or ask the question, on fewer pictures: they read one
     question at a time. The second number is missing where a token has no place of its own.
+    drawn: how the exam is, see `exam.exam`.
     """
     model.eval()
-    taken, table = exam.exam(pictures), {}
+    taken, table = exam.exam(pictures, **drawn), {}
     before = [m for m in METHODS.values() if m.stages is None and not m.asks]
     vision = bench.encode(model, taken.images, before)
     cheat = Method("oracle", "Oracle", prune=partial(oracle, exam.oracle_mask(taken)))
@@ -492,7 +511,7 @@ def pruned(model, pictures=400, inside=100):
             for b, row in enumerate(no):
                 absent[b, : len(row)] = torch.tensor(row)
             table["absent"] = 1 - hits["oracle"][absent].float().mean().item()
-    return table | {"inside": pruned_inside(model, inside)}
+    return table | {"inside": pruned_inside(model, inside, **drawn)}
 
 
 def graded_by(model, vision, taken, method, keep, positions=None):
@@ -500,8 +519,8 @@ def graded_by(model, vision, taken, method, keep, positions=None):
     return bench.grade(model, vision, taken, method, keep, generator, positions=positions)
 
 
-def pruned_inside(model, pictures):
-    taken = exam.exam(pictures)
+def pruned_inside(model, pictures, **drawn):
+    taken = exam.exam(pictures, **drawn)
     methods = [m for m in METHODS.values() if m.stages is not None or m.asks]
     vision = bench.encode(model, taken.images, methods)
     table = {}

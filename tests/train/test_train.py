@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from tests.fresh import fresh
+from tests.hub.tiny import make_dinov2
 from tests.test_checkpoints import build
-from vtlib import checkpoints
+from vtlib import checkpoints, hub
+from vtlib.hub import dino
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("--steps", "20")
@@ -29,8 +31,11 @@ RUNS = {
     "tinyvlm": [
         ("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "pruned", "ship")
     ],
+    "tinyvlm_dino": [
+        ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")
+    ],
 }
-WORKS = ("ttvsr.py", "tinyvlm.py")  # what takes --work
+WORKS = ("ttvsr.py", "tinyvlm.py", "tinyvlm_dino.py")  # what takes --work
 
 
 def train(folder, script, *words):
@@ -47,7 +52,8 @@ def train(folder, script, *words):
 def common(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     yield importlib.import_module("common")
-    sys.modules.pop("common")
+    for name in ("common", "tinyvlm", "tinyvlm_dino"):
+        sys.modules.pop(name, None)
 
 
 def test_every_script_has_a_run():
@@ -63,6 +69,8 @@ def test_every_script_finds_what_it_imports():
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", RUNS)
 def test_twenty_steps(name, tmp_path):
+    if name == "tinyvlm_dino" and hub.real_missing("dinov2"):
+        pytest.skip(hub.real_missing("dinov2"))
     printed = [train(tmp_path, *run) for run in RUNS[name]]
     assert all(any(word in text for word in ("seed 0", "step 20/20", "few {")) for text in printed)
     written = sorted(tmp_path.glob("*.safetensors"))
@@ -74,6 +82,23 @@ def test_twenty_steps(name, tmp_path):
         assert "NaN" not in json.dumps(header["score"])
         assert (ROOT / header["command"].split()[2]).is_file()
         checkpoints.load(path, build(path.stem))
+
+
+@pytest.mark.nightly
+def test_two_steps_of_tinyvlm_dino(common, tmp_path, monkeypatch):
+    """Behind a DINOv2 of random weights: what the steps leave each other, and what is shipped."""
+    script, backbone = importlib.import_module("tinyvlm_dino"), make_dinov2(384)
+    monkeypatch.setattr(script.hub, "real", lambda name, device=None: backbone)
+    given = ["--steps", "2", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    for step in ("features", "align", "read", "ship"):
+        script.main([step, *given])
+    assert len(list((tmp_path / "work" / "features").iterdir())) == 2
+    path = tmp_path / "tinyvlm_dino.safetensors"
+    header, model = checkpoints.info(path), checkpoints.load(path, dino.reader)
+    assert {"held out", "blind", "other artist", "pruned"} == header["score"].keys()
+    assert path.stat().st_size < 3e6 and model.encoder.backbone is None
+    with pytest.raises(FileNotFoundError, match="run the step `features`"):
+        script.main(["align", "--steps", "2", "--out", str(tmp_path), "--work", str(tmp_path)])
 
 
 def test_two_steps_of_the_fastest(tmp_path):
