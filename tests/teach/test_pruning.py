@@ -65,12 +65,11 @@ def test_merged_patches_carry_the_colour_of_their_slot():
     """Six patches: 0 and 3 into slot 0, 1 alone in slot 1, 2 and 4 into slot 2, 5 nowhere."""
     index, src_idx = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3, 1, 2, 4]])
     plan = Plan(index, 6, src_idx, torch.tensor([[0, 0, 1, 2, 2]]), torch.ones(1, 5))
-    picture = torch.full((3, 16, 24), 0.5)
-    out = tiles(pruning.paint(picture, plan, (2, 3)), (2, 3))
+    red = torch.tensor([0.9, 0.3, 0.3])                          # as a grey: 0.5
+    out = tiles(pruning.paint(red[:, None, None].expand(3, 16, 24), plan, (2, 3)), (2, 3))
     middle, corner = out[:, :, 8, 8], out[:, :, 0, 0]
-    assert torch.allclose(middle[:3], torch.full((3, 3), 0.5))   # where slots sit the picture shows
-    assert not torch.allclose(middle[3], middle[4])
-    assert not torch.allclose(middle[3], torch.full((3,), 0.5))
+    assert torch.allclose(middle[:3], red.expand(3, 3))          # where slots sit the picture shows
+    assert not torch.allclose(middle[3], middle[4])              # elsewhere the slot's colour alone
     assert torch.allclose(middle[3], 0.225 + 0.55 * corner[0])
     assert torch.allclose(middle[4], 0.225 + 0.55 * corner[2])
     assert torch.allclose(middle[5], torch.full((3,), 0.605))                    # dropped: grey

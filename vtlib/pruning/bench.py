@@ -37,8 +37,8 @@ OBJECT_LAYER = 3
 The paper takes the layer whose most attended patches overlap the objects best
 (`hiprune.object_iou`), and finds it in the middle (9 of CLIP's 24), with a fall after it. Here the
 overlap rises to the last layer; so it is the best of those before the deep layer, the fourth, which
-already serves as the registers' score: an anchor has to be chosen by another. Notebook 05 computes
-it; a test does so on the shipped encoder.
+already serves as the registers' score: an anchor has to be chosen by another. Notebook 05b
+computes it; a test does so on the shipped encoder.
 """
 OPTIONS: dict[str, dict[str, Any]] = {"hiprune": {"object_layer": OBJECT_LAYER}}
 """Options that a method needs with TinyVLM's own encoder; another one brings its own, `options`."""

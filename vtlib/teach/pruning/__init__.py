@@ -23,6 +23,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".choices": ("order_panel", "plane", "score_panel"),
     ".grades": ("Grades", "Lead", "lead"),
     ".inside": ("asked_objects", "last_word", "look_inside"),
+    ".layers": (
+        "pyramid_panel", "role_panel", "show_by_layer", "show_neighbours", "show_roles",
+    ),
     ".panels": ("bench", "sheet"),
     ".plans": ("COLOURS", "draw", "legend", "outline", "paint", "plan_row"),
     ".trials": ("Trial", "bill", "trial"),

@@ -118,14 +118,15 @@ def paint(
         shown = torch.tensor(shown, dtype=torch.long, device="cpu")
         kept = torch.zeros_like(kept).scatter(0, shown, True)
         source = torch.where(kept, source, -1)
-    grey = GREYED[0] * pixels.mean(dim=1, keepdim=True).expand_as(pixels) + GREYED[1]
-    out = torch.where((source >= 0)[:, None, None, None], pixels, grey)
+    grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
+    pale = GREYED[0] * grey + GREYED[1]
+    out = torch.where((source >= 0)[:, None, None, None], pixels, pale)
     frame = _palette([0]).expand(h * w, 3)
     if colour == "roles":
         frame = _role_colours(plan, row)
     elif colour == "slots":
         shared, tint = _slots(source)
-        mixed = 0.45 * pixels + 0.55 * tint[:, :, None, None]
+        mixed = 0.45 * grey + 0.55 * tint[:, :, None, None]  # the picture's colours would mix in
         out = torch.where((shared & ~kept)[:, None, None, None], mixed, out)
         frame = torch.where(shared[:, None], tint, frame)
     framed = kept[:, None, None, None] & _edge(*pixels.shape[2:])
