@@ -61,6 +61,13 @@ def test_a_lead_and_its_noise_by_hand():
         pruning.lead(first[:1], second[:1], asked[:1])
 
 
+def test_the_mean_over_pictures_by_hand():
+    found = pruning.over_pictures(torch.tensor([1.0, 3.0]))      # deviation sqrt 2, error 1
+    assert (found.points, found.noise) == pytest.approx((2, 2))
+    with pytest.raises(ValueError, match=r"\(1,\): needs \(B,\), B >= 2"):
+        pruning.over_pictures(torch.ones(1))
+
+
 def test_a_lead_within_the_noise_is_a_tie():
     verdicts = [pruning.Lead(points, 2.0).verdict for points in (2.1, 1.9, -1.9, -2.1)]
     assert verdicts == [True, "a tie", "a tie", False]
@@ -232,6 +239,23 @@ def test_look_inside_sees_what_fastv_cuts_by(made):
     with torch.no_grad():
         _, run = made.model.prefill(tokens, texts, cut, positions="keep")
     assert torch.equal(seen["early"].topk(7, dim=1).indices.sort(1).values, run.plan.index)
+
+
+def test_where_favourites_lie(capsys):
+    """Ten patches in two rows; the object is 5, 6; the three best of the first picture are 0, 5, 7,
+    with 1/2, 1/4 and 1/8 of the score."""
+    score = torch.zeros(2, 10)
+    score[0, [0, 5, 7, 9]] = torch.tensor([4.0, 2, 1, 1])
+    score[1] = torch.arange(10.0)
+    patches = torch.zeros(2, 10, dtype=torch.bool)
+    patches[:, 5:7] = True
+    found = pruning.favourites(score, patches, (2, 5), keep=3)
+    assert found["rows below"].tolist() == pytest.approx([2 / 3 - 1, 0])
+    assert found["recall"].tolist() == [0.5, 0]
+    assert found["top fifth"].tolist() == pytest.approx([6 / 8, 17 / 45])
+    pruning.show_favourites({"mine": found}, "three")
+    said = capsys.readouterr().out                       # -1/3 and 0: standard error 1/6
+    assert "-0.2 ± 0.3" in said and "56%" in said and "0.25" in said
 
 
 def test_one_question_about_objects_a_picture(made):

@@ -19,10 +19,12 @@ the widget over all methods of `vtlib.pruning.registry`.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
-    ".charts": ("LOOKS", "ranking", "show_measures", "show_over_keep", "show_ranking"),
+    ".charts": (
+        "LOOKS", "ranking", "show_favourites", "show_measures", "show_over_keep", "show_ranking",
+    ),
     ".choices": ("order_panel", "plane", "score_panel"),
-    ".grades": ("Grades", "Lead", "lead"),
-    ".inside": ("asked_objects", "last_word", "look_inside"),
+    ".grades": ("Grades", "Lead", "lead", "over_pictures"),
+    ".inside": ("asked_objects", "favourites", "last_word", "look_inside"),
     ".layers": (
         "pyramid_panel", "role_panel", "show_by_layer", "show_neighbours", "show_roles",
     ),

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vtlib.teach.figures import PALETTE, STYLE, figure, show
 from vtlib.teach.plots import curves
-from vtlib.teach.pruning.grades import Grades
+from vtlib.teach.pruning.grades import Grades, over_pictures
 from vtlib.teach.tables import table
 
 BLUE, RED, GREEN, PINK, YELLOW, SKY, BLACK = PALETTE[:7]
@@ -158,6 +159,21 @@ def _draw_band(ax, grades: Grades, keeps: Sequence[int], band: tuple[str, str]) 
     color = LOOKS.get(second, {}).get("color", GREYS[0])
     ax.fill_between(keeps, low, high, color=color, alpha=0.18, linewidth=0)
     ax.set_xlabel(f"{ax.get_xlabel()}\nband: ± of {first}'s lead over {second}; inside it they tie")
+
+
+def show_favourites(rows: Mapping[str, Mapping[str, Tensor]], caption: str | None = None) -> None:
+    """Publish where the favourites of several scores lie, as a table.
+
+    Args:
+        rows: {name: `favourites`}.
+        caption: a line above it.
+    """
+    cells = []
+    for name, row in rows.items():
+        below = over_pictures(row["rows below"])
+        shift = f"{below.points:+.1f} ± {below.noise:.1f}"
+        cells.append([name, shift, f"{row['top fifth'].mean():.0%}", f"{row['recall'].mean():.2f}"])
+    table(["favourites of", "rows below", "top fifth", "recall"], cells, caption=caption)
 
 
 def show_measures(

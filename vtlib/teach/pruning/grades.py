@@ -57,6 +57,19 @@ def lead(first: Tensor, second: Tensor, asked: Tensor) -> Lead:
     return Lead(100 * mean.item(), 100 * noise.item())
 
 
+def over_pictures(values: Tensor) -> Lead:
+    """The mean of one number a picture (B,), and its noise: in the numbers' unit, not in points.
+
+    With a difference of two measures it says whether the one is larger. ValueError for fewer than
+    two pictures.
+    """
+    if values.dim() != 1 or len(values) < 2:
+        raise ValueError(f"values has shape {tuple(values.shape)}: needs (B,), B >= 2")
+    values = values.double()
+    noise = ERRORS * values.std().item() / len(values) ** 0.5
+    return Lead(values.mean().item(), noise)
+
+
 class Grades:
     """What TinyVLM answers right when methods leave it few tokens.
 

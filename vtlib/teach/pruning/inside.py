@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from vtlib.pruning import fastv
+from vtlib.pruning.fastervlm import concentration
 from vtlib.tokens import Stage
+from vtlib.tokens.checks import check_grid
 from vtlib.vlm.exam import Exam
 from vtlib.vlm.tinyvlm import TinyVLM
 
@@ -49,6 +51,32 @@ def last_word(state) -> Tensor:
     behind = slice(state.visual.stop, None)
     last = state.asking[:, behind].sum(dim=1) - 1             # padding stands behind
     return fastv.score(state.attention(behind, "last"), last)[:, state.visual]
+
+
+def favourites(
+    score: Tensor, patches: Tensor, grid: tuple[int, int], keep: int = 28
+) -> dict[str, Tensor]:
+    """How the `keep` patches of the highest score lie to an object, for each picture (B,).
+
+    rows below: their mean row minus the object's, rows counted from the top. recall: the share of
+    the object's patches among them. top fifth: the share of all score that the best 20 % hold.
+
+    Args:
+        score: (B, N).
+        patches: (B, N) bool, the object's.
+        grid: (h, w), N = h w.
+        keep: how many are favourites.
+    """
+    h, w = check_grid(grid, score.shape[1])
+    best = score.topk(keep, dim=1).indices
+    kept = torch.zeros_like(patches).scatter(1, best, True)
+    row = torch.arange(h * w, device=score.device) // w
+    size = patches.sum(dim=1)
+    return {
+        "rows below": (best // w).float().mean(dim=1) - (patches * row).sum(dim=1) / size,
+        "recall": (kept & patches).sum(dim=1) / size,
+        "top fifth": concentration(score)[:, max(0, round(h * w / 5) - 1)],
+    }
 
 
 def asked_objects(
