@@ -28,9 +28,7 @@ RUNS = {
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
     "uplift": [("uplift.py", *STEPS)],
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
-    "tinyvlm": [
-        ("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "pruned", "ship")
-    ],
+    "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [
         ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")
     ],
@@ -72,7 +70,7 @@ def test_twenty_steps(name, tmp_path):
     if name == "tinyvlm_dino" and hub.real_missing("dinov2"):
         pytest.skip(hub.real_missing("dinov2"))
     printed = [train(tmp_path, *run) for run in RUNS[name]]
-    assert all(any(word in text for word in ("seed 0", "step 20/20", "few {")) for text in printed)
+    assert all("seed 0" in text or "step 20/20" in text for text in printed)
     written = sorted(tmp_path.glob("*.safetensors"))
     assert written and {p.stem for p in written} <= set(checkpoints.names())
     for path in written:
