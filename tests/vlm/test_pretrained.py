@@ -1,11 +1,15 @@
 """The shipped TinyVLM: it looks. Floors on a fixed set of 200 held-out scenes, each type of
 question against its blind score."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from vtlib.pruning import bench, hiprune
+from vtlib.pruning.baselines import oracle
+from vtlib.pruning.method import Method
 from vtlib.tokens import Plan, Stage, keep_all
 from vtlib.vlm import TinyVLM, exam
 
@@ -74,6 +78,32 @@ def test_the_header_tells_the_whole_story(model):
     assert all(held_out[kind] - blind[kind] >= 0.25 for kind in exam.KINDS)
     assert "train/tinyvlm.py" in model.info["command"]
     assert model.info["config"]["vocabulary"] == list(exam.VOCABULARY)
+
+
+PAPERS = ("crossget", "divprune", "fastervlm", "hiprune", "holov", "zooprune")
+SIMPLE = ("random", "uniform", "pool", "tome")
+
+
+def test_a_selection_is_worth_its_tokens(model):
+    """What was stored of 28 tokens: each paper's choice is ahead of a grid and of chance, the
+    oracle of all. The reader before had only met whole pictures: there the oracle was last."""
+    few, before = model.info["score"]["pruned"], model.info["score"]["pruned_before"]
+    right = few["28"]
+    assert all(right[name] > max(right[rule] for rule in SIMPLE) for name in PAPERS)
+    assert all(right[name] - right["random"] > 0.045 for name in PAPERS)
+    assert right["oracle"] == max(right.values()) and few["absent"] < 0.1
+    assert before["28"]["oracle"] == min(before["28"].values()) and before["absent"] > 0.5
+
+
+def test_an_oracle_answers_from_28_tokens(model, taken, vision):
+    mask = exam.oracle_mask(taken)
+    rules = {"random": "random", "oracle": Method("oracle", "", prune=partial(oracle, mask))}
+    right = {}
+    with torch.no_grad():
+        for name, method in rules.items():
+            hits = bench.grade(model, vision, taken, method, 28, torch.Generator().manual_seed(0))
+            right[name] = taken.table(hits)["all"]
+    assert right["oracle"] > 0.80 and right["oracle"] > right["random"] + 0.04, right
 
 
 def test_cls_looks_at_objects(taken, vision):
