@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vtlib import teach
+from vtlib.pruning import baselines
 from vtlib.pruning.bench import encode, reduce
 from vtlib.pruning.method import Method
 from vtlib.pruning.registry import METHODS, register
@@ -147,6 +148,20 @@ def test_every_method_can_be_painted(model, vision, test, name):
     assert not torch.equal(out, pruning.paint(test.images[0], keep_all(1, 64), vision.grid))
 
 
+def test_how_far_the_nearest_kept_patch_is():
+    """2 x 3 patches, one corner kept: 0, 1, 2 in its row, 1, the roots of 2 and 5 below; an empty
+    slot keeps nothing."""
+    plan = Plan(torch.tensor([[0, -1], [0, 5]]), 6)
+    one = (0 + 1 + 2 + 1 + 2**0.5 + 5**0.5) / 6
+    assert pruning.reach(plan, (2, 3)).tolist() == pytest.approx([one, 4 / 6])
+    prefixed = Plan(torch.tensor([[0, 1]]), 7, num_prefix=1)
+    assert pruning.reach(prefixed, (2, 3)).item() == pytest.approx(one)
+    with pytest.raises(ValueError, match="keeps no patch"):
+        pruning.reach(Plan(torch.tensor([[0]]), 7, num_prefix=1), (2, 3))
+    with pytest.raises(ValueError, match="the grid 3 x 3 has 9"):
+        pruning.reach(plan, (3, 3))
+
+
 # ----------------------------------------------------------------------------------------- the bill
 @pytest.mark.parametrize("name", METHODS)
 def test_the_bill_is_what_was_run(model, vision, name):
@@ -233,6 +248,18 @@ def test_bench_offers_its_methods_and_questions(model, test, bench):
     for pictures in (0, [3], True):
         with pytest.raises(ValueError, match="pictures="):
             pruning.bench(model, test, pictures=pictures)
+
+
+def test_bench_shows_the_oracles_answer(model, vision, test):
+    """What the model says about the patches that the exact masks mark, at the same budget."""
+    panel = pruning.bench(model, test, methods=("pool",), keeps=(4, 64), keep=4, pictures=1)
+    question = panel.controls["question"].options[0][0].removeprefix("1: ")
+    plan = baselines.oracle(exam.oracle_mask(test)[:1], vision, 4)
+    with torch.no_grad():
+        said = model.answer(model.reduce(vision, plan), [question])
+    lines = [text.get_text() for text in panel.draw(method="pool", keep=4, question=0).texts]
+    end = f"says “{said.texts[0]}” ({said.probability.item():.2f})"
+    assert lines[1].startswith("The oracle") and lines[1].endswith(end)
 
 
 def test_zooprune_on_the_bench_is_the_real_one(model, vision, test):

@@ -1,12 +1,13 @@
 """Grades of methods: what is counted, which leads count, and what the charts say of them."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from vtlib import teach
-from vtlib.pruning import baselines, fastv
+from vtlib.pruning import baselines, fastv, holov, zooprune
 from vtlib.pruning.bench import encode
 from vtlib.pruning.registry import METHODS
 from vtlib.teach import pruning
@@ -133,6 +134,15 @@ def test_scores_frame_and_rank(scored):
     assert scored.lead("FasterVLM", "Random", 4).verdict is True
     assert scored.cost("FasterVLM", 12) == pruning.Lead(0, 0)
     assert scored.cost("Random", 4).points == 100
+
+
+def test_who_is_tied_with_the_best(made, scored):
+    asked = made.asked
+    all_but_one, two_thirds = asked.clone(), asked & (asked.long().cumsum(1) % 3 > 0)
+    all_but_one[0, 0] = False
+    scored.right = {"third": {4: two_thirds}, "second": {4: all_but_one}, "first": {4: asked}}
+    assert scored.tied(4) == ["first", "second"]
+    assert scored.tied(4, ["third"]) == ["third"]
 
 
 def test_one_verdict_over_several_budgets(scored, monkeypatch):
@@ -321,6 +331,58 @@ def test_the_plane_keeps_what_varies_most():
     assert spread[0] > spread[1] > 3 and abs(shown.mean()) < 1e-4
     true = (tokens - tokens.mean(0))[:, 1]
     assert abs(torch.corrcoef(torch.stack([shown[:, 0], true]))[0, 1]) > 0.95
+
+
+# --------------------------------------------------------------------------------------- mechanisms
+def titled(ax):
+    return ax.get_title() or ax.get_title(loc="left")
+
+
+def test_quotas_beside_their_crops(made):
+    """With sharp attention the release leaves places empty, and the paper hands them on."""
+    bright = torch.ones(4, 4, 64)
+    bright[..., :16] = 3                                     # the topmost band
+    images, vision = made.exam.images, replace(made.vision, cls_row=bright / 96)
+    panel = pruning.quota_panel(images, vision, keep=12)
+    setting = {"picture": 1, "keep": 30, "crops": 4, "tau": 2.0, "sharpness": 4}
+    looks = vision.cls_row[1:2].mean(dim=1) ** 4
+    looks, bands = looks / looks.sum(), holov.bands(64, 4)
+    score = holov.score(vision.tokens[1:2], looks, bands)
+    for surplus in ("paper", "release"):
+        plan = holov.select(score, looks, bands, 30, surplus, tau=2.0)
+        fig = panel.draw(surplus=surplus, **setting)
+        assert torch.allclose(shown_in(fig), pruning.paint(images[1], plan, (8, 8), colour="kept"))
+        missing = int((plan.index < 0).sum())
+        assert titled(fig.axes[0]) == f"{30 - missing} tokens, {missing} of 30 places empty"
+        bars = [bar.get_width() for bar in fig.axes[1].patches]
+        assert len(bars) == 4 and sum(bars) == 30
+        assert (max(bars) > 16) == (missing > 0) == (surplus == "release")
+    before = panel.frame
+    panel.set(crops=1, keep=20)
+    assert panel.frame != before
+    with pytest.raises(ValueError, match="keep=33"):
+        pruning.quota_panel(images, vision, keep=33)
+
+
+def test_nudges_choose_as_zooprune_does(made):
+    images, vision = made.exam.images, made.vision
+    project = {"own": made.model.projector, "linear": lambda x: 3 * x}
+    panel = pruning.nudge_panel(images, vision, project, step=5)
+    seeded = torch.Generator().manual_seed(0)
+    directions = torch.randn(8, vision.features.shape[2], generator=seeded)
+    found = zooprune.sensitivity(vision.features[2:3], project["own"], directions=directions)
+    order = zooprune.sads(found, vision.tokens[2:3], 6)[0]
+    fig = panel.draw(picture=2, step=6, directions=8, projector="own")
+    want = pruning.paint(images[2], Plan(order, 64), (8, 8))
+    assert torch.allclose(shown_in(fig), want) and titled(fig.axes[0]) == "the first 6"
+    flat = panel.draw(picture=2, step=6, directions=8, projector="linear")
+    spread = [float(titled(f.axes[1]).split("= ")[1]) for f in (fig, flat)]
+    assert spread[0] > 0.01 and spread[1] < 1e-4
+    before = panel.frame
+    panel.set(projector="linear", step=9)
+    assert panel.frame != before
+    with pytest.raises(ValueError, match="step=65"):
+        pruning.nudge_panel(images, vision, project, step=65)
 
 
 def test_looks_are_those_of_the_registry():

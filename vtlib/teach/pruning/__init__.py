@@ -28,7 +28,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".layers": (
         "pyramid_panel", "role_panel", "show_by_layer", "show_neighbours", "show_roles",
     ),
+    ".mechanisms": ("nudge_panel", "quota_panel"),
     ".panels": ("bench", "sheet"),
-    ".plans": ("COLOURS", "draw", "legend", "outline", "paint", "plan_row"),
+    ".plans": ("COLOURS", "draw", "legend", "outline", "paint", "plan_row", "reach"),
     ".trials": ("Trial", "bill", "trial"),
 })

@@ -27,7 +27,7 @@ LOOKS = {
     "HiPrune": {"color": SKY, "marker": "s"},
     "VisionDrop": {"color": PINK, "marker": "^"},
     "HoloV": {"color": YELLOW, "marker": "P"},
-    "ZOO-Prune": {"color": RED, "marker": "X"},
+    "ZOO-Prune": {"color": BLACK, "marker": "X"},
     "TransPrune": {"color": SKY, "marker": "v"},
     "AIM": {"color": PINK, "marker": "P"},
     "CrossGET": {"color": YELLOW, "marker": "^"},

@@ -163,6 +163,15 @@ class Grades:
         scores = {name: self.percent(name, keep) for name in names}
         return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
+    def tied(self, keep: int, names: Sequence[str] | None = None) -> list[str]:
+        """The best method and those that it leads by no more than the noise, the best first.
+
+        names: of these only.
+        """
+        ranked = list(self.ranked(keep, names))
+        near = [n for n in ranked[1:] if self.lead(ranked[0], n, keep).verdict is not True]
+        return [*ranked[:1], *near]
+
     def lead(self, first: str, second: str, keep: int) -> Lead:
         """How far one method leads another."""
         return lead(self._known(first, keep), self._known(second, keep), self.asked)

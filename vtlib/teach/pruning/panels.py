@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import ipywidgets
 import torch
 from torch import Tensor
 
 from vtlib.nn.checks import check_int
-from vtlib.pruning import zooprune
+from vtlib.pruning import baselines, zooprune
 from vtlib.pruning.bench import Reduced, encode
 from vtlib.pruning.registry import METHODS, find
 from vtlib.teach.figures import PALETTE, figure
 from vtlib.teach.pruning.plans import draw
 from vtlib.teach.pruning.trials import Trial, trial
 from vtlib.teach.widgets import Panel, panel
+from vtlib.vlm.exam import oracle_mask
 from vtlib.vlm.tinyvlm import words
 
 KEEPS = (4, 8, 14, 28, 57, 85, 128, 256)
 GREEN = PALETTE[2]
+ORACLE = "the oracle"
+"""Under this name its runs are kept; a method's name is one word."""
 
 # -------------------------------------------------------------------------------------- the figure
 
@@ -76,6 +80,7 @@ def sheet(
     pruned: Trial,
     title: str,
     vocabulary: Sequence[str],
+    oracle: Trial | None = None,
 ):
     """The bench's figure: the plan on the picture, the answer with its rivals, and the bill.
 
@@ -88,16 +93,24 @@ def sheet(
         pruned: the run that is shown.
         title: above the picture.
         vocabulary: the model's words.
+        oracle: the run of the rule that knows the masks, at the same budget.
     """
-    fig, axes = figure(3, size=(8.8, 3.4), width_ratios=(1.15, 0.75, 1.05))
-    fig.subplots_adjust(0.01, 0.14, 0.985, 0.84, wspace=0.5)
+    fig, axes = figure(3, size=(8.8, 3.6), width_ratios=(1.15, 0.75, 1.05))
+    fig.subplots_adjust(0.01, 0.14, 0.985, 0.8, wspace=0.5)
     draw(axes[0], picture, pruned.plan, grid, title=title)
     _draw_rivals(axes[1], pruned.first, right, vocabulary)
     _draw_bill(axes[2], plain, pruned)
     verdict = "right" if pruned.answer == right else f"wrong: {right}"
-    line = f"{question}  “{pruned.answer}” ({pruned.probability:.2f}), {verdict}"
+    line = f"{question}  {_said(pruned)}, {verdict}"
     fig.text(0.01, 0.985, line, fontsize=10, va="top", ha="left", weight="bold")
+    if oracle is not None:
+        line = f"The oracle, which keeps patches of objects and signs first, says {_said(oracle)}"
+        fig.text(0.01, 0.92, line, fontsize=9, va="top", ha="left")
     return fig
+
+
+def _said(trial: Trial) -> str:
+    return f"“{trial.answer}” ({trial.probability:.2f})"
 
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -131,6 +144,8 @@ class _Runs:
             self.vision = encode(model, exam.images[chosen].to(self.device), methods.values())
             right = part.right(model, self.vision.tokens).tolist()
         self.num_tokens = self.vision.features.shape[1]
+        patch = exam.images.shape[-2] // self.vision.grid[0]
+        self.marked = oracle_mask(exam, patch)[chosen].to(self.device)
         self.asked = []  # (place among the chosen, Question)
         for place, picture in enumerate(chosen):
             asked = exam.asked[picture]
@@ -190,6 +205,18 @@ class _Runs:
         """The run with nothing pruned."""
         return self.result("random", self.num_tokens, number)
 
+    def oracle(self, keep: int, number: int) -> Trial:
+        """The run on the patches that show an object or the sign, and others where these are too
+        few."""
+        setting = (ORACLE, keep, number)
+        if setting not in self._results:
+            place, question = self.asked[number]
+            mask = self.marked[place : place + 1]
+            choose = partial(baselines.oracle, mask)
+            made = trial(self.model, self.row(place), choose, keep, question.text)
+            self._results[setting] = made
+        return self._results[setting]
+
     def draw(self, method: str, keep: int, question: int):
         """The figure of one setting; the argument `question` is its number."""
         place, asked = self.asked[question]
@@ -202,6 +229,7 @@ class _Runs:
             self.result(method, keep, question),
             f"{self.methods[method].title}: keep {keep} of {self.num_tokens}",
             self.model.vocabulary,
+            self.oracle(keep, question),
         )
 
 
@@ -225,10 +253,11 @@ def bench(
     pictures: int | Sequence[int] = 6,
     alt: str | None = None,
 ) -> Panel:
-    """The pruning bench: method, budget and question -> the plan on the picture, answer and bill.
+    """The pruning bench: method, budget and question -> the plan on the picture, the answer beside
+    the oracle's, and the bill.
 
     The unpruned run of each question and what the methods read of each picture are computed at
-    once; every setting's result when first needed, and kept, with its time, the median of three
+    once; every setting's result when first needed, and kept, with its time, the least of three
     runs. ZOO-Prune's sensitivity is estimated once a picture, with 64 directions: its choosing time
     leaves that out. ValueError for unknown methods, pictures without questions, or a keep that is
     not among keeps.
@@ -261,7 +290,7 @@ def bench(
         runs.plain(number)  # so that a redraw has one run to make
     alt = alt or (
         f"The pruning bench at its first setting: {entries[method].title} keeps {keep} of"
-        f" {runs.num_tokens} patches of a scene; beside it the answer with its probability, and"
+        f" {runs.num_tokens} patches of a scene; the answer with its probability, the oracle's, and"
         " tokens, FLOPs, cache and time as shares of the unpruned run."
     )
     return panel(runs.draw, alt=alt, **_controls(runs, method, keeps, keep))

@@ -227,3 +227,23 @@ def plan_row(
     for ax in fig.axes if around is not None else ():
         outline(ax, around, grid)
     return fig
+
+
+def reach(plan: Plan, grid: tuple[int, int]) -> Tensor:
+    """(B,): how far a patch is from the nearest kept one, in patches, mean over all patches.
+
+    Small where every corner of the picture is served. Of merged slots the seeds count, empty slots
+    don't. ValueError for a picture that keeps nothing.
+
+    Args:
+        plan: for the patches of that grid, prefix tokens in front.
+        grid: (h, w).
+    """
+    h, w = _check_grid(plan, grid)
+    kept = plan.kept()[:, plan.num_prefix :]                                             # b n
+    if not kept.any(dim=1).all():
+        raise ValueError("plan has a picture that keeps no patch")
+    place = torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(kept.device, torch.float32)
+    apart = torch.cdist(place, place)                                                    # n n
+    nearest = apart.masked_fill(~kept[:, None], torch.inf).amin(dim=2)                   # b n
+    return nearest.mean(dim=1)

@@ -1,7 +1,5 @@
 """One run of a method on one picture and question, with its bill."""
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from vtlib.nn.checks import check_callable, check_int
 from vtlib.pruning.bench import Reduced, reduce
+from vtlib.teach.meter import timed
 from vtlib.tokens import Plan, Stage, VisionOutputs
 from vtlib.tokens.cost import cache_bytes, decoder_flops, tokens_per_layer
 from vtlib.vlm.tinyvlm import TinyVLM, words
@@ -27,8 +26,8 @@ class Trial:
         lengths: tokens each decoder layer reads, words included.
         flops: prefill of the decoder, a multiply-add counts 2.
         cache: bytes of keys and values after it.
-        choosing: seconds, the median of `repeat` runs.
-        reading: seconds, the median of `repeat` runs.
+        choosing: processor seconds, the least of `repeat` runs.
+        reading: processor seconds of the prefill, the least of `repeat` runs.
         visual: visual tokens in the first and in the last layer.
     """
 
@@ -69,13 +68,10 @@ def bill(
 
 
 def _timed(fn: Callable, repeat: int):
-    """(what `fn` returned last, the median of its seconds)."""
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        out = fn()
-        seconds.append(time.perf_counter() - start)
-    return out, statistics.median(seconds)
+    """(what `fn` returned last, the least of its processor seconds): what else the machine does
+    counts little."""
+    runs = [timed(fn) for _ in range(repeat)]
+    return runs[-1][0], min(seconds for _, seconds in runs)
 
 
 @torch.no_grad()
