@@ -12,17 +12,23 @@
 `Grades` asks a whole exam, a budget and a method at a time, and keeps the answers; `Lead` says
 whether a difference is more than noise. `draw` shows dropped patches in grey, merged ones in the
 colour of their slot, roles framed; `outline` surrounds an object. `look_inside` reads scores in the
-decoder. `trial` is one run with its answer, probability, tokens, FLOPs, cache and time; `bench` is
+decoder. `asking` holds what stays for each question, `dual` pictures of the small dual encoder.
+`trial` is one run with its answer, probability, tokens, FLOPs, cache and time; `bench` is
 the widget over all methods of `vtlib.pruning.registry`.
 """
 
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".asking": ("asked_patches", "kept_for_questions", "recall_for_questions"),
     ".charts": (
         "LOOKS", "ranking", "show_favourites", "show_measures", "show_over_keep", "show_ranking",
     ),
     ".choices": ("order_panel", "plane", "score_panel"),
+    ".dual": (
+        "by_role", "group_panel", "merged_patches", "outlier_dots", "recovery_panel",
+        "show_captioned",
+    ),
     ".grades": ("Grades", "Lead", "lead", "over_pictures"),
     ".inside": ("asked_objects", "favourites", "last_word", "look_inside"),
     ".layers": (

@@ -1,0 +1,192 @@
+"""Pictures of the small dual encoder (`vtlib.pruning.pretrained`): groups that CrossGET merges, and
+what Recoverable Compression keeps."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vtlib.pruning import recoverable
+from vtlib.pruning.crossget_encoder import CrossGETCLIP
+from vtlib.pruning.pretrained import Pictures
+from vtlib.teach.figures import PALETTE, STYLE, figure, show
+from vtlib.teach.pictures import image, overlay, picture_row
+from vtlib.teach.pruning.plans import draw
+from vtlib.teach.widgets import Panel, panel
+from vtlib.tokens import Plan
+
+GRID = (8, 8)
+PATCHES = 64
+ROLES = ("vision", "text", "centre")
+LINE = 34  # letters of a caption in a line above a picture
+
+
+def _slider(name: str, value: int, most: int) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(value, 0, most, description=name)
+
+
+def show_captioned(images: Tensor, captions: Sequence[str]) -> None:
+    """Publish pictures (B, 3, S, S), each under its caption."""
+    titles = [textwrap.fill(caption, 26) for caption in captions]
+    told = "; ".join(captions)
+    show(picture_row(list(images), titles), alt=f"{len(images)} pictures, captioned: {told}")
+
+
+# --------------------------------------------------------------------------------------- CrossGET
+@torch.no_grad()
+def merged_patches(
+    model: CrossGETCLIP,
+    images: Tensor,
+    r: int,
+    guidance: float = 1.0,
+    method: str = "complete",
+) -> Plan:
+    """What all layers of the image's tower merge, as one plan over the patches: patches that went
+    together share a slot. Its weights are for drawing only.
+
+    Args:
+        model: the dual encoder.
+        images: (B, 3, S, S).
+        r: tokens to merge away in each layer.
+        guidance: factor on the importance.
+        method: of `crossget.match`.
+    """
+    plans = [p for p in model.encode_image(images, r, guidance, method).plans if p is not None]
+    side = model.visual.img_size // model.visual.conv1.stride[0]
+    patch = torch.arange(side**2, device=images.device).expand(len(images), -1)
+    if not plans:
+        return Plan(patch, side**2)
+    whole = plans[0]
+    for plan in plans[1:]:
+        whole = whole.then(plan)
+    slot = whole.source()[:, 1:-1] - 1                  # without [CLS] and the cross token
+    weight = torch.ones_like(slot, dtype=torch.float)
+    return Plan(whole.index[:, 1:-1] - 1, side**2, patch, slot, weight)
+
+
+def _share_gone(gone: Tensor, mask: Tensor) -> str:
+    return f"{(gone & mask).sum() / mask.sum().clamp(min=1):.0%}"
+
+
+def group_panel(
+    model: CrossGETCLIP, shots: Pictures, spoken: Tensor, silent: Tensor, first: int = 0
+) -> Panel:
+    """Picture, r, guidance and matching -> the groups that four layers merge, beside the picture.
+
+    Args:
+        model: the dual encoder.
+        shots: its pictures.
+        spoken: (B, N) bool, patches of what the captions name.
+        silent: (B, N) bool, patches of the other pictograms.
+        first: the first picture.
+    """
+
+    def draw_groups(picture: int, r: int, guidance: float, method: str) -> Figure:
+        plan = merged_patches(model, shots.images[[picture]], r, guidance, method)
+        gone = ~plan.kept()[0]
+        shares = [_share_gone(gone, mask[picture]) for mask in (spoken, silent)]
+        fig, (left, right) = figure(2, size=(6.6, 3.6), layout="pictures")
+        fig.subplots_adjust(top=0.86)
+        image(left, shots.images[picture].cpu(), textwrap.fill(shots.captions[picture], 40))
+        title = f"64 patches, {len(plan)} tokens\nmerged away: spoken {shares[0]},"
+        draw(right, shots.images[picture], plan, GRID, title=f"{title} silent {shares[1]}")
+        return fig
+
+    return panel(
+        draw_groups,
+        alt="A picture with three pictograms, its caption above; beside it its 64 patches after"
+            " four layers of merging: patches of one group share a colour.",
+        picture=_slider("picture", first, min(24, len(shots.captions)) - 1),
+        r=_slider("r, tokens a layer", 10, 32),
+        guidance=ipywidgets.FloatSlider(1.0, min=-2, max=4, step=0.5, description="guidance"),
+        method=ipywidgets.ToggleButtons(options=["complete", "bipartite"],
+                                        description="matching"),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------- Recoverable Compression
+@matplotlib.rc_context(STYLE)
+def outlier_dots(scores: Tensor, outlier: Tensor, label: str) -> Figure:
+    """A panel a row of scores (B, N): each score a dot on the line, at a height of no meaning;
+    outliers (B, N) bool are orange triangles.
+
+    Args:
+        scores: at most three rows.
+        outlier: which stand out.
+        label: of the line.
+    """
+    fig, axes = figure(len(scores), size=(3.1 * len(scores), 1.9))
+    height = torch.rand(scores.shape[1], generator=torch.Generator().manual_seed(0))
+    for ax, row, out in zip(axes if len(scores) > 1 else [axes], scores, outlier, strict=True):
+        row, out = row.cpu(), out.cpu()
+        ax.plot(row[~out], height[~out], ".", color="#888888")
+        ax.plot(row[out], height[out], "^", color=PALETTE[1], markersize=5)
+        title = f"{int(out.sum())} outliers of {len(row)}"
+        ax.set(title=title, xlabel=label, yticks=(), ylim=(-0.1, 1.1))
+    return fig
+
+
+def by_role(plan: Plan) -> Plan:
+    """A plan of `recoverable` as the patches that it chose, by role, without the extra token and
+    what was gathered."""
+    index = torch.where(plan.role < recoverable.EXTRA, plan.index, -1)
+    role = plan.role.clamp(max=recoverable.CENTRE)
+    return Plan(index, plan.num_tokens, role=role, roles=ROLES)
+
+
+def _draw_scores(ax, visual: Tensor, text: Tensor, found) -> None:
+    """Every patch by both scores; the chosen ones in the colour of their role."""
+    ax.plot(visual.cpu(), text.cpu(), ".", color="#999999")
+    for k, part in enumerate((found.vision, found.text, found.centre)):
+        chosen = part[0]
+        ax.plot(visual[chosen].cpu(), text[chosen].cpu(), "o", color=PALETTE[k], markersize=5)
+    title = f"{int(found.kept.sum())} kept, {int(found.centre.sum())} centres of {len(visual)}"
+    ax.set(title=title, xlabel="visual score", ylabel="text score")
+
+
+def recovery_panel(
+    scores: Callable[[Tensor, list[str]], tuple[Tensor, Tensor]],
+    images: Tensor,
+    captions: Mapping[str, Sequence[str]],
+    first: int = 0,
+) -> Panel:
+    """Picture, caption and neighbours -> the text score, the patches by role, both scores.
+
+    Args:
+        scores: (images, captions) -> (visual, text), each (B, N).
+        images: (B, 3, S, S).
+        captions: {whose: B texts}.
+        first: the first picture.
+    """
+
+    def draw_recovery(picture: int, caption: str, neighbours: int) -> Figure:
+        words = captions[caption][picture]
+        visual, text = scores(images[[picture]], [words])
+        found = recoverable.filters(visual, text, (neighbours, neighbours, 10))
+        fig, axes = figure(3, size=(9.0, 3.1), width_ratios=(1, 1, 1.1))
+        fig.subplots_adjust(left=0.01, wspace=0.3, top=0.84)
+        heat, title = text.reshape(GRID).cpu(), "text score: " + words
+        overlay(axes[0], images[picture].cpu(), heat, alpha=0.7, mode="nearest",
+                title=textwrap.fill(title, LINE))  # fmt: skip
+        chosen = (found.kept | found.centre)[0].nonzero()[:, 0]
+        role = torch.where(found.text, 1, torch.where(found.centre, 2, 0))[0, chosen]
+        plan = Plan(chosen[None], PATCHES, role=role[None], roles=ROLES)
+        draw(axes[1], images[picture], plan, GRID)
+        _draw_scores(axes[2], visual[0], text[0], found)
+        return fig
+
+    sizes = ipywidgets.SelectionSlider(
+        options=[3, 5, 10, 20, 40], value=20, description="neighbours"
+    )
+    return panel(
+        draw_recovery,
+        alt="A picture under its text score; the patches kept by the picture (blue), by the text"
+            " (orange), and the centres (green); every patch by its visual and its text score.",
+        picture=_slider("picture", first, len(images) - 1),
+        caption=ipywidgets.ToggleButtons(options=list(captions), description="caption"),
+        neighbours=sizes,
+    )  # fmt: skip
