@@ -85,13 +85,14 @@ def test_the_pyramid_shows_what_each_stage_leaves():
     plans = [done.plan]
     for cut in said.prefill.plans:
         plans.append(plans[-1].then(cut))
-    assert len(plans) == len(fig.axes) == 4 and len(plans[-1]) < len(plans[0])
-    for k, plan in enumerate(plans):
+    assert 1 + len(plans) == len(fig.axes) == 5 and len(plans[-1]) < len(plans[0])
+    assert torch.allclose(shown(fig, 0), images[1])
+    for k, plan in enumerate(plans, 1):
         want = pruning.paint(images[1], plan, (8, 8), colour="slots")
         assert torch.allclose(shown(fig, k), want)
         assert title(fig.axes[k]).endswith(f": {len(plan)}")
         assert len(fig.axes[k].collections[0].get_segments()) == 6     # around two patches
-    assert texts[1] in fig.texts[0].get_text() and "right: no" in fig.texts[0].get_text()
+    assert texts[1] in fig.texts[0].get_text() and "correct: “no”" in fig.texts[0].get_text()
     before = panel.frame
     panel.set(average=20, positions="keep")
     assert panel.frame != before

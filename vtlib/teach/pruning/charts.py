@@ -70,6 +70,7 @@ def ranking(
             its lead over this one, and where it misses the line the lead counts.
     """
     scores = grades.ranked(keep, names)
+    far = [grades.whole]                                     # what has to fit on the right
     fig, ax = figure(size=(6.4, 0.95 + 0.27 * len(scores)), layout="constrained")
     for place, (name, score) in enumerate(scores.items()):
         rise, colour = score - grades.blind, _colour(name, highlight)
@@ -78,6 +79,7 @@ def ranking(
         if noise:
             ax.errorbar(score, place, xerr=noise, color="black", linewidth=1, capsize=2)
         end = max(score, grades.blind) + noise + 0.4
+        far.append(end)
         ax.text(end, place, f"{score:.0f}", va="center", fontsize=8)
     lines = [(grades.blind, f" blind: {grades.blind:.0f}", "left"),
              (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
@@ -86,7 +88,7 @@ def ranking(
         ax.text(at, -0.62, text, fontsize=8, ha=side, va="bottom")
     low = min([grades.blind, *scores.values()])
     ax.set_yticks(range(len(scores)), list(scores))
-    ax.set(xlim=(low - 4, max([grades.whole, *scores.values()]) + 4))
+    ax.set(xlim=(low - 4, max(far) + 4))
     ax.set(ylim=(len(scores) - 0.45, -1.5), title=title)
     below = f"right answers with {keep} of {grades.num_tokens} tokens (%)"
     if against is not None:

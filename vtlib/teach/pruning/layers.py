@@ -11,7 +11,7 @@ from vtlib.nn.checks import check_int
 from vtlib.pruning import hiprune
 from vtlib.pruning.bench import reduce
 from vtlib.teach.figures import figure, show
-from vtlib.teach.pictures import overlay, tiles
+from vtlib.teach.pictures import image, overlay, tiles
 from vtlib.teach.plots import curves
 from vtlib.teach.pruning.plans import draw, outline
 from vtlib.teach.widgets import Panel, panel
@@ -112,8 +112,8 @@ def role_panel(
         fig.subplots_adjust(0.01, 0.07, 0.99, 0.9, wspace=0.06)
         anchors = hiprune.num_anchors(keep, alpha)
         draw(left, images[picture], plan, grid, title=f"{anchors} anchors in {keep} tokens")
-        heat = middle[0].view(*grid)
-        overlay(right, images[picture], heat, mode="nearest", alpha=0.8,
+        heat, peak = middle[0].view(*grid), middle[0].quantile(0.97).item()
+        overlay(right, images[picture], heat, mode="nearest", alpha=0.8, vmax=peak,
                 title=f"layer {layer}: IoU with the objects {overlap:.2f}")
         return fig
 
@@ -142,7 +142,7 @@ def pyramid_panel(
     """Picture, mean budget and positions -> what each of VisionDrop's stages still carries.
 
     Dominant patches are in colour and framed; a contextual token and all that it absorbed, through
-    the stages, share a colour. A line surrounds what is asked about.
+    the stages, share a colour. A line surrounds what the question names.
 
     Args:
         model: TinyVLM.
@@ -150,7 +150,7 @@ def pyramid_panel(
         images: (B, 3, H, W) in [0, 1].
         questions: B texts.
         answers: B texts, the right answers.
-        patches: (B, N) bool, those that show what is asked about.
+        patches: (B, N) bool, those that show what the question names.
         average: the first mean budget.
     """
 
@@ -162,22 +162,25 @@ def pyramid_panel(
         for cut in said.prefill.plans:
             plans.append(plans[-1].then(cut))
         places = ["encoder", *[f"after layer {stage.after}" for stage in done.stages]]
-        fig, axes = figure(len(plans), layout="pictures", size=(2.15 * len(plans), 2.85))
+        count = 1 + len(plans)
+        fig, axes = figure(count, layout="pictures", size=(1.9 * count, 2.55))
         fig.subplots_adjust(top=0.78)
-        for ax, place, plan in zip(axes, places, plans, strict=True):
+        image(axes[0], images[picture].cpu(), "the scene")
+        outline(axes[0], patches[picture], vision.grid, color="black")
+        for ax, place, plan in zip(axes[1:], places, plans, strict=True):
             title = f"{place}: {len(plan)}"
             draw(ax, images[picture], plan, vision.grid, colour="slots", title=title)
             outline(ax, patches[picture], vision.grid, color="black")
-        line = f"{questions[picture]}  “{said.texts[0]}” ({said.probability[0]:.2f})"
-        line += f", right: {answers[picture]}"
+        line = f"{questions[picture]}  “{said.texts[0]}”, p = {said.probability[0]:.2f}"
+        line += f"; correct: “{answers[picture]}”"
         fig.text(0.01, 0.97, line, va="top", fontsize=9.5, weight="bold")
         return fig
 
     return panel(
         draw_stages,
-        alt="Copies of a scene, one a stage of VisionDrop, with fewer tokens each: dominant patches"
-            " framed, absorbed patches in the colour of their contextual token, a line around what"
-            " is asked about.",
+        alt="A scene, and a copy for each stage of VisionDrop, with fewer tokens each: dominant"
+            " patches framed, absorbed patches in the colour of their contextual token, a line"
+            " around what the question names.",
         picture=_slider("picture", 0, 0, len(images) - 1),
         average=_slider("mean tokens", check_int(average, "average", 4, 64), 4, 64),
         positions=ipywidgets.ToggleButtons(
