@@ -40,7 +40,7 @@ MEASURES = ("recall", "objects hit", "redundancy", "smallest distance")
 def _colour(name: str, highlight: Sequence[str]) -> str:
     if name in highlight:
         return RED
-    if name in SIMPLE:
+    if name in SIMPLE or name.startswith("Random"):
         return GREYS[2]
     return GREEN if name == "Oracle" else BLUE
 

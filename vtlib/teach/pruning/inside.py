@@ -8,9 +8,10 @@ from torch import Tensor
 
 from vtlib.pruning import fastv
 from vtlib.pruning.fastervlm import concentration
-from vtlib.tokens import Stage
+from vtlib.tokens import Stage, keep_all
 from vtlib.tokens.checks import check_grid
 from vtlib.vlm.exam import Exam
+from vtlib.vlm.state import State
 from vtlib.vlm.tinyvlm import TinyVLM
 
 
@@ -43,6 +44,32 @@ def look_inside(
     ]
     model.prefill(tokens, questions, stages, positions="keep")
     return {name: seen[name] for name in scores}
+
+
+@torch.no_grad()
+def states_by_layer(
+    model: TinyVLM, tokens: Tensor, questions: Sequence[str]
+) -> dict[int, State]:
+    """{layers that have run: the decoder's state}, up to the last layer but one, all from one run
+    in which nothing is cut. Each state knows the transitions of the layers that have run.
+
+    Args:
+        model: TinyVLM.
+        tokens: (B, N, D), each picture's visual tokens.
+        questions: B texts.
+    """
+    states: dict[int, State] = {}
+
+    def note(state, keep):
+        states[state.after] = state
+        return keep_all(*state.alive.shape, state.alive.device)
+
+    stages = [
+        Stage(after, tokens.shape[1], note, tuple(range(1, after + 1)))
+        for after in range(1, len(model.decoder.layers))
+    ]
+    model.prefill(tokens, questions, stages, positions="keep")
+    return states
 
 
 def last_word(state) -> Tensor:
