@@ -178,6 +178,9 @@ def test_whiskers_are_the_noise_of_a_lead(scored):
     dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
     assert dashed[0].get_xdata()[0] == scored.percent("Random", 12)
     assert "lead over Random" in ax.get_xlabel()
+    column = [text for text in ax.texts if text.get_transform() == ax.get_yaxis_transform()]
+    places = {(text.get_position()[0], text.get_text()) for text in column}
+    assert places == {(1.01, "100"), (1.01, f"{scored.percent('Random', 12):.0f}")}
 
 
 def test_a_band_in_which_two_methods_tie(scored, monkeypatch):
@@ -192,6 +195,7 @@ def test_a_band_in_which_two_methods_tie(scored, monkeypatch):
         ys = corners[corners[:, 0] == keep][:, 1]
         assert (ys.min(), ys.max()) == pytest.approx((middle - noise, middle + noise))
     assert "FasterVLM's lead over Random" in ax.get_xlabel()
+    assert "FasterVLM ties" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_curves_over_the_budget(scored, capsys):
@@ -251,6 +255,42 @@ def test_look_inside_sees_what_fastv_cuts_by(made):
     assert torch.equal(seen["early"].topk(7, dim=1).indices.sort(1).values, run.plan.index)
 
 
+def test_late_chance_cuts_behind_its_layer_whatever_it_sees(made):
+    _, texts, _ = pruning.asked_objects(made.exam)
+    (cut,) = pruning.late_chance(after=3).stages(6, 7, 64)
+    assert (cut.after, cut.keep) == (3, 7)
+    tokens, kept = torch.randn(2, len(texts), 64, 32), []
+    for seen in tokens:
+        with torch.no_grad():
+            _, run = made.model.prefill(seen, texts, [cut], positions="keep")
+        kept.append(run.plan.index)
+    assert torch.equal(*kept) and kept[0].shape == (len(texts), 7)
+    assert not torch.equal(kept[0][0], kept[0][1])       # each picture draws for itself
+    with pytest.raises(ValueError, match="after=0"):
+        pruning.late_chance(after=0)
+
+
+def test_rows_that_lie_above_nothing():
+    rows = {name: {"x": torch.tensor(values)} for name, values in
+            {"up": [1.0, 2, 3], "down": [-1.0, -2, -3], "even": [1.0, -1, 0]}.items()}
+    assert pruning.beyond(rows, lambda row: row["x"]) == "up"
+    assert pruning.beyond(rows, lambda row: -row["x"]) == "down"
+    assert pruning.beyond(rows, lambda row: row["x"] + 9) == "up, down, even"
+    assert pruning.beyond({"even": rows["even"]}, lambda row: row["x"]) == "none"
+
+
+def test_patches_of_noise():
+    images = torch.full((3, 3, 8, 12), 2.0)
+    painted, is_noise = pruning.with_noise(images, 2, (2, 3), seed=1)
+    assert is_noise.shape == (3, 6) and is_noise.sum(dim=1).tolist() == [2, 2, 2]
+    changed = (painted != images).all(dim=1).unflatten(1, (2, 4)).unflatten(3, (3, 4))
+    assert torch.equal(changed.all(4).all(2).flatten(1), is_noise)
+    assert torch.equal(changed.any(4).any(2).flatten(1), is_noise)
+    assert torch.equal(pruning.with_noise(images, 2, (2, 3), seed=1)[0], painted)
+    with pytest.raises(ValueError, match="grid="):
+        pruning.with_noise(images, 2, (3, 3))
+
+
 def test_where_favourites_lie(capsys):
     """Ten patches in two rows; the object is 5, 6; the three best of the first picture are 0, 5, 7,
     with 1/2, 1/4 and 1/8 of the score."""
@@ -280,8 +320,8 @@ def test_one_question_about_objects_a_picture(made):
 
 
 # ----------------------------------------------------------------------------------------- widgets
-def shown_in(fig):
-    return torch.as_tensor(fig.axes[0].images[0].get_array()).permute(2, 0, 1)
+def shown_in(fig, place=0):
+    return torch.as_tensor(fig.axes[place].images[0].get_array()).permute(2, 0, 1)
 
 
 def test_scores_with_a_cut():
@@ -293,12 +333,13 @@ def test_scores_with_a_cut():
     panel = pruning.score_panel(images, scores, ["one?", "two?"], patches, (4, 4), keep=4)
     fig = panel.draw(picture=1, source="up", keep=4)
     want = pruning.paint(images[1], Plan(torch.tensor([[12, 13, 14, 15]]), 16), (4, 4))
-    assert torch.allclose(shown_in(fig), want) and fig.texts[0].get_text() == "two?"
-    assert "50%" in fig.axes[1].get_title() + fig.axes[1].get_title(loc="left")
+    assert torch.allclose(shown_in(fig, 1), want) and fig.texts[0].get_text() == "two?"
+    assert "50%" in fig.axes[2].get_title() + fig.axes[2].get_title(loc="left")
+    assert torch.allclose(shown_in(fig), images[1]) and fig.axes[0].collections
     before = panel.frame
     panel.set(source="down", keep=2)
     assert panel.frame != before
-    assert len(fig.axes[0].collections[0].get_segments()) == 12      # around 10, 11 and 12, 13
+    assert len(fig.axes[1].collections[0].get_segments()) == 12      # around 10, 11 and 12, 13
     with pytest.raises(ValueError, match="keep=9"):
         pruning.score_panel(images, scores, ["", ""], patches, (4, 4), keep=9)
 
@@ -310,14 +351,14 @@ def test_the_order_of_a_choice():
     fig = panel.draw(picture=1, rule="b", step=5)
     chosen = order[1].flip(0)[:5]
     want = pruning.paint(images[1], Plan(chosen[None], 16), (4, 4))
-    assert torch.allclose(shown_in(fig), want)
-    cloud, marked, newest = (line.get_xydata() for line in fig.axes[1].lines)
+    assert torch.allclose(shown_in(fig, 1), want)
+    cloud, marked, newest = (line.get_xydata() for line in fig.axes[2].lines)
     assert (len(cloud), len(marked)) == (16, 5)
     assert newest.tolist() == [cloud[chosen[-1]].tolist()]
     assert panel.controls["step"].max == 16
     objects = torch.rand(2, 16) < 0.5
     found = pruning.order_panel(images, {"a": order}, tokens, (4, 4), step=3, objects=objects)
-    right = found.draw(picture=1, rule="a", step=5).axes[1]
+    right = found.draw(picture=1, rule="a", step=5).axes[2]
     sizes = [len(line.get_xydata()) for line in right.lines]
     assert sizes == [16 - objects[1].sum(), objects[1].sum(), 5, 1]
     names = [text.get_text() for text in right.get_legend().get_texts()]

@@ -121,8 +121,8 @@ def divprune() -> None:
             ("question", "decoder", "(L, 128)"),
         ],
         note="Distance: 1 - cosine. Farthest: whose nearest chosen token is farthest away. The "
-        "ball's nine tokens are near-copies: one is enough. The star is like nothing else. No "
-        "attention and no word is read. " + SAME,
+        "ball's nine are near-copies: one is enough. The star is like nothing else. No attention "
+        "and no word is read. " + SAME,
         legend=False,
     )
 

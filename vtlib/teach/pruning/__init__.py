@@ -29,14 +29,19 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "by_role", "group_panel", "merged_patches", "outlier_dots", "recovery_panel",
         "show_captioned",
     ),
-    ".grades": ("Grades", "Lead", "lead", "over_pictures"),
-    ".inside": ("asked_objects", "favourites", "last_word", "look_inside", "states_by_layer"),
+    ".grades": ("Grades", "Lead", "beyond", "lead", "over_pictures"),
+    ".inside": (
+        "asked_objects", "favourites", "last_word", "late_chance", "look_inside",
+        "states_by_layer",
+    ),
     ".layers": (
         "pyramid_panel", "role_panel", "show_by_layer", "show_neighbours", "show_roles",
     ),
     ".layers_inside": ("ramp_panel", "transition_panel"),
     ".mechanisms": ("nudge_panel", "quota_panel"),
     ".panels": ("bench", "sheet"),
-    ".plans": ("COLOURS", "draw", "legend", "outline", "paint", "plan_row", "reach"),
+    ".plans": (
+        "COLOURS", "draw", "legend", "outline", "paint", "plan_row", "reach", "with_noise",
+    ),
     ".trials": ("Trial", "bill", "trial"),
 })

@@ -80,7 +80,11 @@ def ranking(
             ax.errorbar(score, place, xerr=noise, color="black", linewidth=1, capsize=2)
         end = max(score, grades.blind) + noise + 0.4
         far.append(end)
-        ax.text(end, place, f"{score:.0f}", va="center", fontsize=8)
+        look = {"va": "center", "fontsize": 8}
+        if against is None:
+            ax.text(end, place, f"{score:.0f}", **look)
+        else:                        # in a column: behind a whisker it would stand at its end
+            ax.text(1.01, place, f"{score:.0f}", transform=ax.get_yaxis_transform(), **look)
     lines = [(grades.blind, f" blind: {grades.blind:.0f}", "left"),
              (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
     for at, text, side in lines:
@@ -145,7 +149,8 @@ def show_over_keep(
 
 
 def _draw_band(ax, grades: Grades, keeps: Sequence[int], band: tuple[str, str]) -> None:
-    """A band around the second method's curve: ± the noise of the first one's lead.
+    """A grey band around the second method's curve, ± the noise of the first one's lead: no
+    curve's own error.
 
     Args:
         ax: matplotlib Axes with the curves.
@@ -158,8 +163,10 @@ def _draw_band(ax, grades: Grades, keeps: Sequence[int], band: tuple[str, str]) 
     noise = [grades.lead(first, second, keep).noise for keep in keeps]
     low = [m - n for m, n in zip(middle, noise, strict=True)]
     high = [m + n for m, n in zip(middle, noise, strict=True)]
-    color = LOOKS.get(second, {}).get("color", GREYS[0])
-    ax.fill_between(keeps, low, high, color=color, alpha=0.18, linewidth=0)
+    look = {"color": GREYS[1], "alpha": 0.3, "linewidth": 0}
+    ax.fill_between(keeps, low, high, label=f"{first} ties", **look)
+    with matplotlib.rc_context(STYLE):
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_xlabel(f"{ax.get_xlabel()}\nband: ± of {first}'s lead over {second}; inside it they tie")
 
 
@@ -173,7 +180,7 @@ def show_favourites(rows: Mapping[str, Mapping[str, Tensor]], caption: str | Non
     cells = []
     for name, row in rows.items():
         below = over_pictures(row["rows below"])
-        shift = f"{below.points:+.1f} ± {below.noise:.1f}"
+        shift = f"{below.points:+z.1f} ± {below.noise:.1f}"
         cells.append([name, shift, f"{row['top fifth'].mean():.0%}", f"{row['recall'].mean():.2f}"])
     table(["favourites of", "rows below", "top fifth", "recall"], cells, caption=caption)
 

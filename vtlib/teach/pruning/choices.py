@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtlib.nn.checks import check_int
 from vtlib.teach.figures import PALETTE, figure
+from vtlib.teach.pictures import image
 from vtlib.teach.pruning.plans import draw, outline
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan, top_tokens
@@ -31,7 +32,7 @@ def score_panel(
     grid: tuple[int, int],
     keep: int = 28,
 ) -> Panel:
-    """Picture, score and budget -> the patches that stay, and the sorted scores with the cut.
+    """Picture, score and budget -> the scene, the patches that stay, the sorted scores with a cut.
 
     A line surrounds what is asked about; the title of the curve says which share of it stays.
 
@@ -48,14 +49,16 @@ def score_panel(
     def draw_scores(picture: int, source: str, keep: int) -> Figure:
         score = scores[source][picture : picture + 1].cpu()
         plan = Plan(top_tokens(score, keep), count)
-        fig, (left, right) = figure(2, size=(6.8, 3.2), width_ratios=(1, 1.25))
-        fig.subplots_adjust(0.01, 0.14, 0.98, 0.83, wspace=0.3)
+        fig, (whole, left, right) = figure(3, size=(8.8, 3.1), width_ratios=(1, 1, 1.1))
+        fig.subplots_adjust(0.01, 0.15, 0.99, 0.83, wspace=0.2)
         fig.text(0.01, 0.97, questions[picture], va="top", weight="bold")
+        image(whole, images[picture].cpu(), "the scene")
         draw(left, images[picture].cpu(), plan, grid, title=f"{source}: {keep} tokens")
-        outline(left, patches[picture], grid)
+        for ax in (whole, left):
+            outline(ax, patches[picture], grid)
         share = count * score[0].sort(descending=True).values / score.sum()
         right.plot(range(1, count + 1), share.tolist())
-        right.axvline(keep, color=PALETTE[1])
+        right.axvline(keep, color="black", linestyle=":")
         asked = patches[picture].cpu()
         found = (plan.kept()[0] & asked).sum() / asked.sum()
         right.set(title=f"recall of what is asked about: {found:.0%}", xlabel="rank of the token")
@@ -65,7 +68,7 @@ def score_panel(
     first = next(iter(scores))
     return panel(
         draw_scores,
-        alt=f"A scene with the {keep} patches of the highest score ({first}), a line around"
+        alt=f"A scene, the {keep} patches of the highest score ({first}) in it, a line around"
             f" what is asked about, and all scores sorted, with the cut at {keep}.",
         picture=_slider("picture", 0, 0, len(images) - 1),
         source=_dropdown("score", scores),
@@ -102,7 +105,8 @@ def _draw_cloud(ax, cloud: Tensor, chosen: Tensor, objects: Tensor | None) -> No
         look = {"color": color, "markersize": size, "fillstyle": fill, "label": name}
         ax.plot(*dots.T.tolist(), mark, **look)
     if objects is not None:
-        ax.legend(fontsize=7.5, loc="best", handletextpad=0.1)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": len(marked)}
+        ax.legend(fontsize=7, handletextpad=0, columnspacing=0.5, **below)
     ax.set(title="all tokens in a plane (PCA)", xticks=[], yticks=[])
     ax.set(xlabel="first direction", ylabel="second direction")
 
@@ -115,7 +119,7 @@ def order_panel(
     step: int = 12,
     objects: Tensor | None = None,
 ) -> Panel:
-    """Picture, rule and step -> the tokens chosen so far, on the picture and in token space (PCA).
+    """Picture, rule and step -> the scene, and what is chosen so far, there and in token space.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -130,8 +134,9 @@ def order_panel(
 
     def draw_order(picture: int, rule: str, step: int) -> Figure:
         chosen, cloud = orders[rule][picture, :step].cpu(), clouds[picture]
-        fig, (left, right) = figure(2, size=(6.6, 3.2))
-        fig.subplots_adjust(0.01, 0.09, 0.98, 0.9, wspace=0.16)
+        fig, (whole, left, right) = figure(3, size=(8.8, 3.2))
+        fig.subplots_adjust(0.01, 0.17, 0.97, 0.91, wspace=0.1)
+        image(whole, images[picture].cpu(), "the scene")
         plan = Plan(chosen[None], len(cloud))
         draw(left, images[picture].cpu(), plan, grid, title=f"{rule}: the first {step}")
         shows = None if objects is None else objects[picture].cpu()
@@ -141,7 +146,7 @@ def order_panel(
     first = next(iter(orders))
     return panel(
         draw_order,
-        alt=f"A scene with the first {step} patches that {first} takes, and the cloud of all"
+        alt=f"A scene, the first {step} patches that {first} takes in it, and the cloud of all"
             " tokens in a plane with the chosen ones marked.",
         picture=_slider("picture", 0, 0, len(images) - 1),
         rule=_dropdown("rule", orders),

@@ -70,6 +70,17 @@ def over_pictures(values: Tensor) -> Lead:
     return Lead(values.mean().item(), noise)
 
 
+def beyond(rows: Mapping[str, Mapping], difference) -> str:
+    """The names of the rows whose difference lies above 0 beyond the noise, or "none".
+
+    Args:
+        rows: {name: `favourites`}.
+        difference: function of a row -> (B,), a number a picture.
+    """
+    leads = {name: over_pictures(difference(row)) for name, row in rows.items()}
+    return ", ".join(name for name, lead in leads.items() if lead.verdict is True) or "none"
+
+
 class Grades:
     """What TinyVLM answers right when methods leave it few tokens.
 

@@ -6,9 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vtlib.nn.checks import check_int
 from vtlib.pruning import fastv
 from vtlib.pruning.fastervlm import concentration
-from vtlib.tokens import Stage, keep_all
+from vtlib.pruning.method import Method
+from vtlib.tokens import Stage, keep_all, resolve_keep
 from vtlib.tokens.checks import check_grid
 from vtlib.vlm.exam import Exam
 from vtlib.vlm.state import State
@@ -78,6 +80,23 @@ def last_word(state) -> Tensor:
     behind = slice(state.visual.stop, None)
     last = state.asking[:, behind].sum(dim=1) - 1             # padding stands behind
     return fastv.score(state.attention(behind, "last"), last)[:, state.visual]
+
+
+def late_chance(after: int = 2) -> Method:
+    """A control for methods that cut inside the decoder: tokens kept at random once `after` layers
+    have read them all. What it answers right is owed to the place of the cut, not to the choice."""
+    after = check_int(after, "after", 1)
+
+    def by_chance(state, keep):
+        generator = torch.Generator().manual_seed(0)
+        shape = len(state.asking), state.visual.stop - state.visual.start
+        return state.top(torch.rand(shape, generator=generator).to(state.asking.device), keep)
+
+    def stages(num_layers, keep, num_visual) -> list[Stage]:
+        return [Stage(after, resolve_keep(keep, num_visual), by_chance)]
+
+    title = f"Chance after layer {after}"
+    return Method("late_chance", title, stages=stages, asks=True, positions="keep")
 
 
 def favourites(

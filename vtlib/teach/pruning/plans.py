@@ -247,3 +247,28 @@ def reach(plan: Plan, grid: tuple[int, int]) -> Tensor:
     apart = torch.cdist(place, place)                                                    # n n
     nearest = apart.masked_fill(~kept[:, None], torch.inf).amin(dim=2)                   # b n
     return nearest.mean(dim=1)
+
+
+def with_noise(
+    images: Tensor, count: int, grid: tuple[int, int], seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Pictures with `count` patches of noise in each, at places drawn by chance: (the pictures,
+    where the noise is (B, N) bool).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        count: patches of noise in each picture.
+        grid: (h, w), whose patches fill the picture.
+        seed: of the places and of the noise.
+    """
+    h, w = check_ints(grid, "grid", 1, length=2)
+    count = check_int(count, "count", 0, h * w)
+    p, q = images.shape[2] // h, images.shape[3] // w
+    if (p * h, q * w) != tuple(images.shape[2:]):
+        raise ValueError(f"grid={(h, w)} does not fit pictures of {tuple(images.shape[2:])} pixels")
+    generator = torch.Generator().manual_seed(seed)
+    spots = torch.rand(len(images), h * w, generator=generator).argsort(dim=1)[:, :count]
+    is_noise = torch.zeros(len(images), h * w).scatter(1, spots, 1).bool()
+    noise = torch.rand(images.shape, generator=generator).to(images)
+    painted = is_noise.view(-1, 1, h, w).repeat_interleave(p, 2).repeat_interleave(q, 3)
+    return torch.where(painted.to(images.device), noise, images), is_noise.to(images.device)
