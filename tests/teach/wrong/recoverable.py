@@ -57,6 +57,12 @@ WRONG = {
         *slips(
             RECOVER,
             ("chosen twice", OTHERS, "text", "come twice"),
+            (
+                "set to the smallest",
+                OTHERS,
+                "text.index_fill(0, first, text.min().item())",
+                "ties with the smallest text score",
+            ),
             ("unsorted", ".sort().values", "", "not in their old order"),
         ),
         (

@@ -213,9 +213,10 @@ def crossget() -> None:
             ("cross", "tokens", "added"),
             ("text", "cross", "in training"),
         ],
-        note=f"Sizes of CLIP's ViT-B/16; 12 layers leave {last} of {first}. The cross token starts "
-        "as a copy of [CLS]; each layer adds its vector. It never reads the question: it has "
-        "learned what texts ask for in general. [CLS] and cross token never merge.",
+        note=f"Sizes of CLIP's ViT-B/16; 12 layers leave {last} of {first}: a layer "
+        "merges at most half. The cross token starts as a copy of [CLS]; each layer adds its "
+        "vector. It never reads the question: it has learned what texts ask for in general. "
+        "[CLS] and cross token never merge.",
         legend=False,
     )
 
@@ -248,8 +249,8 @@ def recoverable() -> None:
                        Cells(by_sight, 13)),
             "question": (0, 1, QUESTION, "text", WORDS),
             "s": (1, 1, "likeness\nof patch and question", "data", Cells(WORD_SCORES)),
-            "text": (2, 1, "recover by text: T\noutliers among\nthe others", "idea",
-                     Cells(by_text, 13)),
+            "text": (2, 1, "recover by text: T\na share of the others,\nas many as outliers",
+                     "idea", Cells(by_text, 13)),
             "rest": (3, 1, "gather the rest\naround a few centres,\none more for what is left",
                      "idea", GATHER),
             "out": (3, 0, "what goes on\nV and T as they were,\nthen the gathered", "data",

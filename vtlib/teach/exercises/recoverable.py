@@ -78,10 +78,13 @@ def _filters(visual, text, n_v, n_t):
 def _recover_causes(visual, text, n_v, n_t):
     total = n_v + n_t
     first, second = visual.topk(n_v).indices, text.topk(n_t).indices
+    lowest = text.index_fill(0, first, text.min().item()).argsort(descending=True, stable=True)
     twice = torch.cat([first, second])
     return {
         "tokens come twice: the second filter chooses among those that the first one left":
             twice.sort().values,
+        "a kept token comes twice: it ties with the smallest text score; put -inf in its place":
+            torch.cat([first, lowest[:n_t]]).sort().values,
         "the same tokens are counted in both filters, so fewer than n_v + n_t are left: the second"
         " filter chooses among the others": twice.unique(),
         "the tokens are not in their old order: sort the indices":
@@ -96,9 +99,13 @@ def _recover_causes(visual, text, n_v, n_t):
 
 @check("recoverable.recover", reference=recover)
 def _(fn):
+    cases = []
     for size, n_v, n_t in ((20, 5, 4), (12, 3, 5)):
         visual = torch.rand(size)
         text = 0.4 * visual + 0.6 * torch.rand(size)  # what stands out often matches, too
-        args = (visual, text, n_v, n_t)
-        what = f"the {n_v} + {n_t} kept tokens"
+        cases.append((visual, text, n_v, n_t))
+    falling = torch.linspace(1, 0, 8)
+    cases.append((falling, falling, 3, 5))  # all others come back, the smallest score included
+    for args in cases:
+        what = f"the {args[2]} + {args[3]} kept tokens"
         expect(fn(*args), recover(*args), what=what, mistakes=_recover_causes(*args))
