@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import ipywidgets
 import torch
@@ -21,8 +20,6 @@ from vtlib.vlm.tinyvlm import words
 
 KEEPS = (4, 8, 14, 28, 57, 85, 128, 256)
 GREEN = PALETTE[2]
-ORACLE = "the oracle"
-"""Under this name its runs are kept; a method's name is one word."""
 
 # -------------------------------------------------------------------------------------- the figure
 
@@ -80,7 +77,7 @@ def sheet(
     pruned: Trial,
     title: str,
     vocabulary: Sequence[str],
-    oracle: Trial | None = None,
+    oracle: tuple[str, float] | None = None,
 ):
     """The bench's figure: the plan on the picture, the answer with its rivals, and the bill.
 
@@ -93,7 +90,7 @@ def sheet(
         pruned: the run that is shown.
         title: above the picture.
         vocabulary: the model's words.
-        oracle: the run of the rule that knows the masks, at the same budget.
+        oracle: answer and its probability of the rule that knows the masks, at the same budget.
     """
     fig, axes = figure(3, size=(8.8, 3.6), width_ratios=(1.15, 0.75, 1.05))
     fig.subplots_adjust(0.01, 0.14, 0.985, 0.8, wspace=0.5)
@@ -101,16 +98,16 @@ def sheet(
     _draw_rivals(axes[1], pruned.first, right, vocabulary)
     _draw_bill(axes[2], plain, pruned)
     verdict = "right" if pruned.answer == right else f"wrong: {right}"
-    line = f"{question}  {_said(pruned)}, {verdict}"
+    line = f"{question}  {_said(pruned.answer, pruned.probability)}, {verdict}"
     fig.text(0.01, 0.985, line, fontsize=10, va="top", ha="left", weight="bold")
     if oracle is not None:
-        line = f"The oracle, which keeps patches of objects and signs first, says {_said(oracle)}"
+        line = f"The oracle, which keeps patches of objects and signs first, says {_said(*oracle)}"
         fig.text(0.01, 0.92, line, fontsize=9, va="top", ha="left")
     return fig
 
 
-def _said(trial: Trial) -> str:
-    return f"“{trial.answer}” ({trial.probability:.2f})"
+def _said(answer: str, probability: float) -> str:
+    return f"“{answer}” ({probability:.2f})"
 
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -151,6 +148,7 @@ class _Runs:
             asked = exam.asked[picture]
             self.asked += [(place, q) for q in _two(asked, right[place][: len(asked)])]
         self._results: dict[tuple, Trial] = {}
+        self._oracles: dict[tuple[int, int], tuple[str, float]] = {}
         self._sensitivities: dict[int, Tensor] = {}
         self._rows: dict[int, object] = {}
 
@@ -205,17 +203,17 @@ class _Runs:
         """The run with nothing pruned."""
         return self.result("random", self.num_tokens, number)
 
-    def oracle(self, keep: int, number: int) -> Trial:
-        """The run on the patches that show an object or the sign, and others where these are too
-        few."""
-        setting = (ORACLE, keep, number)
-        if setting not in self._results:
+    @torch.no_grad()
+    def oracle(self, keep: int, number: int) -> tuple[str, float]:
+        """Answer and probability on the patches that show an object or the sign, and on others
+        where these are too few."""
+        if (keep, number) not in self._oracles:
             place, question = self.asked[number]
-            mask = self.marked[place : place + 1]
-            choose = partial(baselines.oracle, mask)
-            made = trial(self.model, self.row(place), choose, keep, question.text)
-            self._results[setting] = made
-        return self._results[setting]
+            row = self.row(place)
+            plan = baselines.oracle(self.marked[place : place + 1], row, keep)
+            said = self.model.answer(self.model.reduce(row, plan), [question.text])
+            self._oracles[keep, number] = (said.texts[0], said.probability.item())
+        return self._oracles[keep, number]
 
     def draw(self, method: str, keep: int, question: int):
         """The figure of one setting; the argument `question` is its number."""
