@@ -3,9 +3,9 @@ Retention (Zou, Lu, Wang, Yan, Lyu, Zheng, Zhang, Hu, NeurIPS 2025, arXiv 2510.0
 
 The idea: keeping the tokens with the highest attention keeps clusters of look-alikes around the
 highlights and loses the scene. So the picture is cut into crops, and every crop first gets a quota
-of the budget, by how much attention it draws and how varied it is inside; only then do tokens
-compete, and only within their crop. It runs before the language model and needs the [CLS] row and
-the projected tokens.
+of the budget, by how much attention it draws (and, says the paper, how varied it is inside: see
+`score`); only then do tokens compete, and only within their crop. It runs before the language
+model and needs the [CLS] row and the projected tokens.
 
     crops = runs of consecutive raster tokens      bands         (sec. 4.1; `rectangles` is this
                                                                  package's extension)
@@ -199,6 +199,8 @@ def score(
         A = 1000 attention
         gamma = mean|A| / (mean|V| + 1e-6)     so that gamma V has the mean of A
     V is large where some neighbours are alike and others are not; a crop of one token has V = 0.
+    The mean of H over a crop is (1 + variance_weight) mean(A) wherever V is not all 0: the factor
+    cancels in `crop_weights`, so V counts only where `select` ranks by "score".
     Cost N^2 D / C. Half precision is computed in float32.
 
     Args:
