@@ -15,6 +15,7 @@ the names of the pictograms; without it questions alone do not get beyond blind 
 WORK: --work, default build/tinyvlm_dino. All else, held-out drawings too, is train/tinyvlm.py's.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -95,18 +96,18 @@ def made(model, scene, seed):
 
 
 def batches(args, shuffle):
-    """step -> (file's tensors, round): all files once in a round, in an order of its own."""
-    files = sorted((args.work / "features").glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{args.work / 'features'} is empty: run the step `features`")
+    """Yields (file's tensors, round): all files once in a round, in an order of its own.
 
-    def batch(step):
-        turn, place = divmod(step, len(files))
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(shuffle + turn))
-        stored = load_file(files[order[place]])
-        return {k: t.float() if t.is_floating_point() else t for k, t in stored.items()}, turn
-
-    return batch
+    A round takes the files that are there when it begins: `features` may still be running.
+    """
+    for turn in itertools.count():
+        files = sorted((args.work / "features").glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{args.work / 'features'} is empty: run the step `features`")
+        generator = torch.Generator().manual_seed(shuffle + turn)
+        for place in torch.randperm(len(files), generator=generator):
+            stored = load_file(files[place])
+            yield {k: t.float() if t.is_floating_point() else t for k, t in stored.items()}, turn
 
 
 # ----------------------------------------------------------------------------------- 2. align
@@ -146,9 +147,9 @@ def align(args):
     )
     peak = args.peak or 3e-3
     optimizer = torch.optim.AdamW(model.projector.parameters(), peak, weight_decay=0.02)
-    batch = batches(args, 0)
+    found = batches(args, 0)
     return fit(
-        lambda step: batch(step)[0],
+        lambda step: next(found)[0],
         lambda stored: align_loss(model, own, stored),
         optimizer,
         args.steps,
@@ -170,7 +171,7 @@ def read(args):
     layers = len(model.decoder.layers)
 
     def batch(step):
-        stored, turn = found(step)
+        stored, turn = next(found)
         packed = [stored[f"{name} {turn % ROUNDS}"].long() for name in ("ids", "target", "kind")]
         drawn = None
         if step % 4:  # a quarter of the steps reads all
