@@ -2,6 +2,7 @@
 says when DINOv2's weights are not there."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from tests.hub.tiny import make_dinov2
 from vtlib import hub
 from vtlib.hub import dino
-from vtlib.pruning import bench
+from vtlib.pruning import baselines, bench, hiprune
 from vtlib.pruning.registry import METHODS
 from vtlib.teach.pruning.grades import Grades
 from vtlib.vlm import Encoder, TinyVLM, exam
@@ -161,3 +162,45 @@ def test_the_real_dinov2_gives_these_tokens():
     assert torch.equal(out["selected"], want.last_hidden_state)
     torch.testing.assert_close(out["cls_row"], want.attentions[11][:, :, 0, 1:])
     torch.testing.assert_close(out["attention"][9], want.attentions[9])
+
+
+# ----------------------------------------------------------------------------- the shipped weights
+@pytest.fixture(scope="module")
+def shipped():
+    told = hub.real_missing("dinov2")
+    if told:
+        pytest.skip(told)
+    return hub.tinyvlm_dino()
+
+
+@pytest.fixture(scope="module")
+def looked(shipped):
+    test = exam.exam(40, seed=2_000_000, size=dino.SIZE, patch=14)
+    with torch.no_grad():
+        seen = bench.encode(shipped, test.images, ["random", "fastervlm"])
+    return Grades(shipped, seen, test)
+
+
+def test_it_looks(looked):
+    assert looked.whole > 74 and looked.whole > looked.blind + 20, (looked.whole, looked.blind)
+
+
+def test_what_sees_objects_beats_chance_with_few_tokens(looked):
+    cheat = partial(baselines.oracle, exam.oracle_mask(looked.exam))
+    looked.add({"Oracle": cheat, "FasterVLM": "fastervlm", "Random": "random"}, (28,))
+    for better in ("Oracle", "FasterVLM"):
+        assert looked.lead(better, "Random", 28).points > 3, looked.ranked(28)
+
+
+def test_the_object_layer_is_where_the_overlap_turns(shipped):
+    """HiPrune's rise and fall: up to the tenth layer of twelve, then down."""
+    scenes = exam.scenes(24, seed=2_000_001, size=dino.SIZE)
+    objects = exam.object_patches(scenes, 14).any(1)
+    with torch.no_grad():
+        parts = [
+            hiprune.layer_analysis(shipped.encode(images, attention=range(12)), mask)[1]
+            for images, mask in zip(scenes.images.split(8), objects.split(8), strict=True)
+        ]
+    overlap = torch.stack(parts).mean(0)
+    assert overlap.argmax() + 1 == dino.OBJECT_LAYER, overlap
+    assert overlap[9] > 1.3 * overlap[10:].max() and overlap[9] > 1.5 * overlap[:6].max(), overlap
