@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+import threading
 
 import ipywidgets
 import numpy as np
@@ -30,6 +31,24 @@ def draw(keep, mode="a"):
 def panel():
     mode = ipywidgets.Dropdown(options=["a", "b"], description="mode")
     return teach.panel(draw, alt=ALT, keep=slider(), mode=mode)
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_gradients_are_as_they_were_in_another_thread_too(switch):
+    """JupyterLab moves controls in a thread of its own, and torch's switch is one a thread."""
+    seen = []
+
+    def note(keep):
+        seen.append(torch.is_grad_enabled())
+        return draw(keep)
+
+    with torch.set_grad_enabled(switch):
+        panel = teach.panel(note, alt=ALT, keep=slider())
+    mover = threading.Thread(target=panel.set, kwargs={"keep": 5})
+    mover.start()
+    mover.join()
+    panel.set(keep=6)
+    assert seen == [switch] * 3
 
 
 def test_the_first_frame_stands_at_once(panel):

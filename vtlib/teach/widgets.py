@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import ipywidgets
+import torch
 from matplotlib.figure import Figure
 
 from vtlib.nn.checks import check_callable
@@ -37,7 +38,7 @@ class Panel:
     Panel.image: the ipywidgets.Image; Panel.frame: the bytes of its PNG; Panel.controls: {name:
     control}; Panel.values: {name: value}; Panel.milliseconds: the time of each redraw; Panel.box:
     the whole widget. The first frame is drawn at construction, with the values the controls start
-    with.
+    with. Gradients are recorded while it draws, or not, as they were then.
 
     Args:
         draw: called with the controls' values by name; returns a Figure or the bytes of a PNG.
@@ -63,6 +64,7 @@ class Panel:
         self.box = self._boxed()
         self.milliseconds: list[float] = []
         self._hold = False
+        self._grad = torch.is_grad_enabled()
         self.redraw()
         self._first = self.frame
         for control in self.controls.values():
@@ -97,7 +99,9 @@ class Panel:
         self.milliseconds.append(1000 * (time.perf_counter() - start))
 
     def _drawn(self) -> bytes:
-        drawn = self.draw(**self.values)
+        # JupyterLab moves controls in a thread of their own, where torch's switch stands on again
+        with torch.set_grad_enabled(self._grad):
+            drawn = self.draw(**self.values)
         if isinstance(drawn, bytes):
             return drawn
         if not isinstance(drawn, Figure):
