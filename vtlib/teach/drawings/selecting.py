@@ -182,8 +182,8 @@ def holov() -> None:
             "row": (0, 1, "attention of [CLS]\nin the encoder", "data", Cells(CLS_SCORES)),
             "crops": (1, 0, "cut into crops\nbands, one below\nthe other", "step",
                       Cells(in_bands(CLS_SCORES))),
-            "quota": (2, 0, "a quota for each crop\nmore where [CLS] looks and\n"
-                      "where tokens vary", "idea", shares),
+            "quota": (2, 0, "a quota for each crop\nmore where [CLS] looks", "idea",
+                      shares),
             "best": (3, 0, "best of each crop\nby attention, among\nneighbours only", "idea",
                      Cells(in_bands(kept(plan.index[0])))),
             "decoder": (3, 1, "decoder\n6 layers", "layer", PROMPT),
@@ -197,7 +197,7 @@ def holov() -> None:
             ("best", "decoder", "(28, 128)"),
             ("question", "decoder", "(L, 128)"),
         ],
-        note="The ball cannot take all places: crops of dull patches have a share, too. "
+        note="The ball cannot take all places: crops of dull patches may have a share, too. "
         "TinyVLM's 256 tokens are 16 crops of 16. " + SAME,
         legend=False,
     )
