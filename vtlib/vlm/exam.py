@@ -175,18 +175,30 @@ class Exam:
         """(B, K, N) bool: `object_patches` of the scenes."""
         return object_patches(self.scenes, self.patch)
 
+    @functools.cached_property
+    def on_objects(self) -> Tensor:
+        """(B, Q) bool: the questions that rest on objects which are there."""
+        out = torch.zeros(self.kind.shape, dtype=torch.bool, device=self.cover.device)
+        for b, row in enumerate(self.asked):
+            for q, question in enumerate(row):
+                out[b, q] = bool(question.objects)
+        return out
+
+    @functools.cached_property
+    def asked_patches(self) -> Tensor:
+        """(B, Q, N) bool: the patches that show what each question is about; none where it rests on
+        no object, such as one about a thing that is not there."""
+        out = self.cover.new_zeros(*self.kind.shape, self.cover.shape[2])
+        for b, q in self.on_objects.nonzero().tolist():
+            out[b, q] = self.cover[b, list(self.asked[b][q].objects)].any(0)
+        return out
+
     def queried(self) -> tuple[Tensor, Tensor]:
         """(mask (Q', N) bool, picture (Q',) long) of the questions that rest on objects: the
         patches that show what is asked about."""
-        cover, masks, pictures = self.cover, [], []
-        for b, row in enumerate(self.asked):
-            for question in row:
-                if question.objects:
-                    masks.append(cover[b, list(question.objects)].any(0))
-                    pictures.append(b)
-        if not masks:
+        if not self.on_objects.any():
             raise ValueError("asked has no question that rests on objects: nothing is to be found")
-        return torch.stack(masks), torch.tensor(pictures, device=cover.device)
+        return self.asked_patches[self.on_objects], self.on_objects.nonzero()[:, 0]
 
 
 def exam(

@@ -20,7 +20,7 @@ the widget over all methods of `vtlib.pruning.registry`.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
-    ".asking": ("asked_patches", "kept_for_questions", "recall_for_questions"),
+    ".asking": ("kept_for_questions", "recall_for_questions"),
     ".charts": (
         "LOOKS", "ranking", "show_favourites", "show_measures", "show_over_keep", "show_ranking",
     ),

@@ -1,26 +1,13 @@
-"""Choices that may differ from question to question: what stays, and what was asked about."""
+"""Choices that may differ from question to question: what stays of what was asked about."""
 
 import torch
 from torch import Tensor
 
 from vtlib.pruning.bench import reduce
 from vtlib.teach.pruning.grades import Grades
-from vtlib.vlm.exam import Exam
 
 ROWS = 128
 """Questions that are handled at once."""
-
-
-def asked_patches(exam: Exam) -> Tensor:
-    """(B, Q, N) bool: for each question the patches of the objects that it rests on; none where it
-    rests on no object, such as one about a thing that is not there."""
-    cover = exam.cover
-    out = torch.zeros(*exam.kind.shape, cover.shape[2], dtype=torch.bool, device=cover.device)
-    for b, row in enumerate(exam.asked):
-        for q, question in enumerate(row):
-            if question.objects:
-                out[b, q] = cover[b, list(question.objects)].any(dim=0)
-    return out
 
 
 @torch.no_grad()
@@ -48,7 +35,7 @@ def kept_for_questions(grades: Grades, name: str, keep: int) -> Tensor:
 def recall_for_questions(grades: Grades, name: str, keep: int) -> float:
     """Share of what is asked about that stays, mean over the questions about objects that are
     there. Arguments as in `kept_for_questions`."""
-    goal = asked_patches(grades.exam).to(grades.asked.device)
+    goal = grades.exam.asked_patches.to(grades.asked.device)
     kept = kept_for_questions(grades, name, keep) & goal
     there = goal.any(dim=-1)
     return (kept.sum(dim=-1)[there] / goal.sum(dim=-1)[there]).mean().item()

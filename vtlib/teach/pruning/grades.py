@@ -212,14 +212,9 @@ class Grades:
     def touched(self, name: str, keep: int) -> tuple[Tensor, Tensor]:
         """For each question (B, Q) bool: whether it rests on objects, and whether of such a patch
         one at least stays."""
-        kept, cover = self.plan(name, keep).kept().cpu(), self.exam.cover.cpu()
-        on_objects, stays = (torch.zeros(self.asked.shape, dtype=torch.bool) for _ in range(2))
-        for b, row in enumerate(self.exam.asked):
-            for q, question in enumerate(row):
-                if question.objects:
-                    on_objects[b, q] = True
-                    stays[b, q] = (cover[b, list(question.objects)].any(0) & kept[b]).any()
-        return on_objects.to(self.asked.device), stays.to(self.asked.device)
+        kept, device = self.plan(name, keep).kept(), self.asked.device
+        stays = (self.exam.asked_patches.to(device) & kept.to(device)[:, None]).any(dim=2)
+        return self.exam.on_objects.to(device), stays
 
     def measures(self, name: str, keep: int) -> dict[str, float]:
         """The choice before anything is answered: see `exam.measures`."""

@@ -137,11 +137,11 @@ def asked_objects(
     """
     pictures, texts, patches = [], [], []
     for b, row in enumerate(exam.asked):
-        fits = [q for i, q in enumerate(row) if q.objects and (right is None or right[b, i])]
+        fits = [q for q in range(len(row)) if row[q].objects and (right is None or right[b, q])]
         if fits:
             pictures.append(b)
-            texts.append(fits[0].text)
-            patches.append(exam.cover[b, list(fits[0].objects)].any(dim=0))
+            texts.append(row[fits[0]].text)
+            patches.append(exam.asked_patches[b, fits[0]])
     if not pictures:
         raise ValueError("exam has no such question about objects")
     return torch.tensor(pictures, device=exam.cover.device), texts, torch.stack(patches)

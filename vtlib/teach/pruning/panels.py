@@ -141,8 +141,7 @@ class _Runs:
             self.vision = encode(model, exam.images[chosen].to(self.device), methods.values())
             right = part.right(model, self.vision.tokens).tolist()
         self.num_tokens = self.vision.features.shape[1]
-        patch = exam.images.shape[-2] // self.vision.grid[0]
-        self.marked = oracle_mask(exam, patch)[chosen].to(self.device)
+        self.marked = oracle_mask(exam)[chosen].to(self.device)
         self.asked = []  # (place among the chosen, Question)
         for place, picture in enumerate(chosen):
             asked = exam.asked[picture]
