@@ -15,14 +15,6 @@ from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan, top_tokens
 
 
-def _slider(name: str, value: int, least: int, most: int) -> ipywidgets.IntSlider:
-    return ipywidgets.IntSlider(value, least, most, description=name)
-
-
-def _dropdown(name: str, options: Mapping) -> ipywidgets.Dropdown:
-    return ipywidgets.Dropdown(options=list(options), description=name)
-
-
 # ------------------------------------------------------------------------------------------- scores
 def score_panel(
     images: Tensor,
@@ -70,9 +62,10 @@ def score_panel(
         draw_scores,
         alt=f"A scene, the {keep} patches of the highest score ({first}) in it, a line around"
             f" what is asked about, and all scores sorted, with the cut at {keep}.",
-        picture=_slider("picture", 0, 0, len(images) - 1),
-        source=_dropdown("score", scores),
-        keep=_slider("keep", check_int(keep, "keep", 1, count // 2), 1, count // 2),
+        picture=ipywidgets.IntSlider(0, 0, len(images) - 1, description="picture"),
+        source=ipywidgets.Dropdown(options=list(scores), description="score"),
+        keep=ipywidgets.IntSlider(check_int(keep, "keep", 1, count // 2), 1, count // 2,
+                                  description="keep"),
     )  # fmt: skip
 
 
@@ -148,7 +141,7 @@ def order_panel(
         draw_order,
         alt=f"A scene, the first {step} patches that {first} takes in it, and the cloud of all"
             " tokens in a plane with the chosen ones marked.",
-        picture=_slider("picture", 0, 0, len(images) - 1),
-        rule=_dropdown("rule", orders),
-        step=_slider("step", check_int(step, "step", 2, most), 2, most),
+        picture=ipywidgets.IntSlider(0, 0, len(images) - 1, description="picture"),
+        rule=ipywidgets.Dropdown(options=list(orders), description="rule"),
+        step=ipywidgets.IntSlider(check_int(step, "step", 2, most), 2, most, description="step"),
     )  # fmt: skip

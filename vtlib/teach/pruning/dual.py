@@ -25,10 +25,6 @@ ROLES = ("vision", "text", "centre")
 LINE = 34  # letters of a caption in a line above a picture
 
 
-def _slider(name: str, value: int, most: int) -> ipywidgets.IntSlider:
-    return ipywidgets.IntSlider(value, 0, most, description=name)
-
-
 def show_captioned(images: Tensor, captions: Sequence[str]) -> None:
     """Publish pictures (B, 3, S, S), each under its caption."""
     titles = [textwrap.fill(caption, 26) for caption in captions]
@@ -100,8 +96,9 @@ def group_panel(
         draw_groups,
         alt="A picture with three pictograms, its caption above; beside it its 64 patches after"
             " four layers of merging: patches of one group share a colour.",
-        picture=_slider("picture", first, min(24, len(shots.captions)) - 1),
-        r=_slider("r, tokens a layer", 10, 32),
+        picture=ipywidgets.IntSlider(first, 0, min(24, len(shots.captions)) - 1,
+                                     description="picture"),
+        r=ipywidgets.IntSlider(10, 0, 32, description="r, tokens a layer"),
         guidance=ipywidgets.FloatSlider(1.0, min=-2, max=4, step=0.5, description="guidance"),
         method=ipywidgets.ToggleButtons(options=["complete", "bipartite"],
                                         description="matching"),
@@ -186,7 +183,7 @@ def recovery_panel(
         draw_recovery,
         alt="A picture under its text score; the patches kept by the picture (blue), by the text"
             " (orange), and the centres (green); every patch by its visual and its text score.",
-        picture=_slider("picture", first, len(images) - 1),
+        picture=ipywidgets.IntSlider(first, 0, len(images) - 1, description="picture"),
         caption=ipywidgets.ToggleButtons(options=list(captions), description="caption"),
         neighbours=sizes,
     )  # fmt: skip

@@ -20,10 +20,6 @@ from vtlib.tokens import Plan, VisionOutputs
 PICTURE, NOTHING = 2.4, -3  # inches; the key of an empty square in `tiles`
 
 
-def _slider(name: str, value: int, least: int, most: int) -> ipywidgets.IntSlider:
-    return ipywidgets.IntSlider(value, least, most, description=name)
-
-
 # ------------------------------------------------------------------------------------------ layers
 def show_by_layer(series: Mapping[str, Sequence], title: str, label: str, **options) -> None:
     """Publish numbers of the encoder's layers, from 1, as curves; the alt text holds them.
@@ -122,10 +118,10 @@ def role_panel(
         alt=f"A scene with {keep} kept patches framed by role,"
             f" {hiprune.num_anchors(keep, alpha)} of them anchors; beside it the attention that"
             f" each patch receives in layer {object_layer}.",
-        picture=_slider("picture", 0, 0, len(images) - 1),
-        keep=_slider("keep", keep, 4, most),
+        picture=ipywidgets.IntSlider(0, 0, len(images) - 1, description="picture"),
+        keep=ipywidgets.IntSlider(keep, 4, most, description="keep"),
         alpha=ipywidgets.FloatSlider(alpha, min=0, max=1, step=0.1, description="alpha"),
-        layer=_slider("object layer", object_layer, 1, len(received)),
+        layer=ipywidgets.IntSlider(object_layer, 1, len(received), description="object layer"),
     )  # fmt: skip
 
 
@@ -181,8 +177,9 @@ def pyramid_panel(
         alt="A scene, and a copy for each stage of VisionDrop, with fewer tokens each: dominant"
             " patches framed, absorbed patches in the colour of their contextual token, a line"
             " around what the question names.",
-        picture=_slider("picture", 0, 0, len(images) - 1),
-        average=_slider("mean tokens", check_int(average, "average", 4, 64), 4, 64),
+        picture=ipywidgets.IntSlider(0, 0, len(images) - 1, description="picture"),
+        average=ipywidgets.IntSlider(check_int(average, "average", 4, 64), 4, 64,
+                                     description="mean tokens"),
         positions=ipywidgets.ToggleButtons(
             options=["renumber", "keep"], description="positions"
         ),
