@@ -46,7 +46,7 @@ from vtlib.vlm.tinyvlm import words
 
 SMALL, LARGE = 64, exam.SIZE
 # the drawings are as many pixels large at both sizes
-SHAPE = {SMALL: dict(scale=(0.28, 0.85), objects=(1, 3)), LARGE: {}}
+SHAPE = {SMALL: dict(scale=(0.28, 0.85), objects=(1, 3))}
 NUM_LABELS = 1 + len(PICTOGRAMS) + len(WORDS)
 
 
@@ -596,16 +596,57 @@ def ship_few(args):
         before = rounded(pruned(saved(args, "all"), **args.examined))
         return all_scores(model, args) | {"pruned_before": before}
 
+    ship_reader(args, "tinyvlm", model, scores, command(__file__, "see; read; all; few; ship"))
+
+
+# -------------------------------------------------------------- what `tinyvlm_dino.py` shares
+def ship_reader(args, stem, model, scores, steps):
+    """Write a reader's checkpoint.
+
+    Args:
+        args: the command line.
+        stem: the checkpoint's name.
+        model: the reader.
+        scores: called for what the header tells.
+        steps: the commands that made it, unless --command names others.
+    """
     ship(
         args.out,
-        "tinyvlm",
+        stem,
         model,
         scores,
         config={"vocabulary": list(VOCABULARY)},
-        command=args.command or command(__file__, "see; read; all; few; ship"),
+        command=args.command or steps,
         seed=args.seed,
         minutes=round(sum(minutes_of(args).values()), 1),
     )
+
+
+def reader_options(text, steps, stages, work):
+    """The command line of a reader's script.
+
+    Args:
+        text: the script's docstring.
+        steps: how many steps are usual.
+        stages: {step: function of the parsed arguments}.
+        work: the default of --work.
+    """
+    parser = options(text, steps, part=1)  # batches of a smoke run are 1 / part as large
+    parser.add_argument("step", choices=list(stages))
+    parser.add_argument("--peak", type=float, help="highest learning rate")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 anywhere")
+    parser.add_argument("--resume", action="store_true", help="go on from this step's own file")
+    parser.add_argument("--command", help="what to write into the file's header")
+    parser.add_argument("--work", type=Path, default=Path(work))
+    return parser
+
+
+def run(stages, args):
+    """The step that the command line names, and a note of what it took."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    fitted = stages[args.step](args)
+    if fitted is not None:
+        add_minutes(args, fitted.minutes)
 
 
 STAGES = {
@@ -619,21 +660,11 @@ STAGES = {
 
 
 def main(argv=None):
-    parser = options(__doc__, 2000, part=1)  # batches of a smoke run are 1 / part as large
-    parser.add_argument("step", choices=list(STAGES))
+    parser = reader_options(__doc__, 2000, STAGES, "build/tinyvlm")
     parser.add_argument("--small", type=float, default=0.65, help="share of the steps on 64 px")
-    parser.add_argument("--peak", type=float, help="highest learning rate")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 anywhere")
-    parser.add_argument("--resume", action="store_true", help="go on from this step's own file")
-    parser.add_argument("--command", help="what to write into the file's header")
-    parser.add_argument("--work", type=Path, default=Path("build/tinyvlm"))
     parser.set_defaults(examined={})
     small = dict(scored=dict(pictures=50, by_scale=10), examined=dict(pictures=6, inside=2))
-    args = begin(parser, argv, part=24, **small)
-    args.work.mkdir(parents=True, exist_ok=True)
-    fitted = STAGES[args.step](args)
-    if fitted is not None:
-        add_minutes(args, fitted.minutes)
+    run(STAGES, begin(parser, argv, part=24, **small))
 
 
 if __name__ == "__main__":

@@ -20,19 +20,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import begin, command, cosine, fit, options, rounded, ship
+from common import begin, command, cosine, fit, rounded
 from safetensors.torch import load_file, save_file
 from tinyvlm import (
     Few,
-    add_minutes,
     answer_loss,
     ask,
     graded,
-    minutes_of,
     naming_loss,
     patch_labels,
     pruned,
+    reader_options,
+    run,
     save,
+    ship_reader,
     training_scenes,
     unseen_drawings,
 )
@@ -216,16 +217,8 @@ def score(model, pictures=400, cut=150, inside=60):
 def ship_all(args):
     model = reader(list(VOCABULARY))
     model.load_state_dict(load_file(args.work / "read.safetensors"))
-    ship(
-        args.out,
-        "tinyvlm_dino",
-        model,
-        lambda: score(model, **args.scored),
-        config={"vocabulary": list(VOCABULARY)},
-        command=args.command or command(__file__, "features; align; read; ship"),
-        seed=args.seed,
-        minutes=round(sum(minutes_of(args).values()), 1),
-    )
+    steps = command(__file__, "features; align; read; ship")
+    ship_reader(args, "tinyvlm_dino", model, lambda: score(model, **args.scored), steps)
 
 
 STAGES = {
@@ -238,19 +231,9 @@ STAGES = {
 
 
 def main(argv=None):
-    parser = options(__doc__, 200, part=1)  # batches of a smoke run are 1 / part as large
-    parser.add_argument("step", choices=list(STAGES))
+    parser = reader_options(__doc__, 200, STAGES, "build/tinyvlm_dino")
     parser.add_argument("--start", type=Path, help="TinyVLM's weights; default the shipped ones")
-    parser.add_argument("--peak", type=float, help="highest learning rate")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 anywhere")
-    parser.add_argument("--resume", action="store_true", help="`read` goes on from its own file")
-    parser.add_argument("--command", help="what to write into the file's header")
-    parser.add_argument("--work", type=Path, default=Path("build/tinyvlm_dino"))
-    args = begin(parser, argv, part=BATCH, scored=dict(pictures=6, cut=4, inside=1))
-    args.work.mkdir(parents=True, exist_ok=True)
-    fitted = STAGES[args.step](args)
-    if fitted is not None:
-        add_minutes(args, fitted.minutes)
+    run(STAGES, begin(parser, argv, part=BATCH, scored=dict(pictures=6, cut=4, inside=1)))
 
 
 if __name__ == "__main__":
