@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vtlib.nn import IMAGENET_MEAN, IMAGENET_STD
 from vtlib.superres import warp
-from vtlib.superres.spynet import MEAN, STD, SPyNet
+from vtlib.superres.spynet import SPyNet
 
 
 def small(levels=3, **kwargs):
@@ -32,7 +33,7 @@ def test_official_files_load_with_and_without_mean_and_std():
     bare = {k: v for k, v in state.items() if k not in ("mean", "std")}
     net = small()
     net.load_state_dict(bare)                                                    # OpenMMLab's file
-    assert net.mean.flatten().tolist() == pytest.approx(MEAN) and "mean" not in bare
+    assert net.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN) and "mean" not in bare
     whole = torch.nn.ModuleDict({"spynet": small()})
     whole.load_state_dict({f"spynet.{k}": v for k, v in bare.items()})
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -46,7 +47,7 @@ def test_equals_the_algorithm_written_out():
     torch.manual_seed(1)
     reference, supporting = torch.rand(2, 2, 3, 13, 22)
     with torch.no_grad():
-        mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (MEAN, STD))
+        mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
         pair = (F.interpolate(t, size=(16, 24), mode="bilinear") for t in (reference, supporting))
         ref, supp = ((t - mean) / std for t in pair)
         flow = torch.zeros(2, 2, 4, 6)

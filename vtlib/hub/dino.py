@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..nn import check_dtype, check_images, check_multiple
+from ..nn import IMAGENET_MEAN, IMAGENET_STD, check_dtype, check_images, check_multiple
 from ..vlm import TinyVLM
 from ..vlm.encoder import wanted
 from .convert import DINOV2
@@ -101,8 +101,8 @@ class DinoEncoder(nn.Module):
             told = real_missing("dinov2") or "load the model with hub.tinyvlm_dino()"
             raise FileNotFoundError(f"this model cannot see, its backbone is not there: {told}")
         check_dtype(images, self.backbone.layernorm.weight, "images")
-        mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]           # ImageNet's
-        std = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+        mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
+        std = images.new_tensor(IMAGENET_STD)[:, None, None]
         pixels = (images - mean) / std
         return self.backbone(pixels, output_hidden_states=True).hidden_states
 

@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import check_images
+from ..nn import IMAGENET_MEAN, IMAGENET_STD, check_images
 
 ALEX = ((3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1),
         (256, 256, 3, 1, 1))                     # in, out, kernel, stride, padding  # fmt: skip
 VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)      # LPIPS, of pictures in [-1, 1]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)            # ImageNet's, of [0, 1]
 
 
 def _row(values: tuple[float, ...]) -> Tensor:
@@ -144,8 +143,8 @@ class DISTS(nn.Module):
         self.widths = (3, *VGG16.widths)
         self.alpha = nn.Parameter(torch.zeros(1, sum(self.widths), 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, sum(self.widths), 1, 1))
-        self.register_buffer("mean", _row(MEAN), persistent=False)
-        self.register_buffer("std", _row(STD), persistent=False)
+        self.register_buffer("mean", _row(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", _row(IMAGENET_STD), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         check_pictures(x, y)

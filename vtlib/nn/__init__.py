@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ),
     ".norms": ("ChannelNorm",),
     ".patches": ("PatchEmbed", "patchify", "unpatchify"),
+    ".pixels": ("IMAGENET_MEAN", "IMAGENET_STD"),
     ".positions": (
         "apply_rope", "mirrored", "places_2d", "resize_pos_embed", "rope_1d", "rope_2d", "rope_at",
         "sincos_2d",

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     check_dtype,
     check_flag,
     check_float,
@@ -36,8 +38,7 @@ from ..nn import (
     warp,
 )
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                            # ImageNet's
-STATISTICS = {"mean": MEAN, "std": STD}
+STATISTICS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 class ConvReLU(nn.Module):

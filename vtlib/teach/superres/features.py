@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from vtlib.nn import IMAGENET_MEAN, IMAGENET_STD
 from vtlib.nn.checks import check_images, check_multiple
 from vtlib.superres import uplift
-from vtlib.superres.spynet import MEAN, STD
 from vtlib.teach.figures import PALETTE, figure
 from vtlib.teach.pictures import box, image
 from vtlib.teach.widgets import Panel, panel
@@ -70,7 +70,7 @@ def maps_of(model) -> Callable:
     def maps(images: Tensor) -> Tensor:
         check_images(images)
         check_multiple(images.shape[-2:], patch, "images")
-        row = torch.tensor([MEAN, STD], device=images.device)[..., None, None]
+        row = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=images.device)[..., None, None]
         tokens = model((images - row[0]) / row[1]).last_hidden_state[:, 1:]      # without [CLS]
         return rearrange(tokens, "b (h w) c -> b c h w", h=images.shape[-2] // patch)
 
