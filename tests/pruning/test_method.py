@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import bench, registry
 from vtlib.pruning.method import Method, as_method, as_plan
 from vtlib.tokens import keep_all, top_tokens
 from vtlib.tokens.merge import merge_to_targets
-from vtlib.vlm import TinyVLM, exam
 
 QUESTIONS = ["is there a crab?", "how many times does the key appear?"]
 
@@ -24,10 +24,7 @@ VISIONZIP = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    encoder = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
-    decoder = dict(embed_dim=32, num_layers=6, num_heads=4, hidden_dim=48)
-    return TinyVLM(exam.VOCABULARY, encoder, decoder).eval()
+    return make_tinyvlm()
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import bench
 from vtlib.pruning.registry import METHODS
 from vtlib.tokens import Plan, Stage
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 
 QUESTIONS = ["is there a crab?", "how many times does the key appear?"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return TinyVLM(exam.VOCABULARY, dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8),
-                   dict(embed_dim=32, num_layers=6, num_heads=4, hidden_dim=48)).eval()
+    return make_tinyvlm()
 
 
 @pytest.fixture(scope="module")

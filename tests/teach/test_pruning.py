@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib import teach
 from vtlib.pruning import baselines
 from vtlib.pruning.bench import encode, reduce
@@ -11,7 +12,7 @@ from vtlib.pruning.method import Method
 from vtlib.pruning.registry import METHODS, register
 from vtlib.teach import pruning
 from vtlib.tokens import Plan, keep_all
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 from vtlib.vlm.tinyvlm import words
 
 BLUE = torch.tensor([0, 0x72 / 255, 0xB2 / 255])
@@ -20,9 +21,7 @@ QUESTION = "is there a crab?"
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return TinyVLM(exam.VOCABULARY, dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8),
-                   dict(embed_dim=32, num_layers=6, num_heads=4, hidden_dim=48)).eval()
+    return make_tinyvlm()
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,19 @@
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import fastervlm, pretrained, recoverable
 from vtlib.pruning.bench import encode, reduce
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.teach import pruning
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 
 
 # --------------------------------------------------------------------------------------- questions
 @pytest.fixture(scope="module")
 def grades():
     """Of an untrained model on three pictures of 8 x 8 patches."""
-    torch.manual_seed(0)
-    small = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
-    decoder = dict(embed_dim=32, num_layers=6, num_heads=4, hidden_dim=48)
-    model = TinyVLM(exam.VOCABULARY, small, decoder).eval()
+    model = make_tinyvlm()
     test = exam.exam(3, size=64)
     with torch.no_grad():
         vision = encode(model, test.images, ["fastervlm", "recoverable"])
@@ -25,7 +23,7 @@ def grades():
 
 
 def test_patches_that_are_asked_about(grades):
-    found, test = pruning.asked_patches(grades.exam), grades.exam
+    found, test = grades.exam.asked_patches, grades.exam
     goals, pictures = test.queried()
     about = found.any(dim=-1)
     assert torch.equal(found[about], goals)

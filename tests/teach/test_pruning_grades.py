@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib import teach
 from vtlib.pruning import baselines, fastv, holov, zooprune
 from vtlib.pruning.bench import encode
@@ -14,7 +15,7 @@ from vtlib.teach import pruning
 from vtlib.teach.pruning import charts
 from vtlib.teach.pruning import grades as grades_module
 from vtlib.tokens import Plan
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 
 KEEPS = (4, 12)
 
@@ -22,10 +23,7 @@ KEEPS = (4, 12)
 @pytest.fixture(scope="module")
 def made():
     """Grades of an untrained model on four pictures of 8 x 8 patches."""
-    torch.manual_seed(0)
-    small = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
-    model = TinyVLM(exam.VOCABULARY, small, dict(embed_dim=32, num_layers=6, num_heads=4,
-                                                 hidden_dim=48)).eval()  # fmt: skip
+    model = make_tinyvlm()
     test = exam.exam(4, size=64)
     with torch.no_grad():
         vision = encode(model, test.images, ["fastervlm"])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import aim, transprune
 from vtlib.teach import pruning
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 from vtlib.vlm.layers import transition
 
 ASKED = ("Is there a crab?", "What does the sign say?")
@@ -14,10 +15,7 @@ ASKED = ("Is there a crab?", "What does the sign say?")
 @pytest.fixture(scope="module")
 def made():
     """An untrained model, two pictures of 8 x 8 patches and their visual tokens."""
-    torch.manual_seed(0)
-    small = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
-    text = dict(embed_dim=32, num_layers=6, num_heads=4, hidden_dim=48)
-    model = TinyVLM(exam.VOCABULARY, small, text).eval()
+    model = make_tinyvlm()
     images = exam.scenes(2, 0, size=64).images
     with torch.no_grad():
         return model, images, model.encode(images).tokens

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import hiprune
 from vtlib.pruning.bench import encode, reduce
 from vtlib.teach import pruning
-from vtlib.vlm import TinyVLM, exam
+from vtlib.vlm import exam
 
 GRID = (4, 5)
 
@@ -65,10 +66,7 @@ def test_the_panel_of_roles_draws_hiprunes_choice(votes):
 
 # ------------------------------------------------------------------------------------- the pyramid
 def test_the_pyramid_shows_what_each_stage_leaves():
-    torch.manual_seed(0)
-    small = dict(embed_dim=32, num_layers=4, num_heads=4, place_dim=8)
-    model = TinyVLM(exam.VOCABULARY, small, dict(embed_dim=32, num_layers=4, num_heads=4,
-                                                 hidden_dim=48)).eval()  # fmt: skip
+    model = make_tinyvlm(num_layers=4)
     images = exam.scenes(2, 0, size=64).images
     texts = ["is there a crab?", "is there a key?"]
     with torch.no_grad():
