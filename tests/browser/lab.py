@@ -100,8 +100,8 @@ IMAGES = ".jp-OutputArea-output img.widget-image, .jp-OutputArea-output .widget-
 BROKEN = ".jupyter-widgets-error-widget"
 BOX = "image => image.parentElement.closest('.widget-vbox')"
 LABEL = """control => {
-  const text = control.closest('[class*=widget-inline-hbox]')?.querySelector('.widget-label');
-  return text ? text.innerText : 'control';
+  const widget = control.closest('[class*=inline-hbox], .widget-toggle-buttons, .widget-radio');
+  return widget?.querySelector('.widget-label')?.textContent ?? 'control';
 }"""
 TROUBLE = ".widget-html pre"  # where a panel writes the error of a redraw
 BUTTONS = "button, input[type=radio]"
@@ -290,15 +290,24 @@ def label(control):
 
 
 def presses(page, handle):
-    """Keys on a slider's handle, there and back, away from its end."""
+    """Keys on a slider's handle: twice there, twice back; at its end it turns round at once.
 
-    def press(key):
+    So it stands at last where it stood: the other controls are moved from there.
+    """
+
+    def at(name):
+        return handle.get_attribute(f"aria-value{name}")
+
+    start, there, back, end = at("now"), "ArrowRight", "ArrowLeft", "max"
+    if start == at("max"):
+        there, back, end = "ArrowLeft", "ArrowRight", "min"
+
+    def press(outwards):
+        go_on = at("now") != at(end) if outwards else at("now") == start
         handle.focus()
-        page.keyboard.press(key)
+        page.keyboard.press(there if go_on else back)
 
-    now, most = (handle.get_attribute(f"aria-value{name}") for name in ("now", "max"))
-    there, back = ("ArrowLeft", "ArrowRight") if now == most else ("ArrowRight", "ArrowLeft")
-    return [functools.partial(press, key) for key in [there, there, back, back][:MOVES]]
+    return [functools.partial(press, outwards) for outwards in [True, True, False, False]]
 
 
 def there_and_back(now, count):

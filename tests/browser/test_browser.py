@@ -8,6 +8,7 @@ import pytest
 from tests.browser.lab import (
     close_notebook,
     drive,
+    moves,
     open_notebook,
     panels,
     redraws,
@@ -32,7 +33,7 @@ def draw(keep, mode, size, bold, dots, colour):
 p = teach.panel(draw, alt="A line whose length and colour follow the controls.",
     keep=ipywidgets.IntSlider(value=4, min=2, max=9, description="keep"),
     mode=ipywidgets.Dropdown(options=["a", "b", "c"], description="mode"),
-    size=ipywidgets.SelectionSlider(options=[1, 2, 4], value=4, description="size"),
+    size=ipywidgets.SelectionSlider(options=[1, 2, 4], value=2, description="size"),
     bold=ipywidgets.Checkbox(value=False, description="bold"),
     dots=ipywidgets.ToggleButtons(options=["yes", "no"], description="dots"),
     colour=ipywidgets.RadioButtons(options=["0", "3", "6"], description="colour"))
@@ -69,11 +70,21 @@ def small(lab, name, *cells):
     return name
 
 
+def standing(panel):
+    """Where the sliders of a panel stand."""
+    handles = panel.query_selector_all(".noUi-handle")
+    return [handle.get_attribute("aria-valuenow").removesuffix(".0") for handle in handles]
+
+
 def test_the_driver_moves_everything_and_sees_what_is_wrong(lab, page, record_property):
     name = small(lab, "tiny.ipynb", TINY, STUCK, BROKEN)
     run_all(page, lab, name)
     tiny, stuck, broken = panels(page, expected=3)
+    assert [name for name, _ in moves(page, tiny)][:3] == ["keep", "size", "mode"]
+    assert {name for name, _ in moves(page, tiny)} >= {"dots", "colour"}
+    before = standing(tiny)
     times = redraws(page, tiny)
+    assert standing(tiny) == before == ["5", "1"], "a slider did not come back"
     record_property("redraw", f"a small panel: {report(times)}")
     assert len(times) >= 15
     assert redraws_in_time(statistics.median(times))

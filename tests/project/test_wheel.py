@@ -92,7 +92,7 @@ def test_contents(wheel):
     assert core == {"torch", "numpy", "einops", "safetensors"}
     extras = {"course", "hub", "dev"}
     assert set(meta.get_all("Provides-Extra")) == set(project["optional-dependencies"]) == extras
-    assert wheel.stat().st_size < 30e6
+    assert wheel.stat().st_size < 95e6  # the course's budget for it
 
 
 def test_version_is_stated_once():
