@@ -14,7 +14,7 @@ if __name__ == "__main__":  # as a script: the folder above tools/ holds the pac
 
 from tools.notebook import code_cells, number, paths, read
 from tools.papers import sections
-from vtlib.teach.tables import CLAIMS
+from vtlib.teach.tables import CLAIMS, HERE
 
 
 def rows_of(cell):
@@ -26,9 +26,10 @@ def rows_of(cell):
 def gather(files=()):
     """Every claim of the named notebooks, or of the course, in the order of reading.
 
-    A list of dicts: `claim`, `paper` (its number), `here` (ours), `verdict` in words, `holds`
-    (True, False, or None where only words say it), `why` it may differ, `slug` of the paper (that
-    of the row, else that of its section, else None), `notebook` ("01b") and `cell` ("c039").
+    A list of dicts: `claim`, `paper` (its number), `here` (ours), `where` that is ("here" for the
+    notebook's own model, "on DINOv2"), `verdict` in words, `holds` (True, False, or None where only
+    words say it), `why` it may differ, `slug` of the paper (that of the row, else that of its
+    section, else None), `notebook` ("01b") and `cell` ("c039").
     """
     found = []
     for path in paths(files):
@@ -38,7 +39,7 @@ def gather(files=()):
             place = {"notebook": number(path), "cell": cell.id}
             for row in rows_of(cell):
                 row["slug"] = row["slug"] or section.get(cell.id)
-                found.append(row | place)
+                found.append({"where": HERE} | row | place)
     return found
 
 

@@ -165,6 +165,7 @@ def test_claims_are_gathered_with_paper_and_place(tmp_path):
         ("01b", "c004", None),
     ]
     assert all(CLAIM.items() <= row.items() for row in got)
+    assert {row["where"] for row in got} == {"here"}, "what an output without the word means"
 
 
 # -------------------------------------------------------------------------------------------- folds

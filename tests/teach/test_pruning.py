@@ -261,6 +261,31 @@ def test_bench_shows_the_oracles_answer(model, vision, test):
     assert lines[1].startswith("The oracle") and lines[1].endswith(end)
 
 
+def test_bench_with_a_second_model(model, test):
+    """Each model answers the same questions on its own pictures, with its own tokens."""
+    larger, other = exam.exam(3, size=128), make_tinyvlm(num_layers=4)
+    panel = pruning.bench(
+        model, test, ("pool",), (4, 64), keep=4, pictures=2, others={"larger": (other, larger)}
+    )
+    assert panel.controls["model"].options == ("TinyVLM", "larger")
+    alone = pruning.bench(model, test, ("pool",), (4, 64), keep=4, pictures=2)
+    assert panel.controls["question"].options == alone.controls["question"].options
+    question = panel.controls["question"].options[1][0].split(": ", 1)[1]
+    fig = panel.draw(method="pool", keep=4, question=1, model="larger")
+    with torch.no_grad():
+        done = reduce(other, larger.images[:1], "pool", 4)
+        said = other.answer(done.tokens, [question])
+    want = pruning.paint(larger.images[0], done.plan, (16, 16))
+    assert torch.allclose(picture_in(fig), want, atol=1e-6)
+    assert f"“{said.texts[0]}” ({said.probability.item():.2f})" in fig.texts[0].get_text()
+    before = panel.frame
+    panel.set(model="larger")
+    assert panel.frame != before
+    others = {"elsewhere": (other, exam.exam(3, seed=9, size=128))}
+    with pytest.raises(ValueError, match="asks other questions"):
+        pruning.bench(model, test, ("pool",), (4, 64), keep=4, pictures=2, others=others)
+
+
 def test_zooprune_on_the_bench_is_the_real_one(model, vision, test):
     """Sensitivity kept for the slider gives the plan of `bench.reduce` with the same generator."""
     panel = pruning.bench(model, test, methods=("zooprune",), keeps=(8, 64), keep=8, pictures=1)

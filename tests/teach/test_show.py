@@ -436,18 +436,24 @@ def test_claims(published):
         "Why it may differ:",
         "- cross-attention beats none: small data & noise.",
     ]
-    names = ["claim", "paper", "here", "verdict", "holds", "why", "slug"]
+    names = ["claim", "paper", "here", "verdict", "holds", "why", "where", "slug"]
     values = [
         ["cross-attention beats none", "+1.4 < 2", "0.021", "holds", True, "small data & noise.",
-         "crossvit"],
-        ["its cost is linear", "", "slope 1.0", "does not hold", False, "", None],
-        ["it scales", "82.5", "", "not measured", None, "", "crossformer"],
+         "here", "crossvit"],
+        ["its cost is linear", "", "slope 1.0", "does not hold", False, "", "here", None],
+        ["it scales", "82.5", "", "not measured", None, "", "here", "crossformer"],
     ]
     carried = json.loads(json.dumps(data))["rows"]
     assert [list(row) for row in carried] == [names] * 3
     assert [list(row.values()) for row in carried] == values
     teach.claims([("no reason", "1", "1", True)])
     assert "<p>" not in published[1]["text/html"]
+    teach.claims([("again", "1", "2", True)], where="on another < model")
+    assert published[2]["text/plain"].startswith("claim  paper  on another < model")
+    assert ">on another &lt; model</th>" in published[2]["text/html"]
+    assert published[2][tables.CLAIMS]["rows"][0]["where"] == "on another < model"
+    with pytest.raises(ValueError, match="where=' '"):
+        teach.claims([("again", "1", "2", True)], where=" ")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from vtlib.nn.checks import check_list
 from vtlib.teach import figures
 
-CLAIM_COLUMNS = ["claim", "paper", "here"]
+HERE = "here"
 CLAIMS = "application/vnd.vtlib.claims+json"
 """Type of the part of an output that carries the rows of `claims` as data. No viewer knows it, so
 each shows the HTML beside it (JupyterLab 4.6: its only renderers of JSON are for other types)."""
@@ -104,15 +104,17 @@ def _plain(header, cells, numeric, caption) -> str:
 # ------------------------------------------------------------------------------------------ claims
 
 
-def claims(rows: Sequence[Sequence], slug: str | Sequence | None = None) -> None:
+def claims(
+    rows: Sequence[Sequence], slug: str | Sequence | None = None, where: str = HERE
+) -> None:
     """Publish what a paper claims beside what came out here: the table that ends its section.
 
     It has three columns, claim | paper | here. The last begins with the verdict in words, and each
     reason becomes a sentence below. The output also carries the rows as data, which
     tools/claims.py gathers.
 
-    ValueError for rows of another length, a verdict that is neither a bool nor words, and slugs
-    that are not one a row.
+    ValueError for rows of another length, a verdict that is neither a bool nor words, slugs that
+    are not one a row, and a `where` without a word.
 
     Args:
         rows: (claim, the paper's number, the number here, verdict) or the same and why the number
@@ -120,13 +122,19 @@ def claims(rows: Sequence[Sequence], slug: str | Sequence | None = None) -> None
             your own ("a tie"); the reason may be None.
         slug: the paper's, or a list with one a row (None for no paper's). The section of a paper
             needs none: its heading is tagged with it.
+        where: the heading of the last column, such as "on DINOv2" where a claim is looked at again
+            on another model than the notebook's own.
     """
     rows = check_list(rows, "rows")
+    if not isinstance(where, str) or not where.strip():
+        raise ValueError(f"where={where!r}: needs the heading of a column, such as 'on DINOv2'")
     slugs = slug if isinstance(slug, (list, tuple)) else [slug] * len(rows)
     if len(slugs) != len(rows):
         raise ValueError(f"slug: got {len(slugs)} slugs for {len(rows)} rows, needs one a row")
-    data = [_claim(row, f"rows[{i}]") | {"slug": slugs[i]} for i, row in enumerate(rows)]
-    markup, plain = _claims_markup(data), _claims_plain(data)
+    own = [{"where": where, "slug": slug} for slug in slugs]
+    data = [_claim(row, f"rows[{i}]") | own[i] for i, row in enumerate(rows)]
+    columns = ["claim", "paper", where]
+    markup, plain = _claims_markup(columns, data), _claims_plain(columns, data)
     figures.publish({"text/html": markup, "text/plain": plain, CLAIMS: {"rows": data}})
 
 
@@ -159,7 +167,7 @@ def _verdict(verdict, name: str) -> tuple[bool | None, str]:
     return None, verdict.strip()
 
 
-def _claims_markup(data: list[dict]) -> str:
+def _claims_markup(columns: list[str], data: list[dict]) -> str:
     cells, reasons = [], []
     for row in data:
         safe = {name: html.escape(row[name]) for name in ("claim", "paper", "here", "why")}
@@ -168,16 +176,16 @@ def _claims_markup(data: list[dict]) -> str:
         cells.append([safe["claim"], safe["paper"], here])
         if row["why"]:
             reasons.append(f"<li><i>{safe['claim']}</i>: {safe['why']}</li>")
-    markup = _markup(CLAIM_COLUMNS, cells, [False] * 3, None)
+    markup = _markup(_escaped(columns), cells, [False] * 3, None)
     return f"{markup}\n<p>{WHY}</p>\n<ul>{''.join(reasons)}</ul>" if reasons else markup
 
 
-def _claims_plain(data: list[dict]) -> str:
+def _claims_plain(columns: list[str], data: list[dict]) -> str:
     cells, reasons = [], []
     for row in data:
         here = f"{row['verdict']}: {row['here']}" if row["here"] else row["verdict"]
         cells.append([row["claim"], row["paper"], here])
         if row["why"]:
             reasons.append(f"- {row['claim']}: {row['why']}")
-    lines = [_plain(CLAIM_COLUMNS, cells, [False] * 3, None)]
+    lines = [_plain(columns, cells, [False] * 3, None)]
     return "\n".join([*lines, WHY, *reasons] if reasons else lines)

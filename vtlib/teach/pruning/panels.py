@@ -1,6 +1,6 @@
 """The pruning bench: a widget over all methods, budgets and questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import ipywidgets
@@ -20,6 +20,8 @@ from vtlib.vlm.tinyvlm import words
 
 KEEPS = (4, 8, 14, 28, 57, 85, 128, 256)
 GREEN = PALETTE[2]
+OWN = "TinyVLM"
+"""The bench's name for its first model."""
 
 # -------------------------------------------------------------------------------------- the figure
 
@@ -37,7 +39,7 @@ def _draw_rivals(ax, first: Tensor, right: str, vocabulary: Sequence[str]) -> No
     colours = [PALETTE[0] if name == right.split()[0] else PALETTE[4] for name in names]
     ax.barh([2, 1, 0], p.tolist(), color=colours, height=0.6)
     ax.set_yticks([2, 1, 0], names)
-    ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], title="first word (blue: right)")
+    ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], title="first word (blue: correct)")
     ax.set_xlabel("probability")
 
 
@@ -97,7 +99,7 @@ def sheet(
     draw(axes[0], picture, pruned.plan, grid, title=title)
     _draw_rivals(axes[1], pruned.first, right, vocabulary)
     _draw_bill(axes[2], plain, pruned)
-    verdict = "right" if pruned.answer == right else f"wrong: {right}"
+    verdict = "correct" if pruned.answer == right else f"wrong: {right}"
     line = f"{question}  {_said(pruned.answer, pruned.probability)}, {verdict}"
     fig.text(0.01, 0.985, line, fontsize=10, va="top", ha="left", weight="bold")
     if oracle is not None:
@@ -123,33 +125,41 @@ def _two(asked: Sequence, right: Sequence[bool]) -> list:
 
 
 class _Runs:
-    """Every setting's run on the offered pictures, made when first needed and kept.
+    """Every setting's run of one model on the offered pictures, made when first needed and kept.
 
     Args:
         model: TinyVLM.
         exam: `vtlib.vlm.exam.Exam`.
         methods: {name: Method}.
         chosen: which pictures of the exam are offered.
+        asked: [(place among the chosen, Question)], the offered questions; None: two a picture.
     """
 
-    def __init__(self, model, exam, methods: dict, chosen: list[int]):
+    def __init__(self, model, exam, methods: dict, chosen: list[int], asked: list | None = None):
         self.model, self.exam, self.methods, self.chosen = model, exam, methods, chosen
         self.device = next(model.parameters()).device
-        ids, target, kind = exam.ids[chosen], exam.target[chosen], exam.kind[chosen]
-        part = replace(exam, ids=ids, target=target, kind=kind)
         with torch.no_grad():
             self.vision = encode(model, exam.images[chosen].to(self.device), methods.values())
-            right = part.right(model, self.vision.tokens).tolist()
         self.num_tokens = self.vision.features.shape[1]
         self.marked = oracle_mask(exam)[chosen].to(self.device)
-        self.asked = []  # (place among the chosen, Question)
-        for place, picture in enumerate(chosen):
-            asked = exam.asked[picture]
-            self.asked += [(place, q) for q in _two(asked, right[place][: len(asked)])]
+        self.asked = self._two_each() if asked is None else asked
         self._results: dict[tuple, Trial] = {}
         self._oracles: dict[tuple[int, int], tuple[str, float]] = {}
         self._sensitivities: dict[int, Tensor] = {}
         self._rows: dict[int, object] = {}
+
+    @torch.no_grad()
+    def _two_each(self) -> list[tuple]:
+        """[(place among the chosen, Question)]."""
+        exam, chosen = self.exam, self.chosen
+        ids, target, kind = exam.ids[chosen], exam.target[chosen], exam.kind[chosen]
+        part = replace(exam, ids=ids, target=target, kind=kind)
+        right = part.right(self.model, self.vision.tokens).tolist()
+        asked = []
+        for place, picture in enumerate(chosen):
+            questions = exam.asked[picture]
+            asked += [(place, q) for q in _two(questions, right[place][: len(questions)])]
+        return asked
 
     def row(self, place: int):
         """What the encoder made of one of the chosen pictures."""
@@ -249,15 +259,16 @@ def bench(
     keep: int = 28,
     pictures: int | Sequence[int] = 6,
     alt: str | None = None,
+    others: Mapping[str, tuple] | None = None,
 ) -> Panel:
-    """The pruning bench: method, budget and question -> the plan on the picture, the answer beside
-    the oracle's, and the bill.
+    """The pruning bench: method, budget, question and model -> the plan on the picture, the answer
+    beside the oracle's, and the bill.
 
     The unpruned run of each question and what the methods read of each picture are computed at
     once; every setting's result when first needed, and kept, with its time, the least of three
     runs. ZOO-Prune's sensitivity is estimated once a picture, with 64 directions: its choosing time
-    leaves that out. ValueError for unknown methods, pictures without questions, or a keep that is
-    not among keeps.
+    leaves that out. ValueError for unknown methods, pictures without questions, a keep that is not
+    among keeps, or another model's exam that asks something else.
 
     Args:
         model: TinyVLM.
@@ -270,6 +281,8 @@ def bench(
         pictures: which pictures of the exam, the first so many or these; of each two questions, if
             possible such that the unpruned model answers right.
         alt: what the first frame shows.
+        others: {title: (model, exam)} of further models to choose from, with the same scenes and
+            questions at the size they see, such as {"TinyVLM-DINO": (dino, large)}.
     """
     entries = {entry.name: entry for entry in map(find, METHODS if methods is None else methods)}
     keeps = tuple(check_int(k, "keeps", 1) for k in keeps)
@@ -280,17 +293,41 @@ def bench(
         method = "divprune" if "divprune" in entries else next(iter(entries))
     if method not in entries:
         raise ValueError(f"method={method!r} is not among methods: {', '.join(entries)}")
-    runs = _Runs(model, exam, entries, _which(pictures, len(exam.asked)))
-    if not runs.asked:
+    chosen = _which(pictures, len(exam.asked))
+    runs = {OWN: _Runs(model, exam, entries, chosen)}
+    asked = runs[OWN].asked
+    if not asked:
         raise ValueError(f"pictures={pictures}: the exam asks nothing about them")
-    for number in range(len(runs.asked)):
-        runs.plain(number)  # so that a redraw has one run to make
+    for title, (other, their_exam) in (others or {}).items():
+        _check_same_questions(title, exam, their_exam, chosen)
+        runs[title] = _Runs(other, their_exam, entries, chosen, asked)
+    for run in runs.values():
+        for number in range(len(asked)):
+            run.plain(number)  # so that a redraw has one run to make
     alt = alt or (
         f"The pruning bench at its first setting: {entries[method].title} keeps {keep} of"
-        f" {runs.num_tokens} patches of a scene; the answer with its probability, the oracle's, and"
-        " tokens, FLOPs, cache and time as shares of the unpruned run."
+        f" {runs[OWN].num_tokens} patches of a scene; the answer with its probability, the"
+        " oracle's, and tokens, FLOPs, cache and time as shares of the unpruned run."
     )
-    return panel(runs.draw, alt=alt, **_controls(runs, method, keeps, keep))
+
+    def draw_setting(method: str, keep: int, question: int, model: str = OWN):
+        return runs[model].draw(method, keep, question)
+
+    controls = _controls(runs[OWN], method, keeps, keep)
+    if others:
+        controls["model"] = ipywidgets.ToggleButtons(options=list(runs), description="model")
+    return panel(draw_setting, alt=alt, **controls)
+
+
+def _check_same_questions(title: str, exam, theirs, chosen: list[int]) -> None:
+    def questions(exam) -> list:
+        return [[(q.text, q.answer) for q in exam.asked[k]] for k in chosen if k < len(exam.asked)]
+
+    if questions(exam) != questions(theirs):
+        raise ValueError(
+            f"others[{title!r}]: its exam asks other questions about pictures {chosen}; both need"
+            " the same scenes, such as exam(120) and exam(120, size=224, patch=14)"
+        )
 
 
 def _controls(runs: _Runs, method: str, keeps: tuple[int, ...], keep: int) -> dict:
