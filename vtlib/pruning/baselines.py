@@ -147,6 +147,7 @@ def tome(vision: VisionOutputs, keep: int | float, metric: Tensor | None = None)
             f"metric has shape {tuple(metric.shape)} but there are (B, N) = {want} patches to "
             f"compare"
         )
+    metric = metric.contiguous()                                    # without [CLS] it is not
     check_finite(metric, "metric")
     keep = resolve_keep(keep, num_tokens)
     device = metric.device
