@@ -54,7 +54,7 @@ def ranking(
     highlight: Sequence[str] = (),
     against: str | None = None,
 ) -> Figure:
-    """A bar a method, the best on top: right answers, from the blind score on.
+    """A bar a method, the best on top: correct answers, from the blind score on.
 
     Bars start where the model stands that sees another picture, since that much comes from the
     questions alone; the line on the right is all tokens. Simple rules are grey, the oracle is
@@ -94,7 +94,7 @@ def ranking(
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set(xlim=(low - 4, max(far) + 4))
     ax.set(ylim=(len(scores) - 0.45, -1.5), title=title)
-    below = f"right answers with {keep} of {grades.num_tokens} tokens (%)"
+    below = f"correct answers with {keep} of {grades.num_tokens} tokens (%)"
     if against is not None:
         ax.axvline(scores[against], color=GREYS[0], linewidth=1, linestyle="--")
         below += f"\nwhiskers: ± of the lead over {against} (dashed)"
@@ -108,7 +108,7 @@ def show_ranking(grades: Grades, keep: int, title: str, **options) -> None:
     said = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
     show(
         ranking(grades, keep, title, **options),
-        alt=f"Bars of right answers in percent with {keep} of {grades.num_tokens} tokens: {said};"
+        alt=f"Bars of correct answers in percent with {keep} of {grades.num_tokens} tokens: {said};"
             f" all tokens {grades.whole:.0f}, blind {grades.blind:.0f}.",
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def show_over_keep(
     band: tuple[str, str] | None = None,
     **options,
 ) -> None:
-    """Publish right answers against the budget: a curve a method, lines for all and for blind.
+    """Publish correct answers against the budget: a curve a method, lines for all and for blind.
 
     ValueError for methods that were not graded at the same budgets.
 
@@ -136,7 +136,7 @@ def show_over_keep(
     keeps = sorted(grades.right[names[0]]) if names and names[0] in grades.right else []
     series = {name: [grades.percent(name, keep) for keep in keeps] for name in names}
     level = {f"all {grades.num_tokens} tokens": grades.whole, "blind": grades.blind}
-    labels = (f"tokens kept (of {grades.num_tokens})", "right answers (%)")
+    labels = (f"tokens kept (of {grades.num_tokens})", "correct answers (%)")
     look = {"log": "x", "level": level, "legend": "outside", "looks": LOOKS} | options
     fig = curves(keeps, series, title, labels, **look)
     fig.set_size_inches(6.6, 3.2)
@@ -144,7 +144,7 @@ def show_over_keep(
         _draw_band(fig.axes[0], grades, keeps, band)
     said = [f"{name} " + ", ".join(f"{y:.0f}" for y in ys) for name, ys in series.items()]
     counts = ", ".join(map(str, keeps))
-    show(fig, alt=f"Right answers in percent with {counts} tokens. {'; '.join(said)}. All tokens"
+    show(fig, alt=f"Correct answers in percent with {counts} tokens. {'; '.join(said)}. All tokens"
                   f" {grades.whole:.0f}, blind {grades.blind:.0f}.")  # fmt: skip
 
 
