@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from . import pruning
-from .before import today
-from .pruning import METHODS, against_loops, jobs, make
+from .before import peak_bytes, today
+from .pruning import HEADS, METHODS, against_loops, jobs, make
 
 SMALL = (2, 72, 32)
 
@@ -32,6 +32,16 @@ def test_releases_agree(monkeypatch):
         )
         assert len(pairs & wanted) >= 0.8 * len(wanted)
     assert not found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_more_than_two_images_pairs_are_held(name):
+    """Whatever the batch: N x N numbers twice, and a few copies of the tokens."""
+    vision = make(batch=16, side=24, dim=HEADS, maps=False)
+    if name == "HiPrune":
+        vision = make(batch=2, side=24, dim=HEADS)                  # its maps are what is given
+    pairs, tokens = 576 * 576 * 4, vision.tokens.numel() * 4
+    assert peak_bytes(lambda: METHODS[name][1](vision, 64)) < 2 * pairs + 8 * tokens
 
 
 @pytest.mark.parametrize("name", METHODS)

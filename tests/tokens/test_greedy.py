@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtlib.tokens import greedy
+from vtlib.tokens import groups
 from vtlib.tokens.cosine import unit
 from vtlib.tokens.greedy import greedy_maxmin
 
@@ -134,7 +134,7 @@ def test_batch_is_each_image_alone(monkeypatch):
     tokens = torch.randn(5, 30, 8, dtype=torch.float64)
     weight = torch.rand(5, 30, dtype=torch.float64)
     for cached in (5, 2):
-        monkeypatch.setattr(greedy, "CACHED", cached * 30**2)
+        monkeypatch.setattr(groups, "CACHED", cached * 30**2)
         for first in ("weight", torch.arange(5)):
             together = greedy_maxmin(tokens, 10, weight, first)[0]
             for b in range(5):
@@ -146,7 +146,7 @@ def test_batch_is_each_image_alone(monkeypatch):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_tokens_that_are_not_finite(monkeypatch, value):
     """Wherever they are, also where nothing is read but the largest weight."""
-    monkeypatch.setattr(greedy, "CACHED", 2 * 6**2)
+    monkeypatch.setattr(groups, "CACHED", 2 * 6**2)
     tokens, weight = torch.randn(5, 6, 3), torch.rand(5, 6)
     tokens[3, 4, 1] = value
     for first in (None, "weight"):

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtlib.tokens.merge import merge_to_targets, strided
+from vtlib.tokens import Plan, keep_all
+from vtlib.tokens.merge import chained, merge_to_targets, strided
 from vtlib.tokens.precision import full_precision, widen
 
 
@@ -179,3 +180,26 @@ def test_precision():
             assert (a @ a).dtype == torch.float32
     with full_precision(torch.device("meta")):
         pass
+
+
+def test_chained_is_then_without_its_table():
+    """Two merging plans with an entry a token, one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 9, 3, generator=generator, dtype=torch.float64)
+    first, second = (one_slot_a_token(n, slots, generator) for n, slots in ((9, 6), (6, 4)))
+    got, want = chained(first, second), first.then(second)
+    assert torch.equal(got.index, want.index) and got.origin.shape == (2, 9)
+    torch.testing.assert_close(got.apply(x), want.apply(x))
+    torch.testing.assert_close(got.apply(x), second.apply(first.apply(x)))
+    with pytest.raises(ValueError, match="second only keeps and drops"):
+        chained(first, keep_all(2, 6))
+
+
+def one_slot_a_token(num_tokens, slots, generator):
+    """A plan for two images whose tokens enter slots at random, each slot one at least."""
+    shape = 2, num_tokens
+    slot = torch.arange(num_tokens).remainder(slots).expand(2, -1)
+    slot = slot.gather(1, torch.rand(shape, generator=generator).argsort(dim=1))
+    weight = torch.rand(shape, generator=generator, dtype=torch.float64)
+    index = torch.arange(slots).expand(2, -1)
+    return Plan(index, num_tokens, torch.arange(num_tokens).expand(2, -1), slot, weight)

@@ -50,6 +50,8 @@ from ..nn.checks import (
 from ..tokens import Plan, Stage, VisionOutputs, keep_all, resolve_keep
 from ..tokens.checks import check_mask, is_fraction
 from ..tokens.cosine import unit
+from ..tokens.groups import groups
+from ..tokens.merge import chained
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import check_vision
 from .method import Method
@@ -81,7 +83,10 @@ def match(tokens: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), full_precision(tokens.device):
         x = unit(tokens)
         even, odd = x[:, 0::2], x[:, 1::2]
-        return (even @ odd.transpose(1, 2)).max(dim=-1)
+        several = groups(len(x), x.shape[1] ** 2 // 2, x.device)
+        best = [(even[part] @ odd[part].transpose(1, 2)).max(dim=-1) for part in several]
+    similarity, target = zip(*best, strict=True)
+    return torch.cat(similarity), torch.cat(target)
 
 
 def merge_step(tokens: Tensor, r: int) -> Plan:
@@ -131,18 +136,12 @@ def merge(tokens: Tensor, steps: Sequence[int]) -> Plan:
         if not step.merges:
             continue
         tokens = step.apply(tokens)
-        plan = _then(plan, step) if plan.merges else step
+        if plan.merges:
+            before = plan.role.gather(1, step.index)                # a merged slot stays one
+            plan = chained(plan, step, torch.maximum(step.role, before))
+        else:
+            plan = step
     return plan
-
-
-def _then(plan: Plan, step: Plan) -> Plan:
-    """`plan`, then one more step: one entry a token, as both have it."""
-    index = plan.index.gather(1, step.index)
-    slot = step.slot.gather(1, plan.slot)
-    weight = plan.weight * step.weight.gather(1, plan.slot)
-    merged_before = plan.role.gather(1, step.index)                 # then the slot stays merged
-    role = torch.maximum(step.role, merged_before)
-    return Plan(index, plan.num_tokens, plan.origin, slot, weight, role, ROLES)
 
 
 def halvings(num_tokens: int, steps: int = 2) -> list[int]:

@@ -27,6 +27,7 @@ from ..nn.checks import check_finite, check_generator, check_int, check_tokens
 from ..tokens import Plan, keep_all, resolve_keep
 from ..tokens.checks import check_grid, check_mask
 from ..tokens.cosine import within_range
+from ..tokens.groups import groups
 from ..tokens.precision import full_precision, widen
 from ..tokens.select import add_rows
 from ..tokens.vision import VisionOutputs, check_vision
@@ -176,8 +177,12 @@ def _halve(x: Tensor, merged: int) -> tuple[Tensor, Tensor]:
     batch, alive, _ = x.shape
     with full_precision(x.device):
         norm = torch.linalg.vector_norm(x, dim=2).clamp_min(1e-12)
-        likeness = x[:, 0::2] @ x[:, 1::2].transpose(1, 2)          # the last of an odd number: a
-        likeness, partner = likeness.div_(norm[:, None, 1::2]).max(dim=2)
+        best = []
+        for part in groups(batch, alive**2 // 2, x.device):
+            own = x[part]                                           # the last of an odd number: a
+            cosine = own[:, 0::2] @ own[:, 1::2].transpose(1, 2)
+            best.append(cosine.div_(norm[part, None, 1::2]).max(dim=2))
+    likeness, partner = map(torch.cat, zip(*best, strict=True))
     chosen = (likeness / norm[:, 0::2]).argsort(dim=1, descending=True, stable=True)[:, :merged]
     source, into = 2 * chosen, 2 * partner.gather(1, chosen) + 1
     number = torch.arange(alive, device=x.device).expand(batch, -1)

@@ -47,6 +47,8 @@ from ..nn.checks import (
 )
 from ..tokens import Plan, VisionOutputs, check_scores, keep_all, resolve_keep, take
 from ..tokens.cosine import check_cosines, cosines, unit, within_range
+from ..tokens.groups import groups
+from ..tokens.merge import chained
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import check_vision
 from .method import Method
@@ -168,7 +170,7 @@ def match(
     """Who merges into whom. No gradient.
 
     Protected tokens, neither source nor target: the first num_prefix, the last num_suffix, and eot.
-    On a CPU it holds one t x t matrix, and one image's keys of unit length.
+    On a CPU it holds the t x t matrices of a few images (`groups`), and one image's unit keys.
 
     Args:
         key: (B, t, d).
@@ -197,14 +199,43 @@ def match(
     _check_eot(eot, batch, t)
     r = merges(r, t, num_prefix + num_suffix + (eot is not None))
     importance = widen(importance)
-    similarity = _similarity(key, num_prefix, num_suffix, eot)      # b i j
+    protected = num_prefix, num_suffix
+    several = groups(batch, 2 * t * t, key.device)
+    parts = [_match(key, part, importance, r, protected, eot, method) for part in several]
+    return Pairs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _match(
+    key: Tensor,
+    part: slice,
+    importance: Tensor,
+    r: int,
+    protected: tuple[int, int],
+    eot: Tensor | None,
+    method: str,
+) -> Pairs:
+    """`match` of some images together.
+
+    Args:
+        key: as in `match`, of all images.
+        part: which of them.
+        importance: (B, t), float32 at least, of all images.
+        r: tokens to merge away, as many as can be.
+        protected: num_prefix and num_suffix.
+        eot: as in `match`, of all images.
+        method: as in `match`.
+    """
+    eot = None if eot is None else eot[part]
+    importance = importance[part]
+    batch, t = importance.shape
+    similarity = _similarity(key, part, *protected, eot)            # b i j
     if method == "complete":
         order = similarity.amax(dim=2).argsort(dim=1, descending=True, stable=True)
         place = torch.arange(t, dtype=similarity.dtype, device=key.device).expand(batch, -1)
         rank = torch.empty_like(place).scatter_(1, order, place)    # the inverse of order
         redundancy = _most_similar_later(similarity, rank)          # b i
     else:
-        receives = _every_second(batch, t, num_prefix, num_suffix, eot, key.device)
+        receives = _every_second(batch, t, *protected, eot, key.device)
         redundancy = similarity.masked_fill(~receives[:, None], -math.inf).amax(dim=2)
         redundancy = redundancy.masked_fill(receives, -math.inf)
     source = (importance - redundancy).argsort(dim=1, stable=True)[:, :r]
@@ -227,20 +258,23 @@ def _check_eot(eot: Tensor | None, batch: int, t: int) -> None:
     check_range(eot, "eot", 0, t)
 
 
-def _similarity(key: Tensor, num_prefix: int, num_suffix: int, eot: Tensor | None) -> Tensor:
-    """(B, t, t): cosines of keys, -inf of a token to itself and where one of both is protected.
+def _similarity(
+    key: Tensor, part: slice, num_prefix: int, num_suffix: int, eot: Tensor | None
+) -> Tensor:
+    """(b, t, t): cosines of keys, -inf of a token to itself and where one of both is protected.
 
     Args:
-        key: (B, t, d).
+        key: (B, t, d), of all images.
+        part: which of them.
         num_prefix: as in `match`.
         num_suffix: as in `match`.
-        eot: as in `match`, checked.
+        eot: as in `match`, checked, of these images.
 
     ValueError for keys that are not finite.
     """
     t = key.shape[1]
     with full_precision(key.device):                                # autocast would make ties
-        similarity = cosines(key)                                   # b i j
+        similarity = cosines(key[part])                             # b i j
     check_cosines(similarity, key, "key")
     similarity.diagonal(dim1=1, dim2=2).fill_(-math.inf)
     for ends in (slice(num_prefix), slice(t - num_suffix, t)):
@@ -316,10 +350,10 @@ def ensemble(pairs: Pairs, size: Tensor, guided: bool = True) -> tuple[Plan, Ten
     if check_flag(guided, "guided"):
         double = 2 * weight.to(size.dtype)
     own = torch.arange(kept.shape[1], device=device).expand(batch, -1)
-    origin = torch.cat([kept, source, target], dim=1)
-    slot = torch.cat([own, into, into], dim=1)
-    share = torch.cat([torch.ones_like(new), double[..., 0], double[..., 1] - 1], dim=1)
-    share = share * take(size, origin) / take(new, slot)
+    origin = torch.arange(t, device=device).expand(batch, -1)       # an entry a token
+    slot = torch.zeros_like(origin).scatter(1, kept, own).scatter(1, source, into)
+    share = torch.ones_like(size).scatter(1, source, double[..., 0])
+    share = share.scatter_add(1, target, double[..., 1] - 1) * size / take(new, slot)
     return Plan(kept, t, origin, slot, share), new
 
 
@@ -374,7 +408,7 @@ def prune(
         step, size = ensemble(pairs, size, guided)
         if size.shape[1] > keep:                                    # read by a further round
             key, importance = step.apply(key), step.apply(importance)
-        plan = step if plan is None else plan.then(step)
+        plan = step if plan is None else chained(plan, step)
     return plan
 
 

@@ -52,6 +52,7 @@ from ..nn.checks import (
 from ..tokens import Plan, VisionOutputs, resolve_keep, take
 from ..tokens.checks import check_grid, check_scores
 from ..tokens.cosine import within_range
+from ..tokens.groups import groups
 from ..tokens.precision import full_precision, widen
 from ..tokens.vision import check_vision
 from .method import Method
@@ -222,7 +223,9 @@ def score(
     raw_singles, runs = check_flag(raw_singles, "raw_singles"), check_flag(runs, "runs")
     valid = crops >= 0                                              # c m
     size = valid.sum(dim=1, keepdim=True)                           # c 1
-    v = _variance(_to_crops(within_range(widen(tokens)), crops, runs), valid)   # b c m
+    x = _to_crops(within_range(widen(tokens)), crops, runs)         # b c m d
+    several = groups(len(x), 4 * crops.numel() * crops.shape[1], x.device)
+    v = torch.cat([_variance(x[part], valid) for part in several])  # b c m
     a = 1000 * _to_crops(attention.to(v.dtype), crops)              # b c m
     a = a.masked_fill(~valid, 0)
     mean_a = a.abs().sum(dim=-1, keepdim=True) / size

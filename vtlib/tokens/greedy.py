@@ -6,11 +6,9 @@ from torch import Tensor
 from ..nn.checks import check_range, check_tokens
 from .checks import check_scores
 from .cosine import check_cosines, cosines
+from .groups import groups
 from .precision import full_precision
 from .select import resolve_keep
-
-CACHED = 1 << 20
-"""Distances that a CPU's cache holds: images go in groups that need no more of them."""
 
 
 def greedy_maxmin(
@@ -30,7 +28,7 @@ def greedy_maxmin(
 
     Cost N^2 D for the cosines and N T for the choices: one running vector "nearest chosen" instead
     of T scans of the whole set. On a CPU images go in groups whose distances stay in its cache
-    (`CACHED`), so a large batch needs no more memory than a small one; elsewhere all at once.
+    (`groups`), so a large batch needs no more memory than a small one; elsewhere all at once.
 
     Args:
         tokens: (B, N, D).
@@ -52,7 +50,8 @@ def greedy_maxmin(
         check_scores(weight, "weight", tuple(tokens.shape[:2]))
     _check_first(first, tokens, weight)
     with torch.no_grad(), full_precision(tokens.device):
-        parts = [_choose(tokens, group, keep, weight, first) for group in _groups(tokens)]
+        several = groups(len(tokens), tokens.shape[1] ** 2, tokens.device)
+        parts = [_choose(tokens, group, keep, weight, first) for group in several]
     index = torch.cat([part_index for part_index, _ in parts])
     gains = torch.cat([part_gains for _, part_gains in parts])
     return index, gains.to(tokens.dtype)
@@ -75,14 +74,6 @@ def _check_first(first: str | Tensor | None, tokens: Tensor, weight: Tensor | No
         )
     if first == "weight" and weight is None:
         raise ValueError("first='weight' but weight=None: it needs weights (B, N)")
-
-
-def _groups(tokens: Tensor) -> list[slice]:
-    """Images whose distances are held together: all, but on a CPU those that fit its cache."""
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(None)]
-    images = max(1, CACHED // tokens.shape[1] ** 2)
-    return [slice(start, start + images) for start in range(0, len(tokens), images)]
 
 
 def _choose(

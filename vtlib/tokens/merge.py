@@ -75,6 +75,32 @@ def merge_to_targets(keys: Tensor, kept: Tensor, num_targets: int, num_prefix: i
     return Plan(index, num_tokens, origin, slot, weight, role.long(), roles, num_prefix)
 
 
+def chained(first: Plan, second: Plan, role: Tensor | None = None) -> Plan:
+    """`first.then(second)` for two merging plans in which token n is entry n, and no other: no
+    table of all slots and tokens is made.
+
+    Args:
+        first: origin is 0 ... N - 1 for each image.
+        second: the same, for the slots of the first.
+        role: (B, T) of the result; roles are named as the second's.
+
+    ValueError for a plan that does not merge.
+    """
+    origin, slot, weight = _entries(first, "first")
+    _, next_slot, next_weight = _entries(second, "second")
+    index = first.index.gather(1, second.index)
+    weight = weight * next_weight.gather(1, slot)
+    slot = next_slot.gather(1, slot)
+    return Plan(index, first.num_tokens, origin, slot, weight, role, second.roles)
+
+
+def _entries(plan: Plan, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """origin, slot and weight."""
+    if plan.origin is None or plan.slot is None or plan.weight is None:
+        raise ValueError(f"{name} only keeps and drops: needs a plan that merges")
+    return plan.origin, plan.slot, plan.weight
+
+
 def _check_merge(keys: Tensor, kept: Tensor, num_targets: int) -> int:
     """num_targets as an int. ValueError as `merge_to_targets` says."""
     check_float(keys, "keys")
