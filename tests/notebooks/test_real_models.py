@@ -1,10 +1,11 @@
-"""The sections "On real models" where the weights are missing: one line says so, and all goes on.
+"""The sections "On real models" and "On real tokens" without weights: one line, and all goes on.
 
 With the weights their cells run under nbval; here nothing of what they need from earlier cells is
 there, beside what is imported, so that a cell which does not ask first fails.
 """
 
 import ast
+import re
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from tools.notebook import code_cells, number, paths, plain_python, read
 
 
 def section(nb):
-    """The code cells under a heading "On real models", up to "Recall"; none without one."""
-    headings = [i for i, c in enumerate(nb.cells) if "# On real models" in c.source]
+    """The code cells under a heading "On real ...", up to "Recall"; none without one."""
+    headings = [i for i, c in enumerate(nb.cells) if "# On real " in c.source]
     if not headings:
         return []
     later = nb.cells[headings[0] :]
@@ -29,7 +30,8 @@ def imports(nb):
     return "\n".join(ast.unparse(n) for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)))
 
 
-WITH_REAL = [path for path in paths() if any("hub.real(" in c.source for c in section(read(path)))]
+LOADS = re.compile(r"hub\.(real|tinyvlm_dino)\(")
+WITH_REAL = [path for path in paths() if any(LOADS.search(c.source) for c in section(read(path)))]
 
 
 @pytest.mark.parametrize("path", WITH_REAL, ids=lambda path: path.stem)

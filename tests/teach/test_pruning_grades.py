@@ -101,6 +101,14 @@ def test_which_questions_a_kept_patch_touches(made):
     assert on_objects.sum() == questions > stays.sum() > 0
 
 
+def test_which_share_of_the_objects_stays(made):
+    found = made.objects_kept("FasterVLM", 12)
+    index = made.plan("FasterVLM", 12).index[0].tolist()
+    objects = made.exam.cover[0].any(dim=0).nonzero()[:, 0].tolist()
+    assert len(found) == 4 and objects
+    assert found[0].item() == pytest.approx(len(set(index) & set(objects)) / len(objects))
+
+
 def test_nothing_is_asked_twice(made, monkeypatch):
     asked = []
     real = grades_module.grade

@@ -216,6 +216,12 @@ class Grades:
         stays = (self.exam.asked_patches.to(device) & kept.to(device)[:, None]).any(dim=2)
         return self.exam.on_objects.to(device), stays
 
+    def objects_kept(self, name: str, keep: int) -> Tensor:
+        """(B,): for each picture the share of its objects' patches that stay; NaN without one."""
+        kept, objects = self.plan(name, keep).kept(), self.exam.cover.any(dim=1)
+        stay = objects & kept.to(objects.device)
+        return stay.sum(dim=1).double() / objects.sum(dim=1)
+
     def measures(self, name: str, keep: int) -> dict[str, float]:
         """The choice before anything is answered: see `exam.measures`."""
         plan = self.plan(name, keep)
