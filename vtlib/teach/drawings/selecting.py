@@ -176,7 +176,7 @@ def holov() -> None:
     shares = Cells([("#" * n).ljust(max(places)) for n in places], 14, names)
     plan = holov_code.select(score, attention, crops, KEEP)
     diagram(
-        "HoloV: every part of the picture gets a share of the places, then the best win",
+        "HoloV: the places are shared out among crops, then the best of each crop win",
         boxes={
             "tokens": (0, 0, "visual tokens\nbehind the projector", "data", Scene()),
             "row": (0, 1, "attention of [CLS]\nin the encoder", "data", Cells(CLS_SCORES)),
@@ -193,7 +193,7 @@ def holov() -> None:
             ("tokens", "crops", "(256, 128)"),
             ("row", "crops", "(256)", "hv"),
             ("crops", "quota", ""),
-            ("quota", "best", "28 indices"),
+            ("quota", "best", "16 counts"),
             ("best", "decoder", "(28, 128)"),
             ("question", "decoder", "(L, 128)"),
         ],
@@ -245,7 +245,8 @@ def zooprune() -> None:
             ("kept", "decoder", "(28, 128)"),
             ("question", "decoder", "(L, 128)"),
         ],
-        note="Zeroth order: a slope is measured by two forward passes, 2 x 64 for each token. "
-        "Distance: 1 - cosine between visual tokens, as in DivPrune. " + SAME,
+        note="Zeroth order: a slope is measured by two forward passes; the shapes are of one of "
+        "the 2 x 64 nudged copies. Distance: 1 - cosine of visual tokens, the projector's output "
+        "for x itself. " + SAME,
         legend=False,
     )

@@ -22,7 +22,8 @@ from ..._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".asking": ("kept_for_questions", "recall_for_questions"),
     ".charts": (
-        "LOOKS", "ranking", "show_favourites", "show_measures", "show_over_keep", "show_ranking",
+        "LOOKS", "pairs", "ranking", "show_favourites", "show_measures", "show_over_keep",
+        "show_pairs", "show_ranking",
     ),
     ".choices": ("order_panel", "plane", "score_panel"),
     ".dual": (

@@ -113,6 +113,48 @@ def show_ranking(grades: Grades, keep: int, title: str, **options) -> None:
     )  # fmt: skip
 
 
+@matplotlib.rc_context(STYLE)
+def pairs(scores: Mapping[str, Mapping[str, float]], title: str, label: str) -> Figure:
+    """A line a method, a mark on it for each model: how the same choices do with several readers.
+
+    The method that does best with the last model is on top; simple rules have grey names.
+    ValueError for models with other methods.
+
+    Args:
+        scores: {model: {method: score}}, two models at least.
+        title: the message, in a sentence.
+        label: of the scores, with their unit.
+    """
+    models = list(scores)
+    last = scores[models[-1]]
+    names = sorted(last, key=last.get)
+    for model in models:
+        if set(scores[model]) != set(names):
+            raise ValueError(f"scores[{model!r}] has other methods than scores[{models[-1]!r}]")
+    fig, ax = figure(size=(6.4, 1.0 + 0.24 * len(names)), layout="constrained")
+    for place, name in enumerate(names):
+        ends = [scores[model][name] for model in models]
+        ax.plot([min(ends), max(ends)], [place, place], color=GREYS[3], linewidth=2, zorder=1)
+    for model, colour, marker in zip(models, (BLUE, RED, GREEN), ("o", "D", "s"), strict=False):
+        across = [scores[model][name] for name in names]
+        ax.scatter(across, range(len(names)), color=colour, marker=marker, label=model, zorder=2)
+    ax.set_yticks(range(len(names)), names)
+    for tick, name in zip(ax.get_yticklabels(), names, strict=True):
+        tick.set_color(GREYS[0] if name in SIMPLE else "black")
+    ax.set(title=title, xlabel=label, ylim=(-0.6, len(names) - 0.4))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return fig
+
+
+def show_pairs(scores: Mapping[str, Mapping[str, float]], title: str, label: str) -> None:
+    """Publish `pairs`, with its numbers in words. Arguments: as there."""
+    said = []
+    for model, row in scores.items():
+        ranked = sorted(row.items(), key=lambda pair: -pair[1])
+        said.append(f"{model}: " + ", ".join(f"{name} {score:.1f}" for name, score in ranked))
+    show(pairs(scores, title, label), alt=f"Dots of {label}, a line a method. {'; '.join(said)}.")
+
+
 def show_over_keep(
     grades: Grades,
     title: str,
