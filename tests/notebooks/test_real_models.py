@@ -7,20 +7,28 @@ there, beside what is imported, so that a cell which does not ask first fails.
 import ast
 import re
 
+import nbformat
 import pytest
 import torch
 
 from tools.notebook import code_cells, number, paths, plain_python, read
 
+HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
+
 
 def section(nb):
-    """The code cells under a heading "On real ...", up to "Recall"; none without one."""
-    headings = [i for i, c in enumerate(nb.cells) if "# On real " in c.source]
-    if not headings:
-        return []
-    later = nb.cells[headings[0] :]
-    stop = next(i for i, cell in enumerate(later) if "## Recall" in cell.source)
-    return [cell for cell in later[:stop] if cell.cell_type == "code"]
+    """The code cells under a heading "On real ...", up to the next of its rank or of a higher one;
+    none without one."""
+    level, inside, cells = 0, False, []
+    for cell in nb.cells:
+        for marks, title in HEADING.findall(cell.source) if cell.cell_type == "markdown" else ():
+            if inside and len(marks) <= level:
+                return cells
+            if title.startswith("On real "):
+                inside, level = True, len(marks)
+        if inside and cell.cell_type == "code":
+            cells.append(cell)
+    return cells
 
 
 def imports(nb):
@@ -49,6 +57,16 @@ def test_a_line_says_what_is_missing(path, tmp_path, monkeypatch, capsys):
     lines = [line for line in said.splitlines() if "run `make real`" in line]
     assert lines and all(line.startswith("hub.real(") for line in lines), said
     assert len(said.splitlines()) <= len(cells), "one line a cell"
+
+
+def test_a_section_ends_at_the_next_heading_of_its_rank():
+    texts = ["## A\n\n### On real tokens", "#### Finer", "### The bench", "## Recall"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("before = 0")])
+    for k, text in enumerate(texts):
+        nb.cells += [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(f"k = {k}")]
+    assert [cell.source for cell in section(nb)] == ["k = 0", "k = 1"]
+    nb.cells[1].source = "## On real models"
+    assert [cell.source for cell in section(nb)] == ["k = 0", "k = 1", "k = 2"]
 
 
 def test_there_are_such_notebooks():

@@ -191,13 +191,13 @@ def test_whiskers_are_the_noise_of_a_lead(scored):
 
 def test_the_same_methods_with_two_models(capsys):
     scores = {"small": {"HoloV": 81.2, "Random": 75.9}, "real": {"Random": 68.8, "HoloV": 78.4}}
-    fig = pruning.pairs(scores, "Two readers", "right answers (%)")
+    fig = pruning.pairs(scores, "Two readers", "correct answers (%)")
     ax = fig.axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["Random", "HoloV"]
     dots = {mark.get_label(): mark.get_offsets().tolist() for mark in ax.collections}
     assert dots == {"small": [[75.9, 0], [81.2, 1]], "real": [[68.8, 0], [78.4, 1]]}
     assert ax.get_yticklabels()[0].get_color() != ax.get_yticklabels()[1].get_color()
-    pruning.show_pairs(scores, "Two readers", "right answers (%)")
+    pruning.show_pairs(scores, "Two readers", "correct answers (%)")
     assert "real: HoloV 78.4, Random 68.8" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'small'.* other methods than .*'real'"):
         pruning.pairs({"small": {"HoloV": 1.0}, "real": scores["real"]}, "Two", "score")
