@@ -1,6 +1,10 @@
 """From vectors to numbers and back: one result and one way to decode for every quantiser."""
 
-from .contract import Quantized, Quantizer, straight_through, used
-from .finite_scalar import FiniteScalar
+from .._lazy import lazy
 
-__all__ = ["FiniteScalar", "Quantized", "Quantizer", "straight_through", "used"]
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".contract": (
+        "Quantized", "Quantizer", "digits_to_index", "index_to_digits", "straight_through", "used",
+    ),
+    ".fsq": ("FSQ",),
+})

@@ -2,15 +2,21 @@
 
     result = quantizer(x)                                          x (..., C), channels last
     quantizer.decode(result.indices) == result.codes               bit for bit, training or not
+
+A product quantiser gives each channel digits of its own; `digits_to_index` makes one number of
+them, the same way in all of them: the first channel runs fastest.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_float, check_index, check_int
+from ..nn.checks import at_hand, check_finite, check_float, check_index, check_int, check_ints
+from ..tokens.checks import check_mask
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Quantized:
     Args:
         codes: (..., C), what stands for the input. Its values are those of the codes; gradients
             pass to the input.
-        indices: (...) long in 0 ... codebook_size - 1, so `cross_entropy` and an embedding take it.
+        indices: (...) long in 0 ... codebook_size - 1, so `cross_entropy` and an embedding take it;
+            (..., C) where every channel has a codebook of its own.
         loss: 0-dim, what training adds to the loss of the model (0 where nothing is to be added).
         usage: 0-dim, the share of all codes that occur in `indices`.
     """
@@ -54,12 +61,101 @@ def straight_through(codes: Tensor, x: Tensor) -> Tensor:
     return codes.detach() + (x - x.detach()).to(codes.dtype)
 
 
-def used(indices: Tensor, codebook_size: int) -> Tensor:
-    """Share of the codes 0 ... codebook_size - 1 that occur in `indices` (at least one), 0-dim."""
+def used(indices: Tensor, codebook_size: int, mask: Tensor | None = None) -> Tensor:
+    """Share of the codes 0 ... codebook_size - 1 that occur in `indices`, 0-dim.
+
+    Args:
+        indices: (...) long, at least one.
+        codebook_size: how many codes there are.
+        mask: (...) bool, True for the indices that count, at least one; None: all.
+    """
     check_index(indices, "indices")
     codebook_size = check_int(codebook_size, "codebook_size", 1)
     if not indices.numel():
         raise ValueError(f"indices is empty: shape {tuple(indices.shape)}")
-    ordered = indices.flatten().sort().values
-    distinct = 1 + (ordered[1:] != ordered[:-1]).sum()
-    return distinct.to(torch.float32) / codebook_size
+    given = indices.flatten()
+    if mask is not None:
+        check_counted(mask, indices.shape)
+        given = given.masked_fill(~mask.flatten(), -1)
+    ordered = given.sort().values
+    first = ordered[:1] >= 0
+    changes = (ordered[1:] != ordered[:-1]) & (ordered[1:] >= 0)
+    return (first.sum() + changes.sum()).to(torch.float32) / codebook_size
+
+
+def check_latents(x: Tensor, dim: int, name: str = "x") -> None:
+    """Raise unless `x` is floating (..., dim), finite and not empty.
+
+    Args:
+        x: what was given.
+        dim: the channels that are needed.
+        name: what the message calls it.
+    """
+    check_float(x, name)
+    if x.dim() < 1 or x.shape[-1] != dim or 0 in x.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)} but needs (..., {dim}), not empty, channels last"
+        )
+    check_finite(x, name)
+
+
+def check_counted(mask: Tensor, shape: torch.Size) -> None:
+    """Raise unless `mask` is boolean, of this shape, and True somewhere (seen on the CPU only)."""
+    check_mask(mask, "mask", shape, "(...)")
+    if at_hand(mask) and not mask.any():
+        raise ValueError("mask is False everywhere: needs one True at least")
+
+
+# ------------------------------------------------------------------------ digits of a product
+def check_levels(levels: Sequence[int], name: str = "levels", least: int = 1) -> tuple[int, ...]:
+    """`levels` (L_1, ..., L_C) as a tuple, C >= 1. ValueError for an L below `least`, and for
+    2^63 products or more: an int64 could not count them.
+
+    Args:
+        levels: how many values each channel takes.
+        name: what the message calls it.
+        least: the smallest L allowed.
+    """
+    counts = check_ints(levels, name, least)
+    if not counts or math.prod(counts) >= 2**63:
+        raise ValueError(f"{name}={counts} need 1 channel at least, < 2^63 codes in all")
+    return counts
+
+
+def digits_to_index(digits: Tensor, levels: Sequence[int]) -> Tensor:
+    """Digits (..., C) long, the c-th in 0 ... L_c - 1 -> their number (...) long.
+
+        index = d_1 + L_1 (d_2 + L_2 (d_3 + ...))            the first channel runs fastest
+
+    It is counted in integers, so it is exact up to 2^63 - 1 (a sum in float32 goes wrong beyond
+    2^24 codes). `index_to_digits` is its inverse. ValueError: digits of another shape or, on the
+    CPU, out of range; levels as in `check_levels`.
+    """
+    counts = check_levels(levels)
+    check_index(digits, "digits")
+    if digits.dim() < 1 or digits.shape[-1] != len(counts):
+        needs = f"needs (..., {len(counts)})"
+        raise ValueError(f"digits has shape {tuple(digits.shape)}: {needs}")
+    for channel, count in enumerate(counts):
+        check_index(digits[..., channel], f"digits[..., {channel}]", stop=count)
+    index = digits[..., -1]
+    for channel in range(len(counts) - 2, -1, -1):
+        index = index * counts[channel] + digits[..., channel]
+    return index
+
+
+def index_to_digits(index: Tensor, levels: Sequence[int]) -> Tensor:
+    """Numbers (...) long, below the product of the levels -> digits (..., C) long.
+
+        d_1 = index mod L_1,  d_2 = (index div L_1) mod L_2, ...     the first channel runs fastest
+
+    The inverse of `digits_to_index`. ValueError: no int64 or, on the CPU, out of range; levels as
+    in `check_levels`.
+    """
+    counts = check_levels(levels)
+    check_index(index, "index", stop=math.prod(counts))
+    digits = []
+    for count in counts:
+        digits.append(index % count)
+        index = index // count
+    return torch.stack(digits, dim=-1)
