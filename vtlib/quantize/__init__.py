@@ -7,4 +7,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "Quantized", "Quantizer", "digits_to_index", "index_to_digits", "straight_through", "used",
     ),
     ".fsq": ("FSQ",),
+    ".lfq": ("BSQ", "LFQ"),
 })
