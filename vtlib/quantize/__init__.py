@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".contract": (
         "Quantized", "Quantizer", "digits_to_index", "index_to_digits", "straight_through", "used",
     ),
+    ".dimwise": ("DimensionWise",),
     ".fsq": ("FSQ",),
     ".lfq": ("BSQ", "LFQ"),
 })
