@@ -13,7 +13,7 @@ from vtlib import nn as vnn
 from vtlib.multiscale import crossformer, crossvit, probes, tokenformer
 from vtlib.multiscale.crossvit import CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
-from vtlib.quantize import FSQ
+from vtlib.quantize import BSQ, FSQ, LFQ, DimensionWise
 from vtlib.superres import catanet, quality, spynet, ttvsr, uplift
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -51,6 +51,9 @@ CONSTRUCTORS = {
     Encoder: dict(embed_dim=32, num_layers=1, num_heads=4, num_registers=2, place_dim=8),
     Decoder: dict(embed_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, hidden_dim=6),
     FSQ: dict(levels=(3, 5)),
+    LFQ: dict(dim=6, group_size=3),
+    BSQ: dict(dim=6, group_size=2),
+    DimensionWise: dict(dim=4, levels=8),
 }
 FIXED = {probes.Reader: dict(kinds=("sda",))}
 CASES = [(build, name) for build, sizes in CONSTRUCTORS.items() for name in sizes]

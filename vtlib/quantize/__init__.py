@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ),
     ".dimwise": ("DimensionWise",),
     ".fsq": ("FSQ",),
+    ".kl": ("DiagonalGaussian", "KLBottleneck", "Sampled"),
     ".lfq": ("BSQ", "LFQ"),
 })
