@@ -178,7 +178,7 @@ def aim() -> None:
 NODES = [(22, 18), (70, 10), (124, 20), (136, 58), (84, 70), (28, 60)]
 GRAPH = Dots(
     (156, 80),
-    "picture: six dots, each linked with all others; two give, two receive",
+    "picture: six dots, each linked with all others; two give, two receive, one stays as it is",
     [(*place, mark) for place, mark in zip(NODES, "o+o#+o", strict=True)],
     [
         *((*one, *other, "--") for one, other in itertools.combinations(NODES, 2)),
@@ -195,14 +195,15 @@ def crossget() -> None:
         "CrossGET: merge a few tokens in every layer; what texts ask for is merged last",
         boxes={
             "tokens": (0, 0, "tokens\n[CLS], patches,\ncross token", "data", tokens),
-            "attention": (1, 0, "attention\na key counts as often\nas tokens are in it", "layer"),
+            "attention": (1, 0, "attention\na merged key counts once\nfor each token in it",
+                          "layer"),
             "ask": (2, 0, "who matters?\nthe cross token's query\nasks all keys", "idea",
                     Cells(TURN_SCORES)),
             "match": (3, 0, "find pairs\nalike and unimportant;\nany with any", "idea", GRAPH),
             "cross": (0, 1, "cross vector\nlearned,\none a layer", "learned"),
             "text": (1, 1, "text's cross token\na loss pulls\nboth together", "text"),
             "mlp": (2, 1, "MLP\nthen the next layer", "layer"),
-            "merge": (3, 1, "merge 16 into others\nmeans, weighted by\nimportance and size", "idea",
+            "merge": (3, 1, "merge 16 into others\nweighted by\nimportance and size", "idea",
                       Cells(["##+###+#"])),
         },
         arrows=[
@@ -249,7 +250,7 @@ def recoverable() -> None:
                        Cells(by_sight, 13)),
             "question": (0, 1, QUESTION, "text", WORDS),
             "s": (1, 1, "likeness\nof patch and question", "data", Cells(WORD_SCORES)),
-            "text": (2, 1, "recover by text: T\na share of the others,\nas many as outliers",
+            "text": (2, 1, "recover by text: T\nof the others the share\nthat outliers have",
                      "idea", Cells(by_text, 13)),
             "rest": (3, 1, "gather the rest\naround a few centres,\none more for what is left",
                      "idea", GATHER),
