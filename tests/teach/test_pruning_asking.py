@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from tests.vlm.tiny import make_tinyvlm
+from vtlib.data.questions import things
 from vtlib.pruning import fastervlm, pretrained, recoverable
-from vtlib.pruning.bench import encode, reduce
+from vtlib.pruning.bench import NAMELESS, encode, reduce
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.teach import pruning
+from vtlib.tokens import Plan
 from vtlib.vlm import exam
 
 
@@ -55,6 +57,41 @@ def test_recall_over_questions(grades):
     by_hand = ((kept & goals).sum(dim=1) / goals.sum(dim=1)).mean().item()
     assert pruning.recall_for_questions(grades, "FasterVLM", 6) == pytest.approx(by_hand)
     assert pruning.recall_for_questions(grades, "FasterVLM", 64) == 1
+
+
+# ----------------------------------------------------------------------------- a stranger's words
+def test_a_strange_caption_shares_no_name():
+    captions = ["A cactus at the top.", "A sunflower and a cactus.", "A red apple in the middle."]
+    assert pruning.strange_captions(captions) == [captions[2], captions[2], captions[0]]
+    with pytest.raises(ValueError, match="names nothing of"):
+        pruning.strange_captions(["A cactus at the top.", "A cactus on the left."])
+
+
+def test_strange_questions_name_nothing_of_the_scene():
+    test = exam.exam(12)
+    found = pruning.strange_questions(test)
+    assert [len(row) for row in found] == [len(row) for row in test.asked]
+    for shown, row in zip(things(test.scenes), found, strict=True):
+        there = {word for t in shown for word in exam.words(f"{t.name} {t.category}")} - NAMELESS
+        for text in row:
+            naming = set(exam.words(text)) - NAMELESS
+            assert naming and not naming & there
+
+
+def test_answers_to_one_question_on_a_choice_for_another(grades):
+    name, test = "Recoverable Compression", grades.exam
+    own = [[question.text for question in row] for row in test.asked]
+    assert torch.equal(pruning.right_when_hearing(grades, name, 6, own), grades.right[name][6])
+    strange = [["Is there a crab?"] * len(row) for row in own]
+    kept = pruning.kept_for_questions(grades, name, 6, strange)
+    picture = grades.vision.rows(torch.tensor([1]))
+    alone = reduce(grades.model, picture, "recoverable", 6, ["Is there a crab?"])
+    assert torch.equal(kept[1, 0], alone.plan.kept()[0])
+    said = grades.model.answer(alone.tokens, [own[1][0]]).texts[0]
+    right = pruning.right_when_hearing(grades, name, 6, strange)[1, 0].item()
+    assert right == (said == " ".join(exam.words(test.asked[1][0].answer)))
+    recall = pruning.recall_for_questions(grades, name, 6, strange)
+    assert recall == pytest.approx(pruning.recall_of(test, kept))
 
 
 # ------------------------------------------------------------------------------------ dual encoder
@@ -106,6 +143,14 @@ def test_outliers_are_marked():
 def test_captioned_pictures_say_their_captions(shots, capsys):
     pruning.show_captioned(shots.images[:2], shots.captions[:2])
     assert all(caption in capsys.readouterr().out for caption in shots.captions[:1])
+
+
+def test_what_is_gone_is_counted(clip, shots, capsys):
+    masks = torch.zeros(2, 64, dtype=torch.bool)
+    masks[0, :4], masks[1, 4:10] = True, True
+    index = torch.arange(2, 64)[None]
+    pruning.show_gone(shots.images[0], {"some": Plan(index, 64)}, spoken=masks[0], silent=masks[1])
+    assert "some: spoken gone: 2 of 4, silent gone: 0 of 6" in capsys.readouterr().out
 
 
 def test_group_panel_moves(clip, shots):

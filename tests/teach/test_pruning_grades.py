@@ -67,6 +67,11 @@ def test_the_mean_over_pictures_by_hand():
         pruning.over_pictures(torch.ones(1))
 
 
+def test_two_groups_of_pictures_by_hand():
+    found = pruning.between(torch.tensor([5.0, 7.0]), torch.tensor([1.0, 3.0]))
+    assert (found.points, found.noise) == pytest.approx((4, 8**0.5))
+
+
 def test_a_lead_within_the_noise_is_a_tie():
     verdicts = [pruning.Lead(points, 2.0).verdict for points in (2.1, 1.9, -1.9, -2.1)]
     assert verdicts == [True, "a tie", "a tie", False]

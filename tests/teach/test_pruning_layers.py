@@ -42,7 +42,8 @@ def test_neighbours_are_told(capsys):
 
 def test_roles_are_counted(votes, capsys):
     plan = hiprune.select(votes[0], votes[1], 12, GRID, alpha=0.5)
-    pruning.show_roles(torch.rand(3, 32, 40), {"half": plan}, GRID, row=1)
+    plans = {"the picture": None, "half": plan}
+    pruning.show_roles(torch.rand(3, 32, 40), plans, GRID, row=1)
     counts = plan.role[1].bincount(minlength=3).tolist()
     said = f"half: anchor {counts[0]}, buffer {counts[1]}, register {counts[2]}."
     assert counts[0] == 1 and said in capsys.readouterr().out

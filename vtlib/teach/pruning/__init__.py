@@ -12,7 +12,8 @@
 `Grades` asks a whole exam, a budget and a method at a time, and keeps the answers; `Lead` says
 whether a difference is more than noise. `draw` shows dropped patches in grey, merged ones in the
 colour of their slot, roles framed; `outline` surrounds an object. `look_inside` reads scores in the
-decoder. `asking` holds what stays for each question, `dual` pictures of the small dual encoder.
+decoder. `asking` holds what stays for each question or a stranger's, `dual` pictures of the small
+dual encoder.
 `trial` is one run with its answer, probability, tokens, FLOPs, cache and time; `bench` is
 the widget over all methods of `vtlib.pruning.registry`.
 """
@@ -20,7 +21,10 @@ the widget over all methods of `vtlib.pruning.registry`.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
-    ".asking": ("kept_for_questions", "recall_for_questions"),
+    ".asking": (
+        "kept_for_questions", "recall_for_questions", "recall_of", "right_when_hearing",
+        "strange_captions", "strange_questions",
+    ),
     ".charts": (
         "LOOKS", "pairs", "ranking", "show_favourites", "show_measures", "show_over_keep",
         "show_pairs", "show_ranking",
@@ -28,9 +32,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".choices": ("order_panel", "plane", "score_panel"),
     ".dual": (
         "by_role", "group_panel", "merged_patches", "outlier_dots", "recovery_panel",
-        "show_captioned",
+        "show_captioned", "show_gone",
     ),
-    ".grades": ("Grades", "Lead", "beyond", "lead", "over_pictures"),
+    ".grades": ("Grades", "Lead", "between", "beyond", "lead", "over_pictures"),
     ".inside": (
         "asked_objects", "favourites", "last_word", "late_chance", "look_inside",
         "states_by_layer",

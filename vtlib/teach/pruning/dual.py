@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets
 import matplotlib
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,13 +16,14 @@ from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import Pictures
 from vtlib.teach.figures import PALETTE, STYLE, figure, show
 from vtlib.teach.pictures import image, overlay, picture_row
-from vtlib.teach.pruning.plans import draw
+from vtlib.teach.pruning.plans import draw, outline
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokens import Plan
 
 GRID = (8, 8)
 PATCHES = 64
 ROLES = ("vision", "text", "centre")
+SPOKEN, SILENT = PALETTE[1], PALETTE[3]  # lines around what captions name, and around the rest
 LINE = 34  # letters of a caption in a line above a picture
 
 
@@ -64,8 +66,53 @@ def merged_patches(
     return Plan(whole.index[:, 1:-1] - 1, side**2, patch, slot, weight)
 
 
-def _share_gone(gone: Tensor, mask: Tensor) -> str:
-    return f"{(gone & mask).sum() / mask.sum().clamp(min=1):.0%}"
+def _gone(gone: Tensor, mask: Tensor) -> str:
+    return f"{int((gone & mask).sum())} of {int(mask.sum())}"
+
+
+def _outline_both(ax, spoken: Tensor, silent: Tensor) -> None:
+    for mask, color in ((silent, SILENT), (spoken, SPOKEN)):
+        outline(ax, mask, GRID, color)
+
+
+def show_gone(
+    picture: Tensor, plans: Mapping[str, Plan], spoken: Tensor, silent: Tensor
+) -> None:
+    """Publish which patches of one picture merged into another one (grey): beside the picture a
+    panel a plan, with lines around the spoken patches (orange) and the silent ones (pink).
+
+    Args:
+        picture: (3, S, S).
+        plans: {title: plan of one picture}.
+        spoken: (N,) bool, patches of what the caption names.
+        silent: (N,) bool, patches of the other pictograms.
+    """
+    size = (2.3 * (1 + len(plans)), 2.9)
+    fig, axes = figure(1 + len(plans), size=size, layout="pictures")
+    fig.subplots_adjust(top=0.78)
+    image(axes[0], picture.cpu(), "spoken: orange line\nsilent: pink line\n")
+    _outline_both(axes[0], spoken, silent)
+    said = []
+    for ax, (name, plan) in zip(axes[1:], plans.items(), strict=True):
+        gone = ~plan.kept()[0]
+        told = f"spoken gone: {_gone(gone, spoken)}\nsilent gone: {_gone(gone, silent)}"
+        stay = Plan(plan.index[:1], plan.num_tokens)
+        draw(ax, picture, stay, GRID, colour="kept", title=f"{name}\n{told}")
+        _outline_both(ax, spoken, silent)
+        said.append(f"{name}: {told}".replace("\n", ", "))
+    show(fig, alt=f"A picture, and its patches that stay in colour. {'; '.join(said)}.")
+
+
+def _borders(ax, group: Tensor) -> None:
+    """White lines where neighbouring patches are in different groups (N,)."""
+    of = group.cpu().view(GRID)
+    height, width = ax.images[0].get_array().shape[:2]
+    lines = [[(c, r + 1), (c + 1, r + 1)] for r, c in (of[1:] != of[:-1]).nonzero().tolist()]
+    upright = (of[:, 1:] != of[:, :-1]).nonzero().tolist()
+    lines += [[(c + 1, r), (c + 1, r + 1)] for r, c in upright]
+    scale = torch.tensor([width / GRID[1], height / GRID[0]], device="cpu")
+    ends = torch.tensor(lines, device="cpu").view(-1, 2, 2) * scale - 0.5
+    ax.add_collection(LineCollection(ends.tolist(), colors="white", linewidths=1), autolim=False)
 
 
 def group_panel(
@@ -83,19 +130,23 @@ def group_panel(
 
     def draw_groups(picture: int, r: int, guidance: float, method: str) -> Figure:
         plan = merged_patches(model, shots.images[[picture]], r, guidance, method)
-        gone = ~plan.kept()[0]
-        shares = [_share_gone(gone, mask[picture]) for mask in (spoken, silent)]
-        fig, (left, right) = figure(2, size=(6.6, 3.6), layout="pictures")
-        fig.subplots_adjust(top=0.86)
+        masks = spoken[picture], silent[picture]
+        said, unsaid = (_gone(~plan.kept()[0], mask) for mask in masks)
+        fig, (left, right) = figure(2, size=(6.6, 3.7), layout="pictures")
+        fig.subplots_adjust(top=0.84)
         image(left, shots.images[picture].cpu(), textwrap.fill(shots.captions[picture], 40))
-        title = f"64 patches, {len(plan)} tokens\nmerged away: spoken {shares[0]},"
-        draw(right, shots.images[picture], plan, GRID, title=f"{title} silent {shares[1]}")
+        title = f"64 patches, {len(plan)} tokens\ngone: spoken {said}, silent {unsaid}"
+        draw(right, shots.images[picture], plan, GRID, title=title)
+        _borders(right, plan.source()[0])
+        for ax in (left, right):
+            _outline_both(ax, *masks)
         return fig
 
     return panel(
         draw_groups,
         alt="A picture with three pictograms, its caption above; beside it its 64 patches after"
-            " four layers of merging: patches of one group share a colour.",
+            " four layers of merging: patches of one group share a colour. An orange line is"
+            " around what the caption names, a pink one around the other pictograms.",
         picture=ipywidgets.IntSlider(first, 0, min(24, len(shots.captions)) - 1,
                                      description="picture"),
         r=ipywidgets.IntSlider(10, 0, 32, description="r, tokens a layer"),
@@ -137,12 +188,13 @@ def by_role(plan: Plan) -> Plan:
 
 def _draw_scores(ax, visual: Tensor, text: Tensor, found) -> None:
     """Every patch by both scores; the chosen ones in the colour of their role."""
-    ax.plot(visual.cpu(), text.cpu(), ".", color="#999999")
+    ax.plot(visual.cpu(), text.cpu(), ".", color="#999999", label="the others")
     for k, part in enumerate((found.vision, found.text, found.centre)):
-        chosen = part[0]
-        ax.plot(visual[chosen].cpu(), text[chosen].cpu(), "o", color=PALETTE[k], markersize=5)
+        look = {"color": PALETTE[k], "markersize": 5, "label": ROLES[k]}
+        ax.plot(visual[part[0]].cpu(), text[part[0]].cpu(), "o", **look)
     title = f"{int(found.kept.sum())} kept, {int(found.centre.sum())} centres of {len(visual)}"
-    ax.set(title=title, xlabel="visual score", ylabel="text score")
+    ax.set(title=title, xlabel="visual score", ylabel="text score", xscale="log")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
 
 
 def recovery_panel(
@@ -164,8 +216,8 @@ def recovery_panel(
         words = captions[caption][picture]
         visual, text = scores(images[[picture]], [words])
         found = recoverable.filters(visual, text, (neighbours, neighbours, 10))
-        fig, axes = figure(3, size=(9.0, 3.1), width_ratios=(1, 1, 1.1))
-        fig.subplots_adjust(left=0.01, wspace=0.3, top=0.84)
+        fig, axes = figure(3, size=(9.6, 3.3), width_ratios=(1, 1, 1.1))
+        fig.subplots_adjust(left=0.01, right=0.89, wspace=0.3, top=0.78)
         heat, title = text.reshape(GRID).cpu(), "text score: " + words
         overlay(axes[0], images[picture].cpu(), heat, alpha=0.7, mode="nearest",
                 title=textwrap.fill(title, LINE))  # fmt: skip

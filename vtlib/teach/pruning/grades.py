@@ -70,6 +70,14 @@ def over_pictures(values: Tensor) -> Lead:
     return Lead(values.mean().item(), noise)
 
 
+def between(first: Tensor, second: Tensor) -> Lead:
+    """How far the mean over one group of pictures (B,) lies above that over another group (C,), and
+    its noise: in the numbers' unit, not in points. ValueError for a group of fewer than two.
+    """
+    one, other = over_pictures(first), over_pictures(second)
+    return Lead(one.points - other.points, (one.noise**2 + other.noise**2) ** 0.5)
+
+
 def beyond(rows: Mapping[str, Mapping], difference) -> str:
     """The names of the rows whose difference lies above 0 beyond the noise, or "none".
 

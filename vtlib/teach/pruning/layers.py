@@ -56,19 +56,22 @@ def show_neighbours(masks: Mapping[str, tuple[int, Tensor]], grid: tuple[int, in
 
 
 def show_roles(
-    picture: Tensor, plans: Mapping[str, Plan], grid: tuple[int, int], row: int = 0
+    picture: Tensor, plans: Mapping[str, Plan | None], grid: tuple[int, int], row: int = 0
 ) -> None:
     """Publish one picture under plans with roles, the frames coloured by role and counted below.
 
     Args:
         picture: (3, H, W) in [0, 1].
-        plans: {title: plan with roles}.
+        plans: {title: plan with roles}; None in place of a plan is the picture itself.
         grid: (h, w), of its patches.
         row: which picture of the plans' batch.
     """
     fig, _ = figure(len(plans), layout="pictures", size=(PICTURE * len(plans), PICTURE + 0.4))
     said = []
     for ax, (title, plan) in zip(fig.axes, plans.items(), strict=True):
+        if plan is None:
+            image(ax, picture.cpu(), title)
+            continue
         draw(ax, picture, plan, grid, row, colour="roles", title=title)
         role = plan.role[row][plan.index[row] >= 0]
         counts = role.bincount(minlength=len(plan.roles)).tolist()
