@@ -261,6 +261,12 @@ def test_bench_shows_the_oracles_answer(model, vision, test):
     assert lines[1].startswith("The oracle") and lines[1].endswith(end)
 
 
+def test_the_bench_frames_what_is_recovered_by_role(model, test):
+    panel = pruning.bench(model, test, ["recoverable"], keeps=(6,), keep=6, pictures=1)
+    texts = [text.get_text() for text in panel.draw("recoverable", 6, 0).axes[0].texts]
+    assert [text.split(":")[0] for text in texts] == ["vision", "text", "centre"]
+
+
 def test_bench_with_a_second_model(model, test):
     """Each model answers the same questions on its own pictures, with its own tokens."""
     larger, other = exam.exam(3, size=128), make_tinyvlm(num_layers=4)

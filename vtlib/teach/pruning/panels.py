@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from vtlib.nn.checks import check_int
-from vtlib.pruning import baselines, zooprune
+from vtlib.pruning import baselines, recoverable, zooprune
 from vtlib.pruning.bench import Reduced, encode
 from vtlib.pruning.registry import METHODS, find
 from vtlib.teach.figures import PALETTE, figure
+from vtlib.teach.pruning.dual import by_role
 from vtlib.teach.pruning.plans import draw
 from vtlib.teach.pruning.trials import Trial, trial
 from vtlib.teach.widgets import Panel, panel
@@ -96,7 +97,9 @@ def sheet(
     """
     fig, axes = figure(3, size=(8.8, 3.6), width_ratios=(1.15, 0.75, 1.05))
     fig.subplots_adjust(0.01, 0.14, 0.985, 0.8, wspace=0.5)
-    draw(axes[0], picture, pruned.plan, grid, title=title)
+    has_roles = pruned.plan.role is not None and pruned.plan.roles == recoverable.ROLES
+    plan = by_role(pruned.plan) if has_roles else pruned.plan  # its frames would say nothing else
+    draw(axes[0], picture, plan, grid, title=title)
     _draw_rivals(axes[1], pruned.first, right, vocabulary)
     _draw_bill(axes[2], plain, pruned)
     verdict = "correct" if pruned.answer == right else f"wrong: {right}"
