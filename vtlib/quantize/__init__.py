@@ -4,10 +4,13 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".contract": (
-        "Quantized", "Quantizer", "digits_to_index", "index_to_digits", "straight_through", "used",
+        "Quantized", "Quantizer", "digits_to_index", "index_to_digits", "perplexity", "rotation",
+        "straight_through", "used",
     ),
     ".dimwise": ("DimensionWise",),
     ".fsq": ("FSQ",),
     ".kl": ("DiagonalGaussian", "KLBottleneck", "Sampled"),
     ".lfq": ("BSQ", "LFQ"),
+    ".lookup": ("nearest",),
+    ".vq": ("VectorQuantizer",),
 })

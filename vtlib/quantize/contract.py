@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..nn.checks import at_hand, check_finite, check_float, check_index, check_int, check_ints
 from ..tokens.checks import check_mask
+from ..tokens.precision import widen
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,42 @@ def straight_through(codes: Tensor, x: Tensor) -> Tensor:
 
     The usual x + (codes - x).detach() is off by a rounding error, and then no longer a code.
     """
+    _check_pair(codes, x)
+    return codes.detach() + (x - x.detach()).to(codes.dtype)
+
+
+def rotation(codes: Tensor, x: Tensor) -> Tensor:
+    """The values of `codes` to the last bit, with the gradient of x turned and stretched onto them:
+    codes = (|q| / |x|) R x, where R is the rotation in the plane of x and q = codes.
+
+        R = 1 - 2 w w^T + 2 q^ x^^T,    x^ = x / |x|,  q^ = q / |q|,  w = (x^ + q^) / |x^ + q^|
+
+    Fifty, Junkins, Duan, Iyengar, Liu, Amid, Thrun, Re, "Restructuring Vector Quantization with the
+    Rotation Trick", 2024, arXiv 2410.06424, section 4.2. R and the factor get no gradient. A vector
+    of zeros has no direction: there the gradient passes straight through. codes and x (..., C) are
+    finite and of one shape. ValueError otherwise, and where they are not floating.
+    """
+    _check_pair(codes, x)
+    if codes.dim() < 1:
+        raise ValueError("codes and x are numbers but need channels: (..., C)")
+    wide = widen(x)
+    source, target = wide.detach(), codes.detach().to(wide.dtype)
+    length = torch.linalg.vector_norm(source, dim=-1, keepdim=True)
+    stretch = torch.linalg.vector_norm(target, dim=-1, keepdim=True) / length
+    source, target = (torch.nn.functional.normalize(t, dim=-1) for t in (source, target))
+    between = torch.nn.functional.normalize(source + target, dim=-1)
+    turned = wide - 2 * between * (wide * between).sum(dim=-1, keepdim=True)
+    turned = turned + 2 * target * (wide * source).sum(dim=-1, keepdim=True)
+    known = stretch.isfinite()
+    turned = torch.where(known, turned * torch.where(known, stretch, 0), wide)
+    return straight_through(codes, turned)
+
+
+def _check_pair(codes: Tensor, x: Tensor) -> None:
     check_float(codes, "codes")
     check_float(x, "x")
     if codes.shape != x.shape:
         raise ValueError(f"codes has shape {tuple(codes.shape)} and x {tuple(x.shape)}")
-    return codes.detach() + (x - x.detach()).to(codes.dtype)
 
 
 def used(indices: Tensor, codebook_size: int, mask: Tensor | None = None) -> Tensor:
@@ -81,6 +113,28 @@ def used(indices: Tensor, codebook_size: int, mask: Tensor | None = None) -> Ten
     first = ordered[:1] >= 0
     changes = (ordered[1:] != ordered[:-1]) & (ordered[1:] >= 0)
     return (first.sum() + changes.sum()).to(torch.float32) / codebook_size
+
+
+def perplexity(indices: Tensor, codebook_size: int, mask: Tensor | None = None) -> Tensor:
+    """exp(H) of how often each code occurs in `indices`, 0-dim: as many codes, all used alike,
+    would be as hard to guess. From 1 up to codebook_size, where all codes are used alike.
+
+    Args:
+        indices: (...) long, at least one.
+        codebook_size: how many codes there are.
+        mask: (...) bool, True for the indices that count, at least one; None: all.
+    """
+    codebook_size = check_int(codebook_size, "codebook_size", 1)
+    check_index(indices, "indices", stop=codebook_size)
+    if not indices.numel():
+        raise ValueError(f"indices is empty: shape {tuple(indices.shape)}")
+    flat = indices.flatten()
+    weight = torch.ones_like(flat, dtype=torch.float32)
+    if mask is not None:
+        check_counted(mask, indices.shape)
+        weight = mask.flatten().to(torch.float32)
+    hits = weight.new_zeros(codebook_size).index_add(0, flat, weight)
+    return torch.special.entr(hits / hits.sum()).sum().exp()
 
 
 def check_latents(x: Tensor, dim: int, name: str = "x") -> None:
