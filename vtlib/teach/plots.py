@@ -279,7 +279,8 @@ def trade_off(
     ax = _axes(ax)
     _scales(ax, log)
     for k, (name, (cost, quality)) in enumerate(pairs.items()):
-        look = _look(k, name, looks) | {"linestyle": "-", "markersize": 7, "linewidth": 1}
+        line = "-" if len(quality) > 1 else ""      # one run is a mark, and so is its legend
+        look = _look(k, name, looks) | {"linestyle": line, "markersize": 7, "linewidth": 1}
         ax.plot([cost] * len(quality), quality, label=name, **look)
     _reference(ax, level, None)
     return _finish(ax, title, labels, ylim, legend)

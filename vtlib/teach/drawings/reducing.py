@@ -161,7 +161,7 @@ def aim() -> None:
         },
         arrows=[
             ("tokens", "match", "(256, 128)"),
-            ("match", "merged", "half"),
+            ("match", "merged", "up to half"),
             ("merged", "match", "again, until 28", "above"),
             ("merged", "decoder", "(28, 128)"),
             ("decoder", "rank", "attention"),

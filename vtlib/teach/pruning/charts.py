@@ -89,7 +89,8 @@ def ranking(
              (grades.whole, f"all {grades.num_tokens} tokens: {grades.whole:.0f} ", "right")]
     for at, text, side in lines:
         ax.axvline(at, color="black", linewidth=1, linestyle=":")
-        ax.text(at, -0.62, text, fontsize=8, ha=side, va="bottom")
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}   # no line runs through it
+        ax.text(at, -0.62, text, fontsize=8, ha=side, va="bottom", bbox=behind)
     low = min([grades.blind, *scores.values()])
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set(xlim=(low - 4, max(far) + 4))

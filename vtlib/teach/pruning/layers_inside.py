@@ -56,6 +56,11 @@ def _maps(state: State, module: str) -> dict[str, Tensor]:
     }
 
 
+def _without_peaks(score: Tensor) -> Tensor:
+    """A score whose highest 3 % are cut to one height: a few peaks would leave all else dark."""
+    return score.clamp(max=score.quantile(0.97).item())
+
+
 def transition_panel(
     model: TinyVLM, asked: Asked, grid: tuple[int, int], layer: int = 3, keep: int = 28
 ) -> Panel:
@@ -74,9 +79,10 @@ def transition_panel(
 
     def draw_maps(question: int, layer: int, module: str, keep: int) -> Figure:
         found = {name: x.cpu() for name, x in _maps(runs[question][layer], module).items()}
-        heat = [score.unflatten(0, grid) for score in found.values()]
-        picture = asked[question][0].cpu()
-        fig = picture_row([picture] * 4, list(found), heat=heat, size=2.0, alpha=0.75)
+        heat = [_without_peaks(score).unflatten(0, grid) for score in found.values()]
+        picture, _, text = asked[question]
+        look = {"heat": heat, "size": 2.0, "alpha": 0.75, "title": text}
+        fig = picture_row([picture.cpu()] * 4, list(found), **look)
         for ax, score in zip(fig.axes, found.values(), strict=True):
             _dots(ax, score, keep, grid, patch)
         return fig
@@ -119,9 +125,13 @@ def _draw_ramp(ax, model: TinyVLM, counts: tuple[int, int], ramp: tuple, text: s
     stages = aim.stages(layers, None, left, l1=ramp[0], l2=ramp[1])
     lengths, work, _ = bill(model, stages, left, num_text)
     _, whole, _ = bill(model, (), total, num_text)
-    ax.bar(range(1, layers + 1), [n - 1 - num_text for n in lengths], color=PALETTE[0])
+    visual = [n - 1 - num_text for n in lengths]
+    ax.bar(range(1, layers + 1), visual, color=PALETTE[0])
+    for layer, count in enumerate(visual, start=1):
+        ax.text(layer, count + 3, str(count), ha="center", va="bottom", fontsize=8)
+    ax.set_xticks(range(1, layers + 1))
     ax.set(title=f"the decoder does {work / whole:.0%} of its work", xlabel="layer")
-    ax.set(ylabel="visual tokens", ylim=(0, 260))
+    ax.set(ylabel="visual tokens", ylim=(0, 280))
 
 
 def ramp_panel(
@@ -156,7 +166,8 @@ def ramp_panel(
         state = runs[question][layer]
         score = rank(state.logits(layer="last")[0], tau, iterations)[state.visual].cpu()
         mean = (top_tokens(score[None], keep) // grid[1]).float().mean()
-        look = {"alpha": 0.8, "mode": "nearest", "title": f"page rank, mean row {mean:.1f}"}
+        title = f"page rank of all {count}, mean row {mean:.1f}"
+        look = {"alpha": 0.8, "mode": "nearest", "title": title}
         overlay(axes[1], asked[question][0].cpu(), score.unflatten(0, grid), **look)
         _dots(axes[1], score, keep, grid, patch)
         _draw_ramp(axes[2], model, (count, left), (l1, l1 + width), asked[question][2])

@@ -64,10 +64,11 @@ def _draw_bill(ax, plain: Trial, pruned: Trial) -> None:
     ax.barh(rows, shares, color=GREEN, height=0.6)
     for row, name, share in zip(rows, now, shares, strict=True):
         text = f"{now[name][1]} of {before[name][1]}"
-        ax.text(min(share, 1.15) + 0.02, row, text, va="center", fontsize=8)
+        ax.text(share + 0.02, row, text, va="center", fontsize=8)
     ax.set_yticks(rows, list(now))
     visual = " to ".join(str(count) for count in dict.fromkeys(pruned.visual))
-    ax.set(xlim=(0, 1.75), xticks=[0, 0.5, 1], title=f"{visual} visual tokens: the bill")
+    end = max(1.75, max(shares) + 0.75)  # room for the numbers behind the longest bar
+    ax.set(xlim=(0, end), xticks=[0, 0.5, 1], title=f"{visual} visual tokens: the bill")
     ax.set_xlabel("share of nothing pruned")
 
 
