@@ -32,6 +32,18 @@ def test_numbers_of_layers_are_told(capsys):
     assert "IoU by encoder layer, 1 to 2. a 0.1, 0.25; b 2, 3." in capsys.readouterr().out
 
 
+def test_the_most_voted_patches_are_white(votes, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pruning.layers, "show", lambda fig, alt: drawn.append((fig, alt)))
+    pruning.show_votes(torch.rand(3, 32, 40), votes[:, 0], GRID, "Who is looked at")
+    fig, alt = drawn[0]
+    assert [title(ax) for ax in fig.axes[:4]] == ["the picture", "layer 1", "layer 2", "layer 3"]
+    assert "3 layers" in alt
+    for ax, row in zip(fig.axes[1:], votes[:, 0], strict=False):
+        heat = torch.as_tensor(ax.images[-1].get_array())[4::8, 4::8].flatten()    # a patch each
+        assert len(heat) == 20 and heat.argmax() == row.argmax() and heat.max() >= 1
+
+
 # ------------------------------------------------------------------------------- neighbours, roles
 def test_neighbours_are_told(capsys):
     mask = hiprune.neighbourhood(torch.tensor([[4]]), GRID)[0]
@@ -55,10 +67,11 @@ def test_the_panel_of_roles_draws_hiprunes_choice(votes):
     panel = pruning.role_panel(images, votes, objects, GRID, object_layer=2, deep_layer=3)
     fig = panel.draw(picture=1, keep=10, alpha=1.0, layer=1)
     plan = hiprune.select(votes[0, 1:], votes[2, 1:], 10, GRID, 1.0)
-    assert torch.allclose(shown(fig, 0), pruning.paint(images[1], plan, GRID))
+    assert torch.allclose(shown(fig, 0), images[1])
+    assert torch.allclose(shown(fig, 1), pruning.paint(images[1], plan, GRID))
     overlap = hiprune.object_iou(votes[0, 1:], objects[1:]).item()
-    assert "2 anchors in 10" in title(fig.axes[0])
-    assert f"layer 1: IoU with the objects {overlap:.2f}" == title(fig.axes[1])
+    assert "2 anchors in 10" in title(fig.axes[1])
+    assert f"layer 1: IoU of its best tenth {overlap:.2f}" == title(fig.axes[2])
     assert panel.controls["layer"].value == 2 and panel.controls["layer"].max == 3
     before = panel.frame
     panel.set(keep=8, layer=1)

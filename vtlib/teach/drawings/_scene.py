@@ -99,7 +99,7 @@ def scatter(order, words: str, lines=()) -> Dots:
 def dominant_rows(dominant: int, contextual: int, length: int = 12) -> Cells:
     """All tokens of a stage, the contextual ones last."""
     marks = "#" * dominant + "+" * contextual
-    return Cells([row.ljust(length) for row in rows_of(marks, length)], 8)
+    return Cells([row.ljust(length) for row in rows_of(marks, length)], 10)
 
 
 def ramp(stages, total: int, layers: int = 6, length: int = 12) -> Cells:

@@ -54,11 +54,11 @@ def visiondrop() -> None:
             "s1": (1, 0, f"stage 1\nafter layer 1:\n{small[1]}", "data", pictures[1]),
             "s2": (2, 0, f"stage 2\nafter layer 3:\n{small[2]}", "data", pictures[2]),
             "s3": (3, 0, f"stage 3\nafter layer 4:\n{small[3]}", "data", pictures[3]),
-            "vote": (0, 1, "visual tokens vote\nwhom do they\nlook at?", "idea",
+            "vote": (0, 1, "visual tokens vote\nin stage 0 only [CLS]:\nwho is looked at?", "idea",
                      Cells(CLS_SCORES)),
             "split": (1, 1, "best and rest\nthe best stay, dominant;\nthe rest is added\n"
                       "to its like, contextual", "idea", FLOW),
-            "question": (2, 1, "question\nis read, but\nhas no vote", "text", WORDS),
+            "question": (2, 1, "question\nthe decoder reads it,\nit has no vote", "text", WORDS),
         },
         arrows=[
             ("s0", "s1", f"({counts[0]}, 128)"),
@@ -67,8 +67,9 @@ def visiondrop() -> None:
             *chain("vote", "split"),
         ],
         groups=[(("vote", "split"), "in each stage")],
-        note="Stage 0 gets 257 tokens, [CLS] and 256 patches, and [CLS] votes there. The last two "
-        f"of 6 layers read {counts[3]} tokens. 28 is about the mean of the four stages.",
+        note="Filled: dominant; with a cross: contextual. Stage 0 gets 257 tokens, [CLS] and 256 "
+        f"patches. The last two of 6 layers read {counts[3]} tokens. 28 is about the mean of the "
+        "four stages; 128 is the width of the decoder's tokens.",
         legend=False,
     )
 

@@ -159,9 +159,9 @@ def hiprune() -> None:
             ("registers", "kept", "23"),
             ("kept", "decoder", "(28, 144)"),
         ],
-        note="Received: mean over all patches that look, not [CLS] alone. With the paper's share "
+        note="Received: mean over all tokens that look, [CLS] among them. With the paper's share "
         "alpha = 0.1, 28 tokens are 1 anchor, 4 buffers and 23 registers; the small pictures have "
-        "room for 2 registers.",
+        "room for 2 registers. 144 is the width of the encoder's tokens.",
         legend=False,
     )
 

@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ),
     ".layers": (
         "pyramid_panel", "role_panel", "show_by_layer", "show_neighbours", "show_roles",
+        "show_votes",
     ),
     ".layers_inside": ("ramp_panel", "transition_panel"),
     ".mechanisms": ("nudge_panel", "quota_panel"),

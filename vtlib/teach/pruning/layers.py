@@ -11,7 +11,7 @@ from vtlib.nn.checks import check_int
 from vtlib.pruning import hiprune
 from vtlib.pruning.bench import reduce
 from vtlib.teach.figures import figure, show
-from vtlib.teach.pictures import image, overlay, tiles
+from vtlib.teach.pictures import image, overlay, picture_row, tiles
 from vtlib.teach.plots import curves
 from vtlib.teach.pruning.plans import draw, outline
 from vtlib.teach.widgets import Panel, panel
@@ -34,6 +34,26 @@ def show_by_layer(series: Mapping[str, Sequence], title: str, label: str, **opti
     said = [f"{name} " + ", ".join(f"{y:.3g}" for y in ys) for name, ys in series.items()]
     fig = curves(layers, dict(series), title, ("encoder layer", label), **options)
     show(fig, alt=f"{label} by encoder layer, 1 to {len(layers)}. {'; '.join(said)}.")
+
+
+def show_votes(picture: Tensor, votes: Tensor, grid: tuple[int, int], title: str) -> None:
+    """Publish a picture and, for each layer, its votes: the 3 % of the patches with most are white.
+
+    Args:
+        picture: (3, H, W) in [0, 1].
+        votes: (layers, N), what each patch receives.
+        grid: (h, w), N = h w.
+        title: the message, in a sentence.
+    """
+    peaks = votes.quantile(0.97, dim=1, keepdim=True)
+    maps = (votes / peaks).unflatten(1, grid).cpu()
+    titles = ["the picture", *[f"layer {layer}" for layer in range(1, 1 + len(votes))]]
+    look = {"cmap": "gray", "alpha": 1, "vmin": 0, "vmax": 1, "size": 1.5, "title": title}
+    pictures = [picture.cpu()] * len(titles)
+    show(
+        picture_row(pictures, titles, heat=[None, *maps], cols=min(len(titles), 6), **look),
+        alt=f"A picture, and maps of the votes that its patches get in {len(votes)} layers.",
+    )
 
 
 # ------------------------------------------------------------------------------- neighbours, roles
@@ -66,7 +86,8 @@ def show_roles(
         grid: (h, w), of its patches.
         row: which picture of the plans' batch.
     """
-    fig, _ = figure(len(plans), layout="pictures", size=(PICTURE * len(plans), PICTURE + 0.4))
+    side = 1.4 * PICTURE if len(plans) < 3 else PICTURE
+    fig, _ = figure(len(plans), layout="pictures", size=(side * len(plans), side + 0.4))
     said = []
     for ax, (title, plan) in zip(fig.axes, plans.items(), strict=True):
         if plan is None:
@@ -107,20 +128,21 @@ def role_panel(
         deep = votes[deep_layer - 1, picture : picture + 1]
         plan = hiprune.select(middle, deep, keep, grid, alpha)
         overlap = hiprune.object_iou(middle, objects[picture : picture + 1]).item()
-        fig, (left, right) = figure(2, size=(6.0, 3.3))
+        fig, (scene, left, right) = figure(3, size=(9.0, 3.3))
         fig.subplots_adjust(0.01, 0.07, 0.99, 0.9, wspace=0.06)
         anchors = hiprune.num_anchors(keep, alpha)
+        image(scene, images[picture].cpu(), "the scene")
         draw(left, images[picture], plan, grid, title=f"{anchors} anchors in {keep} tokens")
         heat, peak = middle[0].view(*grid), middle[0].quantile(0.97).item()
         overlay(right, images[picture], heat, mode="nearest", alpha=0.8, vmax=peak,
-                title=f"layer {layer}: IoU with the objects {overlap:.2f}")
+                title=f"layer {layer}: IoU of its best tenth {overlap:.2f}")
         return fig
 
     return panel(
         draw_roles,
-        alt=f"A scene with {keep} kept patches framed by role,"
-            f" {hiprune.num_anchors(keep, alpha)} of them anchors; beside it the attention that"
-            f" each patch receives in layer {object_layer}.",
+        alt=f"A scene; {keep} kept patches framed by role,"
+            f" {hiprune.num_anchors(keep, alpha)} of them anchors; and the attention that each"
+            f" patch receives in layer {object_layer}.",
         picture=ipywidgets.IntSlider(0, 0, len(images) - 1, description="picture"),
         keep=ipywidgets.IntSlider(keep, 4, most, description="keep"),
         alpha=ipywidgets.FloatSlider(alpha, min=0, max=1, step=0.1, description="alpha"),
@@ -162,17 +184,21 @@ def pyramid_panel(
             plans.append(plans[-1].then(cut))
         places = ["encoder", *[f"after layer {stage.after}" for stage in done.stages]]
         count = 1 + len(plans)
-        fig, axes = figure(count, layout="pictures", size=(1.9 * count, 2.55))
-        fig.subplots_adjust(top=0.78)
+        columns = -(-count // 2)
+        fig, _ = figure(columns, 2, layout="pictures", size=(2.6 * columns, 6.0))
+        fig.subplots_adjust(top=0.88)
+        axes = fig.axes
+        for ax in axes[count:]:
+            ax.remove()
         image(axes[0], images[picture].cpu(), "the scene")
         outline(axes[0], patches[picture], vision.grid, color="black")
-        for ax, place, plan in zip(axes[1:], places, plans, strict=True):
+        for ax, place, plan in zip(axes[1:count], places, plans, strict=True):
             title = f"{place}: {len(plan)}"
             draw(ax, images[picture], plan, vision.grid, colour="slots", title=title)
             outline(ax, patches[picture], vision.grid, color="black")
         line = f"{questions[picture]}  “{said.texts[0]}”, p = {said.probability[0]:.2f}"
         line += f"; correct: “{answers[picture]}”"
-        fig.text(0.01, 0.97, line, va="top", fontsize=9.5, weight="bold")
+        fig.text(0.01, 0.985, line, va="top", fontsize=9.5, weight="bold")
         return fig
 
     return panel(

@@ -18,7 +18,7 @@ from vtlib.tokens.checks import check_mask
 COLOURS = ("auto", "kept", "slots", "roles")
 PATCH = 16  # pixels of a painted patch at least, so that a frame of one or two pixels is fine
 GREYED = 0.55, 0.33  # contrast and darkest grey of a dropped patch: dark enough to be recognised
-SLOT_ORDER = (4, 2, 3, 5, 1, 7)  # neighbours in the list look different; no black, no blue
+SLOT_ORDER = (4, 2, 3, 1, 7, 5)  # neighbours look different; no black, no blue, sky blue last
 
 
 def _palette(order: Sequence[int]) -> Tensor:
