@@ -97,7 +97,9 @@ def ranking(
     ax.set(ylim=(len(scores) - 0.45, -1.5), title=title)
     below = f"correct answers with {keep} of {grades.num_tokens} tokens (%)"
     if against is not None:
-        ax.axvline(scores[against], color=GREYS[0], linewidth=1, linestyle="--")
+        below_names = [-0.5, len(scores) - 0.45]             # not through the words on top
+        look = {"color": GREYS[0], "linewidth": 1, "linestyle": "--"}
+        ax.plot([scores[against]] * 2, below_names, **look)
         below += f"\nwhiskers: ± of the lead over {against} (dashed)"
     ax.set_xlabel(below)
     return fig
