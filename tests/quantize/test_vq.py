@@ -308,7 +308,7 @@ def test_kmeans_starts_the_codebook_once_and_in_training_only(options):
     other.frozen = False
     other(x + 50)
     assert (other.codebook.detach() - first).abs().max() < 50 + first.abs().max()
-    assert not other._waits
+    assert not other.waits
 
 
 def test_kmeans_without_enough_vectors_makes_no_copies():

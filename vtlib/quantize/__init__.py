@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".kl": ("DiagonalGaussian", "KLBottleneck", "Sampled"),
     ".lfq": ("BSQ", "LFQ"),
     ".lookup": ("nearest",),
+    ".residual": ("MultiScaleQuantizer", "ResidualQuantizer"),
     ".vq": ("VectorQuantizer",),
 })

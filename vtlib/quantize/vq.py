@@ -131,7 +131,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("count", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("idle", torch.zeros(size, dtype=torch.long))
         self.register_buffer("started", torch.tensor(started))
-        self._waits = not started                   # for k-means; a look at the buffer would cost
+        self.waits = not started                    # for k-means; a look at the buffer would cost
         self.register_load_state_dict_post_hook(_read_started)
 
     @property
@@ -169,9 +169,12 @@ class VectorQuantizer(nn.Module):
 
     def table(self) -> Tensor:
         """(K, D), what searching and decoding read: the codebook, of length 1 for "cosine"."""
-        if not self.cosine:
-            return self.codebook
-        return unit(self.codebook).to(self.codebook.dtype)
+        return self.normalised(self.codebook).to(self.codebook.dtype)
+
+    def normalised(self, vectors: Tensor) -> Tensor:
+        """(N, D) -> (N, D), as vectors and codes alike are compared: of length 1 for "cosine", else
+        as they are. A subclass may compare them in another way."""
+        return unit(vectors) if self.cosine else vectors
 
     # ------------------------------------------------------- the steps of forward, one by one
     def rows(self, x: Tensor) -> Tensor:
@@ -180,7 +183,7 @@ class VectorQuantizer(nn.Module):
         check_latents(x, self.dim)
         dtype = torch.promote_types(widen(x).dtype, widen(self.codebook).dtype)
         rows = x.reshape(-1, self.dim).to(dtype)
-        return unit(rows) if self.cosine else rows
+        return self.normalised(rows)
 
     def counted(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
         """mask (...) -> (N,), None as it is. ValueError unless it is bool and one for a vector."""
@@ -192,12 +195,12 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def start(self, rows: Tensor, counted: Tensor | None = None) -> None:
         """The codebook by k-means of rows (N, D), where that is due: once, in training."""
-        if not (self._waits and self.training and not self.frozen):
+        if not (self.waits and self.training and not self.frozen):
             return
         codebook = self.codebook.detach()
         kmeans(codebook, self.count, rows, counted, self.kmeans_iters, self.cosine)
         self.started.fill_(True)
-        self._waits = False
+        self.waits = False
 
     @torch.no_grad()
     def search(self, rows: Tensor) -> Tensor:
@@ -238,11 +241,10 @@ class VectorQuantizer(nn.Module):
         rate = torch.where(hits > 0, (1 - self.decay) / count, 0)
         table = self.table().to(rows.dtype)
         step = (rows - table[indices]) * (rate[indices] * weight)[:, None]
-        if not self.cosine and self.codebook.dtype == rows.dtype:
+        if table is self.codebook:
             self.codebook.index_add_(0, indices, step)
             return
-        moved = table.index_add(0, indices, step)
-        moved = unit(moved) if self.cosine else moved
+        moved = self.normalised(table.index_add(0, indices, step))
         self.codebook.copy_(torch.where(hits[:, None] > 0, moved.to(self.codebook), self.codebook))
 
     def loss(self, rows: Tensor, indices: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -274,7 +276,7 @@ def _one_of(value: object, name: str, choices: Iterable[str]) -> str:
 
 def _read_started(module: Any, _: object) -> None:
     if readable(module.started):
-        module._waits = not bool(module.started)
+        module.waits = not bool(module.started)
 
 
 def _mean_square(a: Tensor, b: Tensor, counted: Tensor | None) -> Tensor:
