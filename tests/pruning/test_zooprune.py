@@ -126,8 +126,10 @@ def test_standard_error_falls_with_the_root_of_the_number_of_directions():
         torch.testing.assert_close(spread[m] / spread[4 * m], two, atol=0.3, rtol=0)
 
 
-def test_jacobian_norm_bounds_the_estimate():
-    x, net = features(2, 30), projector()
+@pytest.mark.parametrize("d_l", [10, 4])
+def test_jacobian_norm_bounds_the_estimate(d_l):
+    """Forwards where the projector widens, backwards where it narrows."""
+    x, net = features(2, 30), projector(6, d_l)
     jacobians = [torch.autograd.functional.jacobian(net, v) for v in x.flatten(0, 1)]
     exact = torch.stack([jacobian.norm() for jacobian in jacobians]).view(2, 30) / 6**0.5
     torch.testing.assert_close(jacobian_norm(x, net), exact)

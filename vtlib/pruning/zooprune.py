@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, vmap
+from torch.func import functional_call, jacfwd, jacrev, vmap
 
 from ..nn.checks import (
     check_callable,
@@ -147,7 +147,10 @@ def jacobian_norm(features: Tensor, project: Projector) -> Tensor:
     check_callable(project, "project", "a function of (..., d_v)")
     x = widen(features)
     with full_precision(x.device):
-        jacobian = vmap(jacfwd(_in_dtype(project, x.dtype)), chunk_size=64)(x.flatten(0, 1))
+        project = _in_dtype(project, x.dtype)
+        narrows = project(x[:1, :1]).shape[-1] < x.shape[2]         # the fewer, the cheaper
+        slopes = jacrev(project) if narrows else jacfwd(project)
+        jacobian = vmap(slopes, chunk_size=64)(x.flatten(0, 1))
     norm = jacobian.flatten(1).norm(dim=1)                          # of (b n) d_l d_v
     return (norm / x.shape[2] ** 0.5).unflatten(0, x.shape[:2])
 
