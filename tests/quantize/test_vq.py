@@ -1,5 +1,6 @@
 """Vector quantisation, each test a place where libraries or good guesses go wrong."""
 
+import copy
 import math
 
 import numpy as np
@@ -356,6 +357,9 @@ def test_the_entropy_loss_is_its_formula_and_no_table_is_kept(monkeypatch):
     got = entropy_loss(rows, table, counted, 0.5)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, (rows, table)), want_grads)
+    far = (100 * seeded(5, 4)).requires_grad_()                       # codes that nobody comes near
+    (grad,) = torch.autograd.grad(entropy_loss(far, 100 * seeded(16, 4, seed=1)), far)
+    assert grad.isfinite().all()
     sure = entropy_loss(100 * torch.eye(16), 100 * torch.eye(16))
     assert sure.item() == pytest.approx(-math.log(16), abs=1e-5)
 
@@ -467,11 +471,34 @@ def test_the_same_twice_and_only_the_start_is_random():
     assert first.abs().max() <= 1 / 16 and first.std() > 0.02
 
 
-def test_two_forwards_before_a_backward():
-    net, x = make(gradient="rotation"), seeded(30, 4).requires_grad_()
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_two_forwards_before_a_backward(options):
+    net, x = make(size=64, **{**options, "revive_after": 0.1}), seeded(30, 4).requires_grad_()
     a, b = net(x), net(x + 1)
     (a.codes.sum() + b.codes.sum() + a.loss + b.loss).backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_a_decoded_code_is_encoded_as_itself(options):
+    net, every = make(**options).eval(), torch.arange(16)
+    assert torch.equal(net(net.decode(every)).indices, every)
+    assert net.bits == 4
+
+
+def test_copies_and_what_is_stored():
+    net = make(kmeans_init=True, revive_after=1.0)
+    net(seeded(64, 4))
+    other = copy.deepcopy(net)
+    torch.testing.assert_close(state(other), state(net))
+    x = seeded(64, 4, seed=5)
+    assert torch.equal(other(x).codes, net(x).codes)
+    fresh = VectorQuantizer(4, 16, kmeans_init=True)
+    fresh.load_state_dict(net.state_dict())
+    assert not fresh.waits and torch.equal(fresh.eval()(x).codes, net.eval()(x).codes)
+    waiting = VectorQuantizer(4, 16, kmeans_init=True)
+    fresh.load_state_dict(waiting.state_dict())
+    assert fresh.waits
 
 
 BAD = [

@@ -77,7 +77,8 @@ class VectorQuantizer(nn.Module):
     Codes have the dtype of the module, whatever the input's; distances are computed in float32 at
     least. Only training changes the codebook, and not while `frozen` is set to True; nothing here
     draws random numbers but the first codebook, uniform in -1/K ... 1/K. `idle` (K,) counts the
-    vectors since each code was last used.
+    vectors since each code was last used. Gradient checkpointing around this module would teach the
+    codebook twice a step: it belongs around what comes before and after.
 
     ValueError: sizes below 1, names that are none of those, weights or temperatures out of range,
     an x that is empty, not floating, not finite or of other channels, a mask of another shape or
@@ -230,7 +231,7 @@ class VectorQuantizer(nn.Module):
         if self.revive_after is not None:
             most = int(self.revive_after * self.codebook_size)
             table = self.table().detach().to(rows.dtype)
-            books = self.codebook.detach(), self.count, self.idle
+            books = self.codebook.data, self.count, self.idle    # an earlier graph stays as it is
             revive(*books, table, rows, indices, weight, most)
 
     def _average(self, rows: Tensor, indices: Tensor, weight: Tensor, hits: Tensor) -> None:
@@ -311,6 +312,7 @@ def entropy_loss(
     for x, w in zip(rows.split(size), weight.split(size), strict=True):
         part = checkpoint(_block, x, w, table, temperature, **CHECKPOINT)
         own, mean = own + part[0], mean + part[1]
+    mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)      # the slope of p log p at 0 is infinite
     return own - torch.special.entr(mean).sum()
 
 
