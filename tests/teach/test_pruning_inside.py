@@ -103,3 +103,4 @@ def test_the_ramp_panel_counts_tokens_and_work(made, asked):
     whole = panel.draw(**panel.values | {"steps": 0, "l1": 5.0, "width": 4.0})
     assert "does 100% of" in title(whole.axes[2])
     assert "32 tokens" in title(fig.axes[0])
+    assert "layer 3" in title(fig.axes[1])

@@ -166,7 +166,7 @@ def ramp_panel(
         state = runs[question][layer]
         score = rank(state.logits(layer="last")[0], tau, iterations)[state.visual].cpu()
         mean = (top_tokens(score[None], keep) // grid[1]).float().mean()
-        title = f"page rank of all {count}, mean row {mean:.1f}"
+        title = f"page rank of layer {layer}, mean row {mean:.1f}"
         look = {"alpha": 0.8, "mode": "nearest", "title": title}
         overlay(axes[1], asked[question][0].cpu(), score.unflatten(0, grid), **look)
         _dots(axes[1], score, keep, grid, patch)
