@@ -85,6 +85,9 @@ def kept_for_questions(
         keep: the budget.
         heard: texts that the method hears in place of the questions, such as `strange_questions`.
     """
+    if not grades.methods[name].asks:  # one choice for all questions of a picture
+        once = grades.plan(name, keep).kept().to(grades.asked.device)
+        return once[:, None] & grades.asked[..., None]
     kept = torch.zeros(*grades.exam.kind.shape, grades.num_tokens, dtype=torch.bool)
     for b, q, done in _choices(grades, name, keep, heard):
         kept[b, q] = done.plan.kept().cpu()

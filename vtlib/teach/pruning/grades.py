@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -111,9 +112,18 @@ class Grades:
         self.asked = (exam.kind >= 0).to(vision.features.device)
         self.methods: dict = {}
         self.right: dict[str, dict[int, Tensor]] = {}
-        with torch.no_grad():
-            self.right_whole = exam.right(model, vision.tokens)
-            self.right_blind = exam.right(model, vision.tokens.roll(1, dims=0))
+
+    @cached_property
+    @torch.no_grad()
+    def right_whole(self) -> Tensor:
+        """(B, Q) bool, with all tokens; asked when first needed."""
+        return self.exam.right(self.model, self.vision.tokens)
+
+    @cached_property
+    @torch.no_grad()
+    def right_blind(self) -> Tensor:
+        """(B, Q) bool, with another picture's tokens; asked when first needed."""
+        return self.exam.right(self.model, self.vision.tokens.roll(1, dims=0))
 
     def _share(self, right: Tensor) -> float:
         return 100 * right[self.asked].double().mean().item()
