@@ -69,7 +69,7 @@ def _draw_bill(ax, plain: Trial, pruned: Trial) -> None:
     visual = " to ".join(str(count) for count in dict.fromkeys(pruned.visual))
     end = max(1.75, max(shares) + 0.75)  # room for the numbers behind the longest bar
     ax.set(xlim=(0, end), xticks=[0, 0.5, 1], title=f"{visual} visual tokens: the bill")
-    ax.set_xlabel("share of nothing pruned")
+    ax.set_xlabel("share of the unpruned run")
 
 
 def sheet(
