@@ -87,12 +87,14 @@ def ratio(new, old, repeats: int = 7) -> float:
     return middle[0] / max(middle[1], 1e-9)
 
 
-def peak_bytes(run) -> int:
+def peak_bytes(run, warmup: bool = True) -> int:
     """The most memory that torch's CPU allocator holds at a time for run(), beyond what was there.
 
     What allocations and releases add up to, as the profiler records them; the same every time.
+    warmup: it runs once before.
     """
-    run()
+    if warmup:
+        run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         result = run()
     del result
