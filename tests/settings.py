@@ -25,6 +25,16 @@ def deterministic():
         torch.use_deterministic_algorithms(before)
 
 
+@contextlib.contextmanager
+def matmul_precision(setting):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def meta_device():
     """A default device without values: a tensor made there fails loudly."""
     return torch.device("meta")

@@ -9,7 +9,7 @@ from vtlib.quantize import lookup
 from vtlib.quantize.lookup import nearest
 
 from ..bench.before import peak_bytes
-from ..settings import SETTINGS
+from ..settings import SETTINGS, matmul_precision
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):
@@ -21,16 +21,6 @@ def brute(x, codes):
     x, codes = x.double(), codes.double()
     parts = [(part[:, None] - codes).square().sum(dim=-1).argmin(dim=1) for part in x.split(8)]
     return torch.cat(parts)
-
-
-@contextlib.contextmanager
-def precision(setting):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager
@@ -105,7 +95,7 @@ def test_autocast_and_half_precision_choose_as_float32(shape):
 @pytest.mark.parametrize("setting", ["high", "medium"])
 def test_products_of_less_precision_change_no_index(setting):
     x, codes = seeded(200, 64), seeded(300, 64, seed=1)
-    with precision(setting):
+    with matmul_precision(setting):
         assert torch.equal(nearest(x, codes), brute(x, codes))
 
 
@@ -118,7 +108,7 @@ def test_a_rounded_product_changes_no_index(monkeypatch):
         return product(bias, a.bfloat16().float(), b.bfloat16().float(), **options)
 
     monkeypatch.setattr(lookup.torch, "addmm", rounded)
-    with precision("medium"):
+    with matmul_precision("medium"):
         assert torch.equal(nearest(x, codes), brute(x, codes))
 
 

@@ -22,6 +22,7 @@ from vtlib.quantize import (
 )
 
 from ..settings import SETTINGS, default_dtype
+from .both import Both
 
 NETS = {
     "FSQ": lambda: FSQ((8, 5, 5, 4)),
@@ -152,16 +153,6 @@ def test_the_gradient_reaches_the_input(net):
     (grad,) = torch.autograd.grad((out.codes * draw(30, 4, seed=1)).sum() + out.loss, x)
     assert grad.isfinite().all() and (grad != 0).all()
     assert torch.autograd.gradcheck(lambda x: net(x).loss, x.detach()[:3].double().requires_grad_())
-
-
-class Both(torch.nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x, mask):
-        out = self.net(x, mask)
-        return out.codes, out.indices, out.loss, out.usage, self.net.decode(out.indices)
 
 
 def test_meta_compile_and_export_with_a_free_batch(net):

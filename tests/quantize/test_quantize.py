@@ -9,6 +9,7 @@ import torch
 from vtlib.quantize import FSQ, Quantized, straight_through, used
 
 from ..settings import SETTINGS, default_dtype
+from .both import Both
 
 LEVELS = [(8, 5, 5, 5), (3, 3), (2, 7, 4), (4,) * 4, (1001, 1003, 2001)]
 
@@ -145,22 +146,13 @@ def test_meta_compile_and_export_with_a_free_batch():
     out = far(torch.randn(2, 7, 3, device="meta"))
     assert out.codes.shape == (2, 7, 3) and far.decode(out.indices).shape == (2, 7, 3)
 
-    class Both(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            out = self.net(x)
-            return out.codes, out.indices, out.loss, out.usage, self.net.decode(out.indices)
-
     free = torch.export.Dim("batch", min=2)
     example = torch.randn(2, 7, 3)
-    exported = torch.export.export(Both(), (example,), dynamic_shapes=({0: free},)).module()
-    compiled = torch.compile(Both(), backend="eager", fullgraph=True)
+    exported = torch.export.export(Both(net), (example,), dynamic_shapes=({0: free},)).module()
+    compiled = torch.compile(Both(net), backend="eager", fullgraph=True)
     x = torch.randn(5, 7, 3)
     for run in (exported, compiled):
-        for got, want in zip(run(x), Both()(x), strict=True):
+        for got, want in zip(run(x), Both(net)(x), strict=True):
             assert torch.equal(got, want)
 
 

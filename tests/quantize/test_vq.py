@@ -14,6 +14,7 @@ from vtlib.tokens.cosine import unit
 
 from ..settings import SETTINGS
 from ..wrong import raw_errors
+from .both import Both
 
 MODES = [
     dict(learn="ema"), dict(learn="gradient"), dict(learn="ema", lookup="cosine"),
@@ -419,20 +420,11 @@ def test_compile_in_one_graph_is_the_same(options):
 def test_export_with_a_free_batch():
     net = make().eval()
 
-    class Both(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            out = self.net(x)
-            return out.codes, out.indices, out.loss, out.usage
-
     free = torch.export.Dim("batch", min=2)
     example = (torch.randn(2, 7, 4),)
-    exported = torch.export.export(Both(), example, dynamic_shapes=({0: free},)).module()
+    exported = torch.export.export(Both(net), example, dynamic_shapes=({0: free},)).module()
     x = seeded(5, 7, 4)
-    for got, want in zip(exported(x), Both()(x), strict=True):
+    for got, want in zip(exported(x), Both(net)(x), strict=True):
         torch.testing.assert_close(got, want)
 
 

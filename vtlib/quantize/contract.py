@@ -15,7 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..nn.checks import at_hand, check_finite, check_float, check_index, check_int, check_ints
+from ..nn.checks import (
+    at_hand,
+    check_channels,
+    check_finite,
+    check_float,
+    check_index,
+    check_int,
+    check_ints,
+)
 from ..tokens.checks import check_mask
 from ..tokens.precision import widen
 
@@ -145,11 +153,9 @@ def check_latents(x: Tensor, dim: int, name: str = "x") -> None:
         dim: the channels that are needed.
         name: what the message calls it.
     """
-    check_float(x, name)
-    if x.dim() < 1 or x.shape[-1] != dim or 0 in x.shape:
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)} but needs (..., {dim}), not empty, channels last"
-        )
+    check_channels(x, dim, name)
+    if 0 in x.shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)} but needs (..., {dim}), not empty")
     check_finite(x, name)
 
 
@@ -176,6 +182,20 @@ def check_levels(levels: Sequence[int], name: str = "levels", least: int = 1) ->
     return counts
 
 
+def check_digits(digits: Tensor, channels: int, name: str = "digits") -> None:
+    """Raise unless `digits` is long (..., channels).
+
+    Args:
+        digits: what was given.
+        channels: how many are needed.
+        name: what the message calls it.
+    """
+    check_index(digits, name)
+    if digits.dim() < 1 or digits.shape[-1] != channels:
+        shape = tuple(digits.shape)
+        raise ValueError(f"{name} has shape {shape}: needs (..., {channels}), one index a channel")
+
+
 def digits_to_index(digits: Tensor, levels: Sequence[int]) -> Tensor:
     """Digits (..., C) long, the c-th in 0 ... L_c - 1 -> their number (...) long.
 
@@ -186,10 +206,7 @@ def digits_to_index(digits: Tensor, levels: Sequence[int]) -> Tensor:
     CPU, out of range; levels as in `check_levels`.
     """
     counts = check_levels(levels)
-    check_index(digits, "digits")
-    if digits.dim() < 1 or digits.shape[-1] != len(counts):
-        needs = f"needs (..., {len(counts)})"
-        raise ValueError(f"digits has shape {tuple(digits.shape)}: {needs}")
+    check_digits(digits, len(counts))
     for channel, count in enumerate(counts):
         check_index(digits[..., channel], f"digits[..., {channel}]", stop=count)
     index = digits[..., -1]

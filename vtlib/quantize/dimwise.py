@@ -32,7 +32,14 @@ from torch import Tensor, nn
 
 from ..nn.checks import check_index, check_int, check_list, check_number, check_numbers, is_several
 from ..tokens.precision import widen
-from .contract import Quantized, check_counted, check_latents, straight_through, used
+from .contract import (
+    Quantized,
+    check_counted,
+    check_digits,
+    check_latents,
+    straight_through,
+    used,
+)
 
 
 def gaussian_bins(levels: int, r: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -131,9 +138,7 @@ class DimensionWise(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """indices (..., C) long -> codes (..., C), bit for bit those that forward returned."""
         check_index(indices, "indices", stop=self.codebook_size)
-        if indices.dim() < 1 or indices.shape[-1] != self.dim:
-            needs = f"needs (..., {self.dim}), one index a channel"
-            raise ValueError(f"indices has shape {tuple(indices.shape)}: {needs}")
+        check_digits(indices, self.dim, "indices")
         return self.values[torch.arange(self.dim, device=indices.device), indices]
 
 

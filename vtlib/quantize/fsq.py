@@ -30,6 +30,7 @@ from ..nn.checks import check_index
 from ..tokens.precision import widen
 from .contract import (
     Quantized,
+    check_digits,
     check_latents,
     check_levels,
     digits_to_index,
@@ -97,10 +98,7 @@ class FSQ(nn.Module):
 
     def codes(self, digits: Tensor) -> Tensor:
         """Digits (..., C) long, 0 ... L - 1 -> codes, from -1 up to 1 (below 1 for even L)."""
-        check_index(digits, "digits")
-        if digits.dim() < 1 or digits.shape[-1] != len(self.counts):
-            needs = f"needs (..., {len(self.counts)})"
-            raise ValueError(f"digits has shape {tuple(digits.shape)}: {needs}")
+        check_digits(digits, len(self.counts))
         return (digits - self.levels // 2).to(self.scale.dtype) / self.scale
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:

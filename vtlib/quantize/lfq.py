@@ -41,6 +41,7 @@ from ..tokens.precision import full_precision, widen
 from .contract import (
     Quantized,
     check_counted,
+    check_digits,
     check_latents,
     digits_to_index,
     index_to_digits,
@@ -144,8 +145,7 @@ class LFQ(nn.Module):
     def codes(self, digits: Tensor) -> Tensor:
         """Digits (..., D) long, 0 or 1 -> codes."""
         check_index(digits, "digits", stop=2)
-        if digits.dim() < 1 or digits.shape[-1] != self.dim:
-            raise ValueError(f"digits has shape {tuple(digits.shape)}: needs (..., {self.dim})")
+        check_digits(digits, self.dim)
         return (2 * digits - 1).to(self.scale.dtype) * self.scale
 
     def terms(self, x: Tensor, mask: Tensor | None = None) -> Terms:
