@@ -8,6 +8,7 @@ from typing import Callable
 
 import torch
 
+from vtlib.generation import AutoregressiveModel
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
@@ -198,4 +199,30 @@ VLM = {
     "decoder_bias": Model(lambda: Decoder(16, 2, 4, 4, 24, qkv_bias=True), sequences, (8, 16)),
 }
 
-MODELS = {**MULTISCALE, **SUPERRES, **VLM}
+
+# ------------------------------------------------------------------------------------ generation
+class Conditioned(torch.nn.Module):
+    """The shared autoregressive model on ids alone: the first one is the class too, or a caption
+    of two vectors is made of it."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.net = AutoregressiveModel(11, 8, embed_dim=16, num_layers=2, hidden_dim=24, **options)
+
+    def forward(self, indices):
+        condition = None
+        if self.net.num_classes is not None:
+            condition = indices[:, 0] % 3
+        if self.net.condition_dim is not None:
+            dtype = self.net.place.dtype
+            condition = torch.nn.functional.one_hot(indices[:, :2], 11).to(dtype)
+        return self.net(indices, condition)
+
+
+GENERATION = {
+    "autoregressive": Model(lambda: Conditioned(), ids, (8, 11)),
+    "autoregressive_classes": Model(lambda: Conditioned(num_classes=3), ids, (8, 11)),
+    "autoregressive_captions": Model(lambda: Conditioned(condition_dim=11), ids, (8, 11)),
+}
+
+MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION}

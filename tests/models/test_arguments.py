@@ -10,6 +10,7 @@ import torch
 
 from tests.wrong import raw_errors
 from vtlib import nn as vnn
+from vtlib.generation import AutoregressiveModel
 from vtlib.multiscale import crossformer, crossvit, probes, tokenformer
 from vtlib.multiscale.crossvit import CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
@@ -50,6 +51,10 @@ CONSTRUCTORS = {
     probes.Reader: dict(group_size=3, interval=2, side=4, colours=3, dim=32),
     Encoder: dict(embed_dim=32, num_layers=1, num_heads=4, num_registers=2, place_dim=8),
     Decoder: dict(embed_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, hidden_dim=6),
+    AutoregressiveModel: dict(
+        vocab_size=5, num_tokens=4, num_classes=3, embed_dim=16, num_layers=1, num_heads=4,
+        num_kv_heads=2, hidden_dim=6,
+    ),
     FSQ: dict(levels=(3, 5)),
     LFQ: dict(dim=6, group_size=3),
     BSQ: dict(dim=6, group_size=2),

@@ -12,7 +12,12 @@ VOCABULARY = {"nn", "tokens", "quantize", "checkpoints"}  # used by all, use not
 SHARED = VOCABULARY | {"vit", "data", "vlm"}  # what a family may use besides its own
 FOR_PAPERS = VOCABULARY | {"vit"}  # what a paper's file may use
 # files of a family that the papers of another may use
-SHARED_FILES = {"vtlib.superres.spynet", "vtlib.vlm.decoder"}
+SHARED_FILES = {
+    "vtlib.generation.autoregressive",
+    "vtlib.generation.sampling",
+    "vtlib.superres.spynet",
+    "vtlib.vlm.decoder",
+}
 NO_FAMILY = {"teach", "hub", "_lazy", ""}
 COURSE_ONLY = {
     "matplotlib",
