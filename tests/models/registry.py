@@ -19,6 +19,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
+from vtlib.tokenizers import small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -225,4 +226,26 @@ GENERATION = {
     "autoregressive_captions": Model(lambda: Conditioned(condition_dim=11), ids, (8, 11)),
 }
 
-MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION}
+
+# ------------------------------------------------------------------------------------ tokenizers
+class Rebuilt(torch.nn.Module):
+    """A tokenizer as a model: images (B, 3, H, W) -> images."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images):
+        return self.tokenizer(images).images
+
+
+def rebuilt(build, plain=(32, 32), odd=(40, 32)):
+    return Model(lambda: Rebuilt(build()), images(plain, odd), (3, *plain))
+
+
+TOKENIZERS = {
+    "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),
+    "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
+}
+
+MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS}

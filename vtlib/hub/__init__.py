@@ -14,5 +14,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "resize_positions",
     ),
     ".pruning": ("prune",),
+    ".teacher": ("dino_teacher",),
     ".weights": ("real", "real_missing", "real_tokenizer"),
 })

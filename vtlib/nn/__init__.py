@@ -1,4 +1,5 @@
-"""The vocabulary all papers share: attention, blocks, patches, positions, windows, warping."""
+"""The vocabulary all papers share: attention, blocks, convolutional nets, patches,
+positions, windows, warping."""
 
 from .._lazy import lazy
 
@@ -11,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "check_images", "check_int", "check_ints", "check_multiple", "check_number",
         "check_numbers", "check_odd", "check_tokens",
     ),
+    ".cnn": ("AttnBlock", "CNNDecoder", "CNNEncoder", "Downsample", "ResBlock", "Upsample"),
     ".norms": ("ChannelNorm",),
     ".patches": ("PatchEmbed", "patchify", "unpatchify"),
     ".pixels": ("IMAGENET_MEAN", "IMAGENET_STD"),

@@ -1,0 +1,9 @@
+"""Images to tokens and back: visual tokenizers, and how to judge them."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".autoencoder": ("Autoencoder", "ViTDecoder", "ViTEncoder", "small"),
+    ".base": ("Reconstruction", "Tokenizer"),
+    ".teacher": ("Teacher", "course_teacher"),
+})
