@@ -20,6 +20,7 @@ WRITTEN_DOWN = {
     "vtlib/pruning/pretrained.py": "the row of [CLS], for the widgets",
     "vtlib/pruning/recoverable.py": "the method reads the weights",
     "vtlib/pruning/transprune.py": "a softmax over tokens' turns, no attention",
+    "vtlib/quantize/ibq.py": "the choice among codes, no attention",
     "vtlib/superres/uplift.py": "weights of neighbours without queries and keys",
     "vtlib/vlm/encoder.py": "the row of [CLS] that pruners read",
     "vtlib/vlm/state.py": "methods read the weights",

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ),
     ".dimwise": ("DimensionWise",),
     ".fsq": ("FSQ",),
+    ".ibq": ("IBQ",),
     ".kl": ("DiagonalGaussian", "KLBottleneck", "Sampled"),
     ".lfq": ("BSQ", "LFQ"),
     ".lookup": ("nearest",),
