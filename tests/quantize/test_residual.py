@@ -325,3 +325,28 @@ def test_whatever_comes_in_a_value_error_comes_out():
     assert not raw_errors(ResidualQuantizer, sizes)
     scales = dict(dim=4, codebook_size=8, scales=(1, 2), shared=True, dropout=False)
     assert not raw_errors(MultiScaleQuantizer, scales)
+
+
+class WithoutTheSecond(MultiScaleQuantizer):
+    def used_levels(self, num_levels, generator):
+        return 0, 2, 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_subclass_may_leave_scales_out(shared):
+    """The other scales' codebooks are used, decoded, and in the loss."""
+    sizes = dict(shared=shared, learn="gradient")
+    net = filled(WithoutTheSecond(4, 16, (1, 2, (3, 4), (6, 8)), **sizes)).eval()
+    rest = filled(MultiScaleQuantizer(4, 16, (1, (3, 4), (6, 8)), **sizes)).eval()
+    if not shared:
+        for i, level in enumerate((0, 2, 3)):
+            rest.level(i).load_state_dict(net.level(level).state_dict())
+    x = seeded(2, 6, 8, 4)
+    out, want = net(x), rest(x)
+    assert torch.equal(out.indices, want.indices) and torch.equal(out.codes, want.codes)
+    assert torch.equal(out.loss, want.loss) and torch.equal(out.usage, want.usage)
+    assert torch.equal(net.decode(out.indices, (0, 2, 3)), out.codes)
+    assert [level for level, _ in net.parts(out.indices, (0, 2, 3))] == [0, 2, 3]
+    for levels in ((2, 0), (0, 0), (0, 4), (), (0, 2), 3, "x"):
+        with pytest.raises(ValueError, match="levels|places"):
+            net.decode(out.indices, levels)

@@ -90,16 +90,19 @@ class _Levels(nn.Module):
     def usage(self, steps: list["_Step"]) -> Tensor:
         """Share of all codes of these levels that occur."""
         books: dict[int, list[Tensor]] = {}
-        for i, step in enumerate(steps):
-            books.setdefault(0 if self.shared else i, []).append(step.hits(self.codebook_size))
+        for step in steps:
+            book = 0 if self.shared else step.level
+            books.setdefault(book, []).append(step.hits(self.codebook_size))
         return torch.stack([torch.stack(hits).amax(dim=0) for hits in books.values()]).mean()
 
 
 class _Step:
     """What a level has found: rows (N, D), their codes' places (N,), which of them count."""
 
-    def __init__(self, rows: Tensor, indices: Tensor, counted: Tensor | None) -> None:
-        self.rows, self.indices, self.counted = rows, indices, counted
+    def __init__(
+        self, level: int, rows: Tensor, indices: Tensor, counted: Tensor | None
+    ) -> None:
+        self.level, self.rows, self.indices, self.counted = level, rows, indices, counted
 
     def hits(self, size: int) -> Tensor:
         """(size,), 1 for codes that occur."""
@@ -157,7 +160,7 @@ class ResidualQuantizer(_Levels):
         residual = _rows(x, self.first)
         steps = []
         for i in range(self.chosen(num_levels, generator)):
-            step, codes = _quantize(self.level(i), residual, counted, learn=not self.shared)
+            step, codes = _quantize(self, i, residual, counted)
             residual = residual - codes
             steps.append(step)
         losses = _losses(self, steps)
@@ -231,18 +234,41 @@ class MultiScaleQuantizer(_Levels):
         residual = _rows(x, self.first).reshape(x.shape)
         if self.shared and self.first.waits:
             self.first.start(self.first.rows(self.pyramid(residual.detach())))
-        steps = []
-        for i in range(self.chosen(num_levels, generator)):
+        steps, levels = [], self.used_levels(num_levels, generator)
+        for i in levels:
             pooled = to_scale(residual, self.scales[i])
             flat = pooled.reshape(-1, self.dim)
-            step, codes = _quantize(self.level(i), flat, None, learn=not self.shared)
+            step, codes = _quantize(self, i, flat, None)
             residual = residual - from_scale(codes.reshape(pooled.shape), self.scales[-1])
             steps.append(step)
         loss = _losses(self, steps)
-        indices = torch.cat([step.indices.reshape(len(x), -1) for step in steps], dim=1)
-        codes = self.decode(indices).detach()
-        out = GRADIENT[self.first.gradient](codes, x)
+        indices = torch.cat([step.indices.reshape(x.shape[0], -1) for step in steps], dim=1)
+        codes = self.decode(indices, levels).detach()
+        out = self.with_gradient(codes, x, {step.level: step.rows for step in steps})
         return Quantized(out, indices, loss, self.usage(steps))
+
+    def used_levels(
+        self, num_levels: int | None, generator: torch.Generator | None
+    ) -> tuple[int, ...]:
+        """The scales that a call uses, the coarsest first. A subclass may leave some out.
+
+        Args:
+            num_levels: how many are asked for, the first ones; None: as many as there are, or what
+                dropout draws.
+            generator: for what is drawn.
+        """
+        return tuple(range(self.chosen(num_levels, generator)))
+
+    def with_gradient(self, codes: Tensor, x: Tensor, rows: dict[int, Tensor]) -> Tensor:
+        """`codes`, with the gradient that x gets of them: once. A subclass may pass it on in
+        another way.
+
+        Args:
+            codes: (B, H, W, D), without a gradient.
+            x: (B, H, W, D), what came in.
+            rows: (B h_l w_l, D) by scale: what was compared with its codes, a function of x.
+        """
+        return GRADIENT[self.first.gradient](codes, x)
 
     def pyramid(self, x: Tensor) -> Tensor:
         """x (B, H, W, D) -> (B T, D), what the scales would see if codes were exact."""
@@ -253,22 +279,49 @@ class MultiScaleQuantizer(_Levels):
             x = x - from_scale(pooled, self.scales[-1])
         return torch.cat(parts)
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """indices (B, t) long, of the first scales, each complete -> codes (B, H, W, D) at the size
-        of the last scale, bit for bit those that forward returned."""
+    def decode(self, indices: Tensor, levels: Sequence[int] | None = None) -> Tensor:
+        """indices (B, t) long, each scale complete -> codes (B, H, W, D) at the size of the last
+        scale, bit for bit those that forward returned.
+
+        Args:
+            indices: of the scales one after another.
+            levels: which scales those are, counted from 0; None: the first ones.
+        """
+        total = None
+        for i, part in self.parts(indices, levels):
+            codes = from_scale(self.level(i).decode(part), self.scales[-1])
+            total = codes if total is None else total + codes
+        return total                                                      # type: ignore[return-value]
+
+    def parts(
+        self, indices: Tensor, levels: Sequence[int] | None = None
+    ) -> list[tuple[int, Tensor]]:
+        """indices (B, t) long -> (scale, its indices (B, h_l, w_l)) of each scale.
+
+        Args:
+            indices: of the scales one after another, each complete.
+            levels: which scales those are, counted from 0; None: the first ones.
+        """
         check_index(indices, "indices", "(B, T)", stop=self.codebook_size)
         places = [rows * columns for rows, columns in self.scales]
         ends = [sum(places[:i + 1]) for i in range(len(places))]
-        if indices.shape[1] not in ends:
-            needs = f"the first scales complete, {', '.join(map(str, ends))} places"
+        if levels is None:
+            if indices.shape[1] not in ends:
+                needs = f"the first scales complete, {', '.join(map(str, ends))} places"
+                raise ValueError(f"indices has shape {tuple(indices.shape)} but needs {needs}")
+            levels = range(1 + ends.index(indices.shape[1]))
+        given = check_ints(levels, "levels", 0)
+        if not given or given != tuple(sorted(set(given))) or given[-1] >= self.num_levels:
+            needs = f"some of 0 ... {self.num_levels - 1} in order"
+            raise ValueError(f"levels={given}: needs {needs}")
+        sizes = [places[i] for i in given]
+        if indices.shape[1] != sum(sizes):
+            needs = f"{sum(sizes)} places for levels={given}"
             raise ValueError(f"indices has shape {tuple(indices.shape)} but needs {needs}")
-        num = 1 + ends.index(indices.shape[1])
-        total = None
-        for i, part in enumerate(indices.split(places[:num], dim=1)):
-            codes = self.level(i).decode(part.unflatten(1, self.scales[i]))
-            codes = from_scale(codes, self.scales[-1])
-            total = codes if total is None else total + codes
-        return total                                                      # type: ignore[return-value]
+        parts = indices.split(sizes, dim=1)
+        return [
+            (i, part.unflatten(1, self.scales[i])) for i, part in zip(given, parts, strict=True)
+        ]
 
 
 # --------------------------------------------------------------------------------- the scales
@@ -315,16 +368,17 @@ def _rows(x: Tensor, quantizer: VectorQuantizer) -> Tensor:
 
 
 def _quantize(
-    quantizer: VectorQuantizer, residual: Tensor, counted: Tensor | None, learn: bool
+    levels: _Levels, i: int, residual: Tensor, counted: Tensor | None
 ) -> tuple[_Step, Tensor]:
-    """One level: what it found, and its codes (N, D) without a gradient."""
+    """Level i: what it found, and its codes (N, D) without a gradient."""
+    quantizer = levels.level(i)
     rows = quantizer.rows(residual)
     quantizer.start(rows.detach(), counted)
     indices = quantizer.search(rows)
-    if learn:
+    if not levels.shared:
         quantizer.learn(rows.detach(), indices, counted)
     codes = quantizer.decode(indices).detach().to(residual.dtype)
-    return _Step(rows, indices, counted), codes
+    return _Step(i, rows, indices, counted), codes
 
 
 def _losses(levels: _Levels, steps: list[_Step]) -> Tensor:
@@ -335,6 +389,6 @@ def _losses(levels: _Levels, steps: list[_Step]) -> Tensor:
         masks = [step.counted for step in steps if step.counted is not None]
         levels.first.learn(rows, indices, torch.cat(masks) if masks else None)
     losses = [
-        levels.level(i).loss(step.rows, step.indices, step.counted) for i, step in enumerate(steps)
+        levels.level(step.level).loss(step.rows, step.indices, step.counted) for step in steps
     ]
     return torch.stack(losses).mean()

@@ -177,6 +177,11 @@ class VectorQuantizer(nn.Module):
         as they are. A subclass may compare them in another way."""
         return unit(vectors) if self.cosine else vectors
 
+    def weighed(self, vectors: Tensor) -> Tensor:
+        """(N, D) -> (N, D): Euclidean distances of these decide which code is nearest. A subclass
+        may stretch channels, so that they count more in the choice."""
+        return vectors
+
     # ------------------------------------------------------- the steps of forward, one by one
     def rows(self, x: Tensor) -> Tensor:
         """x (..., D) -> (N, D) as distances are taken: float32 at least, of length 1 for
@@ -206,7 +211,8 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def search(self, rows: Tensor) -> Tensor:
         """rows (N, D) -> (N,) long, the nearest codes."""
-        return nearest_code(rows.detach(), self.table().detach().to(rows.dtype))
+        table = self.table().detach().to(rows.dtype)
+        return nearest_code(self.weighed(rows.detach()), self.weighed(table))
 
     @torch.no_grad()
     def learn(self, rows: Tensor, indices: Tensor, counted: Tensor | None = None) -> None:
@@ -261,9 +267,9 @@ class VectorQuantizer(nn.Module):
         if self.learn_by == "gradient" and not self.frozen:
             loss = loss + _mean_square(rows.detach(), codes, counted)
         if self.entropy_weight:
-            table = self.table().to(rows.dtype)
+            table = self.weighed(self.table().to(rows.dtype))
             table = table.detach() if self.frozen else table
-            entropy = entropy_loss(rows, table, counted, self.entropy_temperature)
+            entropy = entropy_loss(self.weighed(rows), table, counted, self.entropy_temperature)
             loss = loss + self.entropy_weight * entropy
         return loss
 
