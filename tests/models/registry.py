@@ -19,7 +19,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import small
+from vtlib.tokenizers import TokenFlow, small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -239,13 +239,41 @@ class Rebuilt(torch.nn.Module):
         return self.tokenizer(images).images
 
 
+class RebuiltTwice(Rebuilt):
+    """A tokenizer with a codebook and features: images -> images, once from codes and once from
+    indices, which is how the codebook gets a gradient, and features."""
+
+    def forward(self, images):
+        out = self.tokenizer(images)
+        again = self.tokenizer.decode_indices(out.quantized.indices)
+        return torch.cat([(out.images + again).flatten(1), out.features.flatten(1)], dim=1)
+
+
 def rebuilt(build, plain=(32, 32), odd=(40, 32)):
     return Model(lambda: Rebuilt(build()), images(plain, odd), (3, *plain))
+
+
+def tokenflow(**options):
+    """Few codes, so that in half precision a vector falls to the same one; no dropped scale, so
+    that indices decode in training, too."""
+    cnn = dict(channels=4, multipliers=(1, 2), num_res_blocks=1, groups=2, patch_size=2)
+    sizes = dict(scales=(1, 2, (2, 3), (4, 5)), codebook_size=3, semantic_dim=6, pixel_dim=3)
+    sizes |= dict(embed_dim=16, num_layers=1, num_heads=2, teacher_dim=7, z_channels=4, cnn=cnn)
+    sizes |= dict(decoder_layers=1, decoder_heads=2, drop_rate=0.0)
+    patch = options.get("patch_size", 4)
+    size = (4 * patch, 5 * patch)
+    values = 3 * size[0] * size[1] + 4 * 5 * 7
+
+    def build():
+        return RebuiltTwice(TokenFlow(**{"patch_size": 4, **sizes, **options}))
+    return Model(build, images(size, size), (values,))
 
 
 TOKENIZERS = {
     "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),
     "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
+    "tokenflow": tokenflow(),
+    "tokenflow_resized": tokenflow(patch_size=3),     # the CNN works on another size
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS}
