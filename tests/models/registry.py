@@ -19,7 +19,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import TokenFlow, small
+from vtlib.tokenizers import ETT, IBQTokenizer, TokenFlow, small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -269,7 +269,25 @@ def tokenflow(**options):
     return Model(build, images(size, size), (values,))
 
 
+class Captioned(torch.nn.Module):
+    """ETT as a model: images -> what it says about one text, and the images again, in one row."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = dict(embed_dim=16, num_layers=1, num_heads=2, hidden_dim=24)
+        self.net = ETT(IBQTokenizer(4, 16, 4.0, net=SMALL), 11, sizes)
+
+    def forward(self, images):
+        out = self.net.tokenizer(images)
+        text = torch.arange(5, device=images.device).expand(images.shape[0], -1)
+        logits = self.net.read(self.net.visual_tokens(out.quantized), text)
+        return torch.cat([logits.flatten(1), out.images.flatten(1)], dim=1)
+
+
+SMALL = dict(patch_size=2, channels=8, multipliers=(1, 2), num_res_blocks=1, groups=4)
 TOKENIZERS = {
+    "ett": Model(lambda: Captioned(), images((8, 12), (4, 24)), (5 * 11 + 288,)),
+    "tokenizer_ibq": rebuilt(lambda: IBQTokenizer(4, 16, 4.0, net=SMALL)),
     "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),
     "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
     "tokenflow": tokenflow(),

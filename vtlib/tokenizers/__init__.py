@@ -5,6 +5,8 @@ from .._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".autoencoder": ("Autoencoder", "ViTDecoder", "ViTEncoder", "small"),
     ".base": ("Reconstruction", "Tokenizer"),
+    ".ett": ("ETT", "caption_loss"),
+    ".ibq": ("IBQTokenizer",),
     ".teacher": ("Teacher", "course_teacher"),
     ".tokenflow": ("SharedMapping", "SharedScales", "TokenFlow", "VisionTower", "semantic_loss"),
     ".tokenflow_generate": ("num_passes", "sample_scales", "scale_input"),
