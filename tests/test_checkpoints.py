@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.settings import default_dtype, meta_device
-from vtlib import checkpoints, data
+from vtlib import checkpoints, data, tokenizers
 from vtlib.hub import dino
 from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
@@ -40,6 +40,8 @@ LOADERS = (
 def build(name):
     if name == "tinyvlm_dino":
         return dino.reader
+    if name.startswith("tokenizer_"):
+        return getattr(tokenizers, checkpoints.info(name)["build"])
     if name.startswith("mixed_"):
         return multiscale.KINDS[checkpoints.info(name)["kind"]]
     if name.startswith("uplift_emoji_cross"):

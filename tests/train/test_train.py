@@ -27,6 +27,7 @@ RUNS = {
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
     "uplift": [("uplift.py", *STEPS)],
+    "visual_tokenizers": [("visual_tokenizers.py", "vq", *STEPS)],
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [

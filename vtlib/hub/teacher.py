@@ -27,7 +27,7 @@ class DinoTeacher(Teacher):
         self.backbone = backbone.requires_grad_(False).eval()
         self.dim, self.side = backbone.config.hidden_size, backbone.config.patch_size
 
-    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, images: Tensor, summary: bool) -> tuple[Tensor, Tensor | None]:
         check_images(images)
         check_multiple(images.shape[-2:], self.patch_size)
         size = [side // self.patch_size * self.side for side in images.shape[-2:]]

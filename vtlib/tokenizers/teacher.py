@@ -25,15 +25,20 @@ class Teacher(nn.Module):
     dim: int
     patch_size: int
 
-    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) in [0, 1] -> features (B, n, D) row-major, summary (B, D)."""
+    def read(self, images: Tensor, summary: bool) -> tuple[Tensor, Tensor | None]:
+        """Features (B, n, D) row-major and a summary (B, D), which may be None unless asked for.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            summary: whether it is asked for.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, images: Tensor, summary: bool = False) -> Any:
         """features (B, n, D); with summary=True also that of the whole image, (B, D)."""
-        features, whole = self.read(images)
-        return (features, whole) if check_flag(summary, "summary") else features
+        features, whole = self.read(images, check_flag(summary, "summary"))
+        return (features, whole) if summary else features
 
     def train(self, mode: bool = True) -> "Teacher":
         """A teacher stays in eval mode."""
@@ -58,11 +63,11 @@ class CourseTeacher(Teacher):
         self.patch_size = self.vit.patch_embed.proj.kernel_size[0]
         self.dim = self.vit.norm.normalized_shape[0]
 
-    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, images: Tensor, summary: bool) -> tuple[Tensor, Tensor | None]:
         check_images(images)
         check_multiple(images.shape[-2:], self.patch_size)
         features = self.vit.feature_map(images, self.blocks).flatten(2).mT       # b n d
-        return features, self.vit.tokens(images)[:, 0]
+        return features, self.vit.tokens(images)[:, 0] if summary else None
 
 
 def course_teacher(blocks: int = 4, device: torch.device | str | None = None) -> CourseTeacher:
