@@ -19,7 +19,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import ETT, IBQTokenizer, TokenFlow, small
+from vtlib.tokenizers import ETT, HieraTok, IBQTokenizer, TokenFlow, small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -285,11 +285,21 @@ class Captioned(torch.nn.Module):
 
 
 SMALL = dict(patch_size=2, channels=8, multipliers=(1, 2), num_res_blocks=1, groups=4)
+
+
+def hieratok(**options):
+    def build():
+        return HieraTok((1, 2, (2, 4)), 4, 3, 16, 1, 2, num_heads=2, **options)
+    return rebuilt(build, (8, 16), (8, 16))
+
+
 TOKENIZERS = {
     "ett": Model(lambda: Captioned(), images((8, 12), (4, 24)), (5 * 11 + 288,)),
     "tokenizer_ibq": rebuilt(lambda: IBQTokenizer(4, 16, 4.0, net=SMALL)),
     "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),
     "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
+    "hieratok": hieratok(),
+    "hieratok_full": hieratok(mask="full"),
     "tokenflow": tokenflow(),
     "tokenflow_resized": tokenflow(patch_size=3),     # the CNN works on another size
 }

@@ -18,6 +18,7 @@ from vtlib.quantize import BSQ, FSQ, LFQ, DimensionWise
 from vtlib.superres import catanet, quality, spynet, ttvsr, uplift
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
+from vtlib.tokenizers import HieraTok
 from vtlib.vit import ViT
 from vtlib.vlm import Decoder, Encoder
 
@@ -54,6 +55,10 @@ CONSTRUCTORS = {
     AutoregressiveModel: dict(
         vocab_size=5, num_tokens=4, num_classes=3, embed_dim=16, num_layers=1, num_heads=4,
         num_kv_heads=2, hidden_dim=6,
+    ),
+    HieraTok: dict(
+        scales=(1, (2, 3)), patch_size=2, latent_dim=2, embed_dim=8, encoder_layers=1,
+        decoder_layers=1, num_heads=2,
     ),
     FSQ: dict(levels=(3, 5)),
     LFQ: dict(dim=6, group_size=3),

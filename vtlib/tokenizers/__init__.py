@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".base": ("Reconstruction", "Tokenizer"),
     ".ett": ("ETT", "caption_loss"),
     ".ibq": ("IBQTokenizer",),
+    ".hieratok": ("HieraTok", "ScaleDecoder", "attended_pairs", "pool_scales", "scale_causal_mask"),
+    ".hieratok_smoothness": ("roughness",),
     ".teacher": ("Teacher", "course_teacher"),
     ".tokenflow": ("SharedMapping", "SharedScales", "TokenFlow", "VisionTower", "semantic_loss"),
     ".tokenflow_generate": ("num_passes", "sample_scales", "scale_input"),
