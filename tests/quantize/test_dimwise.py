@@ -129,3 +129,11 @@ def test_as_many_levels_as_have_a_width():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_values_lie_where_a_parameter_would_be_made():
+    with torch.device("meta"):
+        net = DimensionWise(3, 8)
+    assert all(buffer.is_meta for buffer in net.buffers())
+    out = net(torch.zeros(2, 3, device="meta"))
+    assert out.indices.is_meta and net.decode(out.indices).is_meta

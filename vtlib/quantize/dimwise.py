@@ -102,11 +102,13 @@ class DimensionWise(nn.Module):
         pairs = torch.tensor(self.limits, dtype=torch.float64, device="cpu").T      # (2, C)
         low, high = pairs[:, :, None]
         values = low + (means + self.r) / (2 * self.r) * (high - low)               # (C, B)
-        self.register_buffer("values", values.float(), persistent=False)
+        device = torch.empty(0).device                         # where a parameter would be made
+        self.register_buffer("values", values.float().to(device), persistent=False)
         # bits of float32 numbers: `.to(dtype)` is for the codes, the search is in float32 at least
         middle = means[:-1] + means.diff() / 2
-        self.register_buffer("_middle", middle.float().view(torch.int32), persistent=False)
-        self.register_buffer("_pairs", pairs.float().view(torch.int32), persistent=False)
+        middle, pairs = (t.float().view(torch.int32).to(device) for t in (middle, pairs))
+        self.register_buffer("_middle", middle, persistent=False)
+        self.register_buffer("_pairs", pairs, persistent=False)
 
     @property
     def bits(self) -> float:
