@@ -8,18 +8,19 @@ from typing import Callable
 
 import torch
 
-from vtlib.generation import AutoregressiveModel
+from vtlib.generation import AutoregressiveModel, guide
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
-from vtlib.nn import check_images
+from vtlib.nn import check_dtype, check_images
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import ETT, HieraTok, IBQTokenizer, TokenFlow, small
+from vtlib.tokenizers import ETT, HieraTok, IBQTokenizer, MaskedGenerator, TokenFlow, small
+from vtlib.tokens import take
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -269,6 +270,30 @@ def tokenflow(**options):
     return Model(build, images(size, size), (values,))
 
 
+class Guided(torch.nn.Module):
+    """TokenBridge's generator on pictures as latents: every second position is masked, and guided
+    from the context without a class to the one with; logits of the masked ones."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = dict(grid=(4, 6), dim=3, num_classes=5, levels=8, embed_dim=16, num_layers=1)
+        sizes |= dict(num_heads=2, num_buffer=2, head_dim=16, head_layers=1, head_heads=2)
+        self.net = MaskedGenerator(**sizes, order=(2, 0, 1), dropout=0)
+
+    def forward(self, images):
+        check_images(images)
+        check_dtype(images, self.net.z_proj.weight, "images")
+        batch, device = images.shape[0], images.device
+        indices = self.net.quantizer(images.flatten(2).mT).indices               # b hw 3
+        visible = torch.arange(0, 24, 2, device=device).expand(batch, -1)
+        values, masked = self.net.quantizer.decode(indices), self.net.masked(visible)
+        labels = torch.arange(batch, device=device) * 0 + 3
+        conditions = [self.net.embed(given, batch) for given in (labels, None)]
+        z = guide(*(self.net.context(values, visible, given) for given in conditions), 3.0)
+        rows = take(z, masked).flatten(0, 1)
+        return self.net.head(rows, take(indices, masked).flatten(0, 1)).unflatten(0, masked.shape)
+
+
 class Captioned(torch.nn.Module):
     """ETT as a model: images -> what it says about one text, and the images again, in one row."""
 
@@ -294,6 +319,7 @@ def hieratok(**options):
 
 
 TOKENIZERS = {
+    "tokenbridge": Model(lambda: Guided(), images((4, 6), (4, 6)), (12, 3, 8)),
     "ett": Model(lambda: Captioned(), images((8, 12), (4, 24)), (5 * 11 + 288,)),
     "tokenizer_ibq": rebuilt(lambda: IBQTokenizer(4, 16, 4.0, net=SMALL)),
     "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),

@@ -18,7 +18,7 @@ from vtlib.quantize import BSQ, FSQ, LFQ, DimensionWise
 from vtlib.superres import catanet, quality, spynet, ttvsr, uplift
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
-from vtlib.tokenizers import HieraTok
+from vtlib.tokenizers import HieraTok, MaskedGenerator
 from vtlib.vit import ViT
 from vtlib.vlm import Decoder, Encoder
 
@@ -50,6 +50,10 @@ CONSTRUCTORS = {
     tokenformer.TokenFormer: LANGUAGE,
     tokenformer.TokenFormerViT: VIT | dict(num_tokens=4, ffn_tokens=5),
     probes.Reader: dict(group_size=3, interval=2, side=4, colours=3, dim=32),
+    MaskedGenerator: dict(
+        grid=(2, 3), dim=3, num_classes=2, levels=5, embed_dim=8, num_layers=1, num_heads=2,
+        decoder_dim=12, num_buffer=2, head_dim=16, head_layers=2, head_heads=4, order=(2, 0, 1),
+    ),
     Encoder: dict(embed_dim=32, num_layers=1, num_heads=4, num_registers=2, place_dim=8),
     Decoder: dict(embed_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, hidden_dim=6),
     AutoregressiveModel: dict(

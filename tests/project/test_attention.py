@@ -7,6 +7,7 @@ from tools.notebook import ROOT
 FUSED = {
     "vtlib/nn/attention.py": "`attend`, for all of vtlib",
     "vtlib/hub/dat.py": "channels attend with a scale of their own, which `attend` has not",
+    "vtlib/tokenizers/tokenbridge_head.py": "dropout of the weights, which `attend` has not",
     "vtlib/vlm/layers.py": "causal without a mask: the kernel's own way, which `attend` has not",
 }
 WRITTEN_DOWN = {

@@ -10,6 +10,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".hieratok": ("HieraTok", "ScaleDecoder", "attended_pairs", "pool_scales", "scale_causal_mask"),
     ".hieratok_smoothness": ("roughness",),
     ".teacher": ("Teacher", "course_teacher"),
+    ".tokenbridge": ("TokenBridge", "frequency_order", "inverse_order", "standardisation"),
+    ".tokenbridge_generator": ("MaskedGenerator",),
+    ".tokenbridge_head": ("DimensionHead",),
     ".tokenflow": ("SharedMapping", "SharedScales", "TokenFlow", "VisionTower", "semantic_loss"),
     ".tokenflow_generate": ("num_passes", "sample_scales", "scale_input"),
 })
