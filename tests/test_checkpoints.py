@@ -22,13 +22,14 @@ from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.uplift import UPLiFT
+from vtlib.tokenizers import MaskedGenerator
 from vtlib.vit import ViT, vit_emoji
 from vtlib.vlm import TinyVLM
 
 BUILD = {
     "catanet": CATANet, "crossget": CrossGETCLIP, "recurrent": superres.video, "spynet": SPyNet,
-    "tinyvlm": TinyVLM, "tokenformer": TokenFormer, "ttvsr": superres.video, "uplift": UPLiFT,
-    "vit": ViT,
+    "tinyvlm": TinyVLM, "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
+    "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
 }
 NAMES = checkpoints.names()
 LOADERS = (
