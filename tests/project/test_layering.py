@@ -15,6 +15,7 @@ FOR_PAPERS = VOCABULARY | {"vit"}  # what a paper's file may use
 SHARED_FILES = {
     "vtlib.generation.autoregressive",
     "vtlib.generation.sampling",
+    "vtlib.superres.quality",
     "vtlib.superres.spynet",
     "vtlib.vlm.decoder",
 }
