@@ -13,6 +13,7 @@ FUSED = {
 WRITTEN_DOWN = {
     "vtlib/nn/attention.py": "the weights are asked for",
     "vtlib/generation/sampling.py": "probabilities of codes, no attention",
+    "vtlib/hub/onnx_graph.py": "a node of a graph that is run as it was stored",
     "vtlib/hub/tower.py": "methods read the weights",
     "vtlib/multiscale/tokenformer.py": "a norm over parameter tokens, no softmax of tokens",
     "vtlib/pruning/aim.py": "the method reads the weights: PageRank over them",

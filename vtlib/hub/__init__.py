@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "resize_positions",
     ),
     ".pruning": ("prune",),
+    ".recogniser": ("ocr",),
     ".teacher": ("dino_teacher",),
     ".weights": ("real", "real_missing", "real_tokenizer"),
 })

