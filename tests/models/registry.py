@@ -14,6 +14,8 @@ from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
+from vtlib.nn import check_images
+from vtlib.quantize import Quantized
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -21,6 +23,7 @@ from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
 from vtlib.tokenizers import ETT, HieraTok, IBQTokenizer, MaskedGenerator, TokenFlow, small
 from vtlib.tokens import take
+from vtlib.tokenizers import ETT, GigaTok, HieraTok, IBQTokenizer, ReToK, TokenFlow, small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
@@ -254,6 +257,39 @@ def rebuilt(build, plain=(32, 32), odd=(40, 32)):
     return Model(lambda: Rebuilt(build()), images(plain, odd), (3, *plain))
 
 
+class Unquantised(torch.nn.Module):
+    """In place of a quantiser, where equality must not hang on a choice between two codes."""
+
+    codebook_size = 1
+
+    def forward(self, x):
+        indices = torch.zeros_like(x[..., 0], dtype=torch.long)
+        return Quantized(x, indices, x.sum() * 0, x.sum() * 0)
+
+
+class Compared(Rebuilt):
+    """A tokenizer without its quantiser; the features that a teacher is compared with count too."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        tokenizer.quantizer = Unquantised()
+
+    def forward(self, images):
+        out = self.tokenizer(images)
+        return out.images + out.features.mean()
+
+
+def qformer(build, **options):
+    """A tokenizer of one dimension, which takes images of one size."""
+    cnn = dict(channels=8, multipliers=(1, 2), num_res_blocks=1, num_mid_blocks=1, groups=4)
+    sizes = dict(img_size=(16, 32), encoder_size=(16, 1, 2), decoder_size=(24, 2, 3), num_tokens=16)
+    sizes |= dict(codebook_size=32, map_channels=12, align_layer=1, teacher_dim=10)
+    sizes |= dict(cnn=cnn | dict(patch_size=2))
+    return Model(
+        lambda: Compared(build(**sizes, **options)), images((16, 32), (16, 32)), (3, 16, 32)
+    )
+
+
 def tokenflow(**options):
     """Few codes, so that in half precision a vector falls to the same one; no dropped scale, so
     that indices decode in training, too."""
@@ -322,6 +358,8 @@ TOKENIZERS = {
     "tokenbridge": Model(lambda: Guided(), images((4, 6), (4, 6)), (12, 3, 8)),
     "ett": Model(lambda: Captioned(), images((8, 12), (4, 24)), (5 * 11 + 288,)),
     "tokenizer_ibq": rebuilt(lambda: IBQTokenizer(4, 16, 4.0, net=SMALL)),
+    "gigatok": qformer(GigaTok),
+    "retok": qformer(ReToK, min_tokens=4),
     "tokenizer_cnn": rebuilt(lambda: small("cnn", "kl", 4)),
     "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
     "hieratok": hieratok(),

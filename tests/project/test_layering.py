@@ -33,7 +33,7 @@ COURSE_ONLY = {
     "scipy",
 }
 # (paper, paper): where the paper itself builds on the other
-BUILDS_ON: set[tuple[str, str]] = set()
+BUILDS_ON: set[tuple[str, str]] = {("tokenizers.retok", "tokenizers.gigatok")}
 
 
 def module(path):

@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".hieratok": ("HieraTok", "ScaleDecoder", "attended_pairs", "pool_scales", "scale_causal_mask"),
     ".hieratok_smoothness": ("roughness",),
     ".reader": ("TemplateReader",),
+    ".gigatok": ("GigaTok", "gigatok_b_l", "gigatok_s_b", "gigatok_s_s", "gigatok_xl_xxl"),
+    ".retok": ("ReToK", "retok_s_b", "retok_s_s"),
     ".teacher": ("Teacher", "course_teacher"),
     ".tokbench": ("Faces", "Words", "refine", "score_faces", "score_text"),
     ".tokbench_world": ("face_embedding", "face_pictures", "word_pictures"),
