@@ -14,16 +14,23 @@ from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
-from vtlib.nn import check_images
 from vtlib.quantize import Quantized
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import ETT, HieraTok, IBQTokenizer, MaskedGenerator, TokenFlow, small
+from vtlib.tokenizers import (
+    ETT,
+    GigaTok,
+    HieraTok,
+    IBQTokenizer,
+    MaskedGenerator,
+    ReToK,
+    TokenFlow,
+    small,
+)
 from vtlib.tokens import take
-from vtlib.tokenizers import ETT, GigaTok, HieraTok, IBQTokenizer, ReToK, TokenFlow, small
 from vtlib.vit import ViT
 from vtlib.vit.vit import POSITIONS
 from vtlib.vlm import Decoder, Encoder
