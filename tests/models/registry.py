@@ -23,6 +23,7 @@ from vtlib.superres.uplift import UPLiFT
 from vtlib.tokenizers import (
     ETT,
     GigaTok,
+    GloTok,
     HieraTok,
     IBQTokenizer,
     MaskedGenerator,
@@ -260,6 +261,14 @@ class RebuiltTwice(Rebuilt):
         return torch.cat([(out.images + again).flatten(1), out.features.flatten(1)], dim=1)
 
 
+class RebuiltFromIndices(Rebuilt):
+    """The sum of the images from codes and from indices, which is how codebooks get a gradient."""
+
+    def forward(self, images):
+        out = self.tokenizer(images)
+        return out.images + self.tokenizer.decode_indices(out.quantized.indices)
+
+
 def rebuilt(build, plain=(32, 32), odd=(40, 32)):
     return Model(lambda: Rebuilt(build()), images(plain, odd), (3, *plain))
 
@@ -361,6 +370,16 @@ def hieratok(**options):
     return rebuilt(build, (8, 16), (8, 16))
 
 
+def glotok():
+    """Few codes, as above."""
+    sizes = dict(codebook_size=(2, 3), latent_dim=8, residual_dim=16, num_heads=2, channels=8)
+    sizes |= dict(multipliers=(1, 1), num_res_blocks=1, num_mid_blocks=1, groups=4, patch_size=4)
+
+    def build():
+        return RebuiltFromIndices(GloTok(**sizes))
+    return Model(build, images((16, 24), (40, 24)), (3, 16, 24))
+
+
 TOKENIZERS = {
     "tokenbridge": Model(lambda: Guided(), images((4, 6), (4, 6)), (12, 3, 8)),
     "ett": Model(lambda: Captioned(), images((8, 12), (4, 24)), (5 * 11 + 288,)),
@@ -371,6 +390,7 @@ TOKENIZERS = {
     "tokenizer_vit": rebuilt(lambda: small("vit", "kl", 4)),
     "hieratok": hieratok(),
     "hieratok_full": hieratok(mask="full"),
+    "glotok": glotok(),
     "tokenflow": tokenflow(),
     "tokenflow_resized": tokenflow(patch_size=3),     # the CNN works on another size
 }
