@@ -22,11 +22,13 @@ from vtlib.superres.ttvsr import TTVSR
 from vtlib.superres.uplift import UPLiFT
 from vtlib.tokenizers import (
     ETT,
+    HAR,
     GigaTok,
     GloTok,
     HieraTok,
     IBQTokenizer,
     MaskedGenerator,
+    ResTok,
     ReToK,
     TokenFlow,
     small,
@@ -67,6 +69,11 @@ def clips(plain, odd):
 
 def ids(batch, is_odd=False, device="cpu"):
     return torch.randint(0, 11, (batch, 7 if is_odd else 8), device=device)
+
+
+def whole_ids(batch, is_odd=False, device="cpu"):
+    """Of a length that is fixed."""
+    return torch.randint(0, 11, (batch, 8), device=device)
 
 
 # --------------------------------------------------------------------------- vit, multiscale
@@ -378,6 +385,41 @@ def glotok():
     def build():
         return RebuiltFromIndices(GloTok(**sizes))
     return Model(build, images((16, 24), (40, 24)), (3, 16, 24))
+class Trained(Rebuilt):
+    """The same; in training with all of its loss, for the weights that make no picture. There is a
+    teacher where `teacher_dim` says so."""
+
+    def __init__(self, tokenizer, teacher_dim=None):
+        super().__init__(tokenizer)
+        self.teacher_dim = teacher_dim
+
+    def forward(self, images):
+        if not self.training:
+            return super().forward(images)
+        teacher = None
+        if self.teacher_dim is not None:
+            places = images.shape[-2] * images.shape[-1] // 64
+            teacher = images.new_ones(images.shape[0], places, self.teacher_dim)
+        return images + self.tokenizer.loss(images, teacher)[0]
+
+
+class Guessed(torch.nn.Module):
+    """A generator on ids alone: the first one is the class, too."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.net = HAR(11, 8, 11, 16, 2, 2, multiple=8, dropout=0.0, **options)
+
+    def forward(self, indices):
+        return self.net(indices, indices[:, 0])
+
+
+def restok():
+    pixels = dict(channels=8, multipliers=(1, 2), num_res_blocks=1, groups=4, patch_size=4)
+    sizes = dict(map_channels=6, embed_dim=16, num_layers=3, num_heads=2, num_latents=16, stages=3)
+    return Trained(
+        ResTok(32, **pixels, **sizes, code_dim=4, codebook_size=32, teacher_dim=5, drop=1.0), 5
+    )
 
 
 TOKENIZERS = {
@@ -393,6 +435,8 @@ TOKENIZERS = {
     "glotok": glotok(),
     "tokenflow": tokenflow(),
     "tokenflow_resized": tokenflow(patch_size=3),     # the CNN works on another size
+    "tokenizer_restok": Model(restok, images((32, 32), (40, 32)), (3, 32, 32)),
+    "restok_har": Model(lambda: Guessed(), whole_ids, (8, 11)),
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS}

@@ -18,7 +18,8 @@ from vtlib.quantize import BSQ, FSQ, LFQ, DimensionWise
 from vtlib.superres import catanet, quality, spynet, ttvsr, uplift
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
-from vtlib.tokenizers import HieraTok, MaskedGenerator
+from vtlib.tokenizers import HAR, HieraTok, MaskedGenerator
+from vtlib.tokenizers.restok_nets import ResTokDecoder, ResTokEncoder
 from vtlib.vit import ViT
 from vtlib.vlm import Decoder, Encoder
 
@@ -63,6 +64,16 @@ CONSTRUCTORS = {
     HieraTok: dict(
         scales=(1, (2, 3)), patch_size=2, latent_dim=2, embed_dim=8, encoder_layers=1,
         decoder_layers=1, num_heads=2,
+    ),
+    ResTokEncoder: dict(
+        in_channels=4, embed_dim=16, num_layers=2, num_heads=2, num_latents=8, code_dim=3, stages=2
+    ),
+    ResTokDecoder: dict(
+        out_channels=4, embed_dim=16, num_layers=1, num_heads=2, num_latents=8, code_dim=3
+    ),
+    HAR: dict(
+        vocab_size=5, num_tokens=8, num_classes=3, embed_dim=8, num_layers=1, num_heads=2,
+        ar_tokens=4, multiple=4,
     ),
     FSQ: dict(levels=(3, 5)),
     LFQ: dict(dim=6, group_size=3),

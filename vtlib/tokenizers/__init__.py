@@ -17,6 +17,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "teacher_histogram",
     ),
     ".glotok_uniformity": ("Uniformity", "uniformity"),
+    ".restok": ("ResTok",),
+    ".restok_har": ("HAR",),
     ".teacher": ("Teacher", "course_teacher"),
     ".tokbench": ("Faces", "Words", "refine", "score_faces", "score_text"),
     ".tokbench_world": ("face_embedding", "face_pictures", "word_pictures"),
