@@ -6,9 +6,9 @@ tokens keep it but need a diffusion head. So train no quantiser: take a trained 
 cut every channel of its latents into B Gaussian-shaped levels afterwards. The B^C tokens that a
 position may have are then modelled by a small head that predicts one channel after another.
 
-    n = (z - shift) scale                            standardisation, TokenBridge
+    n = (x - shift) scale                            standardisation, TokenBridge; x: latents
     q_c = nearest of B means of a cut Gaussian       vtlib.quantize.DimensionWise
-    z^ = value(q) / scale + shift, the old decoder   TokenBridge.decode
+    x^ = value(q) / scale + shift, the old decoder   TokenBridge.decode
     order: most low-frequency energy first           frequency_order; back: inverse_order
     p(q | z) = prod_i p(q_o(i) | q_o(<i), z)         tokenbridge_head.DimensionHead, z: a context
     z of masked positions, from the values q^ of     tokenbridge_generator.MaskedGenerator: MAR's
