@@ -1,6 +1,6 @@
 """Train the visual tokenizers that the notebooks compare: the same pictures, budget and seed.
 
-    OMP_NUM_THREADS=1 python train/visual_tokenizers.py vq [--seed 0] [--steps 3000] [--out FOLDER]
+    OMP_NUM_THREADS=1 python train/visual_tokenizers.py vq [--seed 0] [--steps 2000] [--out FOLDER]
     python train/visual_tokenizers.py table            # the scores of all that is there, one table
     python train/visual_tokenizers.py score            # measures all that is there again
 
@@ -30,7 +30,7 @@ from vtlib.quantize.kl import Sampled
 from vtlib.superres.quality import psnr, ssim
 
 SIZE, KINDS = 64, {"scenes": 14, "photographs": 14, "words": 4}
-STEPS, PEAK, POOL = 3000, 2e-3, 4096
+STEPS, PEAK, POOL = 2000, 2e-3, 4096
 STEM = "tokenizer_"
 RIDGE = 0.5
 """Of the probe, over the number of pictures; codes have deviation 1."""
@@ -52,10 +52,22 @@ class Recipe:
 
 
 VQ = dict(codebook_size=512, kmeans_init=True, revive_after=40.0)
+HIERATOK = dict(
+    scales=[1, 2, 4, 8],
+    patch_size=8,
+    latent_dim=8,
+    embed_dim=64,
+    encoder_layers=4,
+    decoder_layers=4,
+    num_heads=4,
+    coarse_weight=0.1,
+)
 RECIPES = {
     "vq": Recipe("small", dict(net="cnn", bottleneck="vq", dim=8, **VQ)),
+    "hieratok": Recipe("HieraTok", HIERATOK),
+    "hieratok_single": Recipe("HieraTok", HIERATOK | dict(scales=[8])),
     "vq_vit": Recipe("small", dict(net="vit", bottleneck="vq", dim=8, **VQ)),
-    "kl": Recipe("small", dict(net="cnn", bottleneck="kl", dim=8, weight=1e-5)),
+    "kl": Recipe("small", dict(net="cnn", bottleneck="kl", dim=8, weight=1e-6)),
 }
 
 
