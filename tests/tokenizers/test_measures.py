@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from tests.settings import SETTINGS
 from vtlib.tokenizers import measures
 
 
@@ -100,3 +101,11 @@ def test_bits_per_pixel():
     for bits, size in ((-1, (8, 8)), (8, (0, 8)), (8, 8)):
         with pytest.raises(ValueError):
             measures.bits_per_pixel(bits, size)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_torch_change_nothing(setting):
+    x, y, sizes = rows(30), rows(30, seed=1), (10, 20)
+    want = measures.frechet_infinity(x, y, "x", sizes, generator())
+    with setting():
+        assert measures.frechet_infinity(x, y, "x", sizes, generator()) == want

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.settings import SETTINGS
 from vtlib.data import EmojiWorld, text_image
 from vtlib.tokenizers.reader import LETTERS, PLAIN, TemplateReader
 from vtlib.tokenizers.tokbench import crops
@@ -92,3 +93,10 @@ def test_crops_that_do_not_fit(crop, told):
         TemplateReader()([crop])
     with pytest.raises(ValueError, match="a list of crops"):
         TemplateReader()("word")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_torch_change_nothing(setting):
+    cut, words = plates(14, 4)
+    with setting():
+        assert TemplateReader()(cut) == words

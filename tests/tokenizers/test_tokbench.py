@@ -3,11 +3,13 @@
 import functools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.settings import SETTINGS
 from vtlib.tokenizers import tokbench
 from vtlib.tokenizers.tokbench import Faces, Words
 
@@ -203,6 +205,8 @@ def test_a_codec_sees_some_pictures_at_a_time_and_no_gradients():
 
     made = tokbench.reconstruct(codec, torch.zeros(5, 3, 4, 4), batch_size=2)
     assert counts == [2, 2, 1] and not made.requires_grad and made.max() == 1
+    wrapped = tokbench.reconstruct(lambda x: SimpleNamespace(images=x + 1), torch.zeros(2, 3, 4, 4))
+    assert wrapped.min() == 1                              # as a Tokenizer gives them
     with pytest.raises(ValueError, match="codec made .* needs the same"):
         tokbench.reconstruct(lambda x: x[..., :2], torch.zeros(5, 3, 4, 4))
     with pytest.raises(ValueError, match="codec is .* but needs to be a function"):
@@ -318,3 +322,17 @@ def test_double_precision_and_gradients():
     near = tokbench.face_similarity(faces.images.double(), images * 0.9, faces, flat, 32)
     near.sum().backward()
     assert images.grad.isfinite().all() and images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_torch_change_nothing(setting):
+    faces, words = portraits(), page()
+    want = tokbench.score_faces(lambda x: x.roll(1, 3), faces, flat, (0, 1), 32)
+    read = reading("EXIT", "0PEN")
+    said = tokbench.score_text(lambda x: x, words, read, (0, 0.07, 1))
+    with setting():
+        found = tokbench.score_faces(lambda x: x.roll(1, 3), faces, flat, (0, 1), 32)
+        again = tokbench.score_text(lambda x: x, words, read, (0, 0.07, 1))
+    assert torch.equal(found.cosines, want.cosines)
+    assert found.similarity.bins.tolist() == want.similarity.bins.tolist()
+    assert again.accuracy.bins.tolist() == said.accuracy.bins.tolist() and again.read == said.read

@@ -31,7 +31,7 @@ def jpeg(images: Tensor, quality: int) -> tuple[Tensor, Tensor]:
     check_images(images)
     quality = check_int(quality, "quality", WORST, BEST)
     decoded, bits = zip(*(_one(image, quality) for image in _bytes(images)), strict=True)
-    return torch.stack(decoded).to(images), torch.tensor(bits)
+    return torch.stack(decoded).to(images), torch.tensor(bits, device=images.device)
 
 
 def jpeg_at(images: Tensor, bits: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +48,8 @@ def jpeg_at(images: Tensor, bits: float) -> tuple[Tensor, Tensor, Tensor]:
     bits = check_number(bits, "bits", above=0)
     found = [_best(image, bits) for image in _bytes(images)]
     decoded, used, qualities = zip(*found, strict=True)
-    return torch.stack(decoded).to(images), torch.tensor(used), torch.tensor(qualities)
+    both = (torch.tensor(numbers, device=images.device) for numbers in (used, qualities))
+    return torch.stack(decoded).to(images), *both
 
 
 def _bytes(images: Tensor) -> np.ndarray:

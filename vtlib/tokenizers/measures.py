@@ -127,10 +127,14 @@ def frechet_infinity(
     points = []
     for n in sizes:
         for _ in range(repeats):
-            rows = [torch.randperm(len(z), generator=generator)[:n] for z in (x, y)]
-            parts = [z[row.to(z.device)] for z, row in zip((x, y), rows, strict=True)]
+            parts = [z[_some(len(z), n, generator).to(z.device)] for z in (x, y)]
             points.append((1 / n, _distance(*parts)))
-    table = torch.tensor(points, dtype=torch.float64)                                # n 2
-    line = torch.stack([torch.ones(len(table), dtype=torch.float64), table[:, 0]], dim=1)
+    table = torch.tensor(points, dtype=torch.float64, device="cpu")                  # n 2
+    line = torch.stack([torch.ones_like(table[:, 0]), table[:, 0]], dim=1)
     start = torch.linalg.lstsq(line, table[:, 1:]).solution[0, 0]
     return Frechet(float(start), features, max(sizes))
+
+
+def _some(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) of so many rows, each at most once."""
+    return torch.randperm(rows, generator=generator, device=generator.device)[:count]

@@ -91,7 +91,7 @@ class TemplateReader:
         dark = 1 - crop.mean(0)
         wide = self.advance * line
         y = (_middles(CELL[0], dark) - 0.5) * line / height * 2                      # of -1 ... 1
-        start = torch.arange(count, device=dark.device) - count / 2
+        start = torch.arange(count, device=dark.device, dtype=dark.dtype) - count / 2
         x = (start[:, None] + _middles(CELL[1], dark)) * wide / width * 2            # n 14
         grid = torch.stack([
             x[:, None, :].expand(-1, CELL[0], -1), y[None, :, None].expand(count, -1, CELL[1])

@@ -13,7 +13,7 @@ and reports both **by relative size**: a tokenizer fails on the small ones long 
     T-NED = 1 - edits / max(letters written, letters read)              similarities
     F-Sim = cosine of the embeddings of both aligned faces              align, face_similarity
     mean over the instances of a bin [lo, hi), mean over the bins       binned, TEXT_BINS, FACE_BINS
-    all of it for a codec, images -> images                             score_text, score_faces
+    all of it for a codec, images -> images, or for a tokenizer         score_text, score_faces
 
 Boxes and key points are those of the original for both pictures: nothing is detected again, so a
 detector that misses a ruined word can't make the score better. A reader is a function from a list
@@ -66,7 +66,7 @@ ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493,
 """Where the eyes, the nose and the corners of the mouth (x, y) come to lie in 112 x 112 pixels."""
 ARCFACE_SIDE = 112
 
-Codec = Callable[[Tensor], Tensor]
+Codec = Callable[[Tensor], Any]
 Reader = Callable[[list[Tensor]], list[str]]
 Embedding = Callable[[Tensor], Tensor]
 
@@ -349,7 +349,7 @@ def refine(words: Words, reader: Reader) -> Words:
 def template(size: int = ARCFACE_SIDE) -> Tensor:
     """(5, 2) float64: where the key points belong in a face of `size` x `size` pixels."""
     size = check_int(size, "size", 1)
-    return (torch.tensor(ARCFACE, dtype=torch.float64) + 0.5) * (size / ARCFACE_SIDE)
+    return (torch.tensor(ARCFACE, dtype=torch.float64, device="cpu") + 0.5) * (size / ARCFACE_SIDE)
 
 
 def check_points(points: Any) -> None:
@@ -427,12 +427,14 @@ def reconstruct(codec: Codec, images: Tensor, batch_size: int = 32) -> Tensor:
     """What a codec makes of pictures, some at a time, clamped to [0, 1] as a file would be.
 
     Args:
-        codec: images (B, 3, H, W) -> images of the same shape.
+        codec: images (B, 3, H, W) -> images of the same shape, or something with such `images`, as
+            a `base.Tokenizer` gives it.
         images: all of them.
         batch_size: how many at a time.
     """
     check_callable(codec, "codec", "a function from images to images")
-    made = [codec(part) for part in images.split(check_int(batch_size, "batch_size", 1))]
+    parts = images.split(check_int(batch_size, "batch_size", 1))
+    made = [getattr(out, "images", out) for out in map(codec, parts)]
     for x in made:
         check_images(x, name="what the codec gave")
     made = torch.cat(made).clamp(0, 1)
