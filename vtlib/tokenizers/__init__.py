@@ -12,9 +12,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".reader": ("TemplateReader",),
     ".gigatok": ("GigaTok", "gigatok_b_l", "gigatok_s_b", "gigatok_s_s", "gigatok_xl_xxl"),
     ".retok": ("ReToK", "retok_s_b", "retok_s_s"),
-    ".glotok": (
-        "DualCodebook", "GloTok", "histogram_loss", "soft_histogram", "teacher_centres",
-        "teacher_histogram",
+    ".glotok": ("DualCodebook", "GloTok"),
+    ".glotok_histogram": (
+        "histogram_loss", "soft_histogram", "teacher_centres", "teacher_histogram",
     ),
     ".glotok_uniformity": ("Uniformity", "uniformity"),
     ".restok": ("ResTok",),
