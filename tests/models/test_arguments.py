@@ -20,6 +20,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.tokenizers import HAR, HieraTok, MaskedGenerator
 from vtlib.tokenizers.restok_nets import ResTokDecoder, ResTokEncoder
+from vtlib.tokenizers.tokenflow import TokenFlow
 from vtlib.vit import ViT
 from vtlib.vlm import Decoder, Encoder
 
@@ -80,7 +81,10 @@ CONSTRUCTORS = {
     BSQ: dict(dim=6, group_size=2),
     DimensionWise: dict(dim=4, levels=8),
 }
-FIXED = {probes.Reader: dict(kinds=("sda",))}
+FIXED = {
+    probes.Reader: dict(kinds=("sda",)),
+    TokenFlow: dict(cnn=dict(channels=4, multipliers=(1,), num_res_blocks=1, groups=2)),
+}
 CASES = [(build, name) for build, sizes in CONSTRUCTORS.items() for name in sizes]
 IDS = [f"{build.__name__}.{name}" for build, name in CASES]
 
