@@ -27,8 +27,9 @@ from vtlib.vit import ViT, vit_emoji
 from vtlib.vlm import TinyVLM
 
 BUILD = {
-    "catanet": CATANet, "crossget": CrossGETCLIP, "recurrent": superres.video, "spynet": SPyNet,
-    "tinyvlm": TinyVLM, "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
+    "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT,
+    "recurrent": superres.video, "spynet": SPyNet, "tinyvlm": TinyVLM,
+    "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
 }
 NAMES = checkpoints.names()

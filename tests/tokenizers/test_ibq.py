@@ -111,9 +111,24 @@ def test_the_codebook_starts_at_the_encoders_outputs(images):
     assert model.encode(images).usage > 2 * before
 
 
+def test_the_loss_warms_up_where_it_is_asked_to(images):
+    model, plain = made(warm_up=2), made()
+    before = model.quantizer.codebook.clone()
+    for step in (1, 2):
+        loss, parts = model.loss(images)
+        assert torch.equal(loss, plain.loss_without_codes(images)) and not parts["quantizer"]
+        assert torch.equal(model.quantizer.codebook, before) == (step == 1)
+    plain.start_codebook(images)
+    assert torch.equal(model.loss(images)[0], plain.loss(images)[0])
+    model = made(warm_up=5)
+    assert model.eval().loss(images)[1]["quantizer"] and model.waits == 5
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(model.train().loss(images)[0], plain.loss(images)[0])
+
+
 def test_no_error_from_deep_inside(images):
     model = made()
-    given = dict(dim=4, codebook_size=16, norm=4.0, entropy_weight=0.05, net=NET)
+    given = dict(dim=4, codebook_size=16, norm=4.0, entropy_weight=0.05, net=NET, warm_up=3)
     with torch.device("meta"):
         assert raw_errors(IBQTokenizer, given) == []
     assert raw_errors(model.loss, dict(images=images), part=True) == []

@@ -24,6 +24,7 @@ RUNS = {
     "vit": [("vit.py", *STEPS)],
     "multiscale": [("multiscale.py", "crossvit", *STEPS)],
     "tokenformer": [("tokenformer.py", *STEPS)],
+    "ett": [("ett.py", *STEPS)],
     "crossget": [("crossget.py", *STEPS)],
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],

@@ -12,7 +12,8 @@ configuration. `convert_official` gives official checkpoints these names.
 
 From a random codebook a short training ends with one code. What helps, and is not in the paper:
 train as a continuous autoencoder first (`loss_without_codes`), then take the codebook from what the
-encoder says (`start_codebook`), and give vectors and codes one length (`norm=4`).
+encoder says (`start_codebook`), and give vectors and codes one length (`norm=4`). `warm_up` makes
+`loss` do the first two.
 """
 
 import re
@@ -44,6 +45,8 @@ class IBQTokenizer(Autoencoder):
         norm: see `vtlib.quantize.IBQ`; None as in the paper.
         entropy_weight: of the entropy loss.
         net: arguments of `CNNEncoder` and `CNNDecoder`; None: the official ones, f = 16.
+        warm_up: in training so many first calls of `loss` are without codes, and the last of them
+            starts the codebook from its images. `waits` counts down; stored weights wait for none.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class IBQTokenizer(Autoencoder):
         norm: float | None = None,
         entropy_weight: float = 0.05,
         net: dict[str, Any] | None = None,
+        warm_up: int = 0,
     ) -> None:
         if not (net is None or isinstance(net, dict)):
             raise ValueError(f"net={net!r}: needs a dict of the arguments of CNNEncoder, or None")
@@ -62,6 +66,8 @@ class IBQTokenizer(Autoencoder):
         super().__init__(encoder, quantizer, decoder)
         self.quant_conv = nn.Conv2d(dim, dim, 1)
         self.post_quant_conv = nn.Conv2d(dim, dim, 1)
+        self.waits = check_int(warm_up, "warm_up", 0)
+        self.register_load_state_dict_post_hook(_stop_waiting)
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> what the quantiser sees, (B, h, w, D)."""
@@ -81,13 +87,19 @@ class IBQTokenizer(Autoencoder):
     def loss(
         self, images: Tensor, teacher: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_vq and its parts; `teacher` is not read.
+        """L_vq and its parts; while it warms up, the pixels' part without codes.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            teacher: what other methods learn from.
+            teacher: what other methods learn from; it is not read.
         """
-        return self.loss_of(self(images), images)
+        if not (self.training and self.waits):
+            return self.loss_of(self(images), images)
+        pixels = self.loss_without_codes(images)
+        self.waits -= 1
+        if not self.waits:
+            self.start_codebook(images)
+        return total({"pixels": pixels, "quantizer": torch.zeros_like(pixels)})
 
     def loss_of(self, out: Reconstruction, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The same of what forward has made of these images."""
@@ -102,6 +114,10 @@ class IBQTokenizer(Autoencoder):
     def start_codebook(self, images: Tensor) -> None:
         """The codebook becomes k-means of what the encoder says about these images."""
         self.quantizer.warm_start(self.features(images))
+
+
+def _stop_waiting(module: Any, _: object) -> None:
+    module.waits = 0
 
 
 def _pixels(images: Tensor, truth: Tensor) -> Tensor:
