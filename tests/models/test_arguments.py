@@ -20,7 +20,7 @@ from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.tokenizers import HAR, HieraTok, MaskedGenerator
 from vtlib.tokenizers.restok_nets import ResTokDecoder, ResTokEncoder
-from vtlib.tokenizers.tokenflow import TokenFlow
+from vtlib.tokenizers.tokenflow import SharedMapping, TokenFlow
 from vtlib.vit import ViT
 from vtlib.vlm import Decoder, Encoder
 
@@ -76,6 +76,12 @@ CONSTRUCTORS = {
         vocab_size=5, num_tokens=8, num_classes=3, embed_dim=8, num_layers=1, num_heads=2,
         ar_tokens=4, multiple=4,
     ),
+    TokenFlow: dict(
+        scales=(1, (2, 3)), codebook_size=4, semantic_dim=3, pixel_dim=2, patch_size=4,
+        embed_dim=4, num_layers=1, num_heads=2, teacher_dim=3, decoder_dim=4, decoder_layers=1,
+        decoder_heads=2, z_channels=2,
+    ),
+    SharedMapping: dict(dim=5, codebook_size=4, semantic_dim=3),
     FSQ: dict(levels=(3, 5)),
     LFQ: dict(dim=6, group_size=3),
     BSQ: dict(dim=6, group_size=2),
