@@ -16,6 +16,7 @@ the codes by ridge regression.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,30 +45,124 @@ class Recipe:
         build: a name in `vtlib.tokenizers`.
         config: its arguments.
         teacher: None, or "features", or "summary": features and that of the whole picture.
+        start: called with model, teacher and batches before the first step.
+        slow: a part of the model that learns at a tenth of the rate.
+        keep: whether its weights are shipped, or its scores only.
     """
 
     build: str
     config: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
+    start: Callable[..., None] | None = None
+    slow: str | None = None
+    keep: bool = True
+
+
+def start_tower(model, teacher, batches):
+    """TokenFlow's semantic encoder begins as the first layers of the teacher."""
+    model.encoder_vqkd.start_from(teacher.vit)
+
+
+@torch.no_grad()
+def set_histogram(model, teacher, batches):
+    """GloTok's statistics: k-means centres of the teacher's features of 1,280 pictures."""
+    features = torch.cat([teacher(batches(step)) for step in range(40)])
+    model.set_teacher(tokenizers.teacher_centres(features, model.quantizer.semantic.codebook_size))
 
 
 VQ = dict(codebook_size=512, kmeans_init=True, revive_after=40.0)
+CNN = dict(patch_size=4, multipliers=(1, 2), num_res_blocks=1, num_mid_blocks=1, groups=8)
+SMALL, MEDIUM = CNN | dict(channels=16), CNN | dict(channels=24)
+TEACHER = 128
+QFORMER = dict(
+    img_size=SIZE,
+    encoder_size=(40, 1, 4),
+    decoder_size=(40, 2, 4),
+    map_channels=32,
+    align_layer=1,
+    teacher_dim=TEACHER,
+    entropy_weight=0.005,
+    gradient="straight_through",
+    cnn=SMALL,
+)
+RETOK = QFORMER | dict(num_tokens=32, codebook_size=64, min_tokens=4)
+RESTOK = dict(
+    image_size=SIZE,
+    channels=16,
+    multipliers=(1, 2),
+    num_res_blocks=1,
+    groups=8,
+    patch_size=4,
+    map_channels=32,
+    embed_dim=48,
+    num_layers=3,
+    decoder_layers=2,
+    num_heads=3,
+    num_latents=32,
+    stages=3,
+    codebook_size=512,
+    teacher_dim=TEACHER,
+    revive_after=40.0,
+)
 HIERATOK = dict(
     scales=[1, 2, 4, 8],
     patch_size=8,
     latent_dim=8,
-    embed_dim=64,
+    embed_dim=48,
     encoder_layers=4,
     decoder_layers=4,
     num_heads=4,
     coarse_weight=0.1,
 )
+GLOTOK = dict(
+    codebook_size=(128, 384),
+    latent_dim=32,
+    residual_dim=32,
+    attention=False,
+    quantizer=dict(kmeans_init=True, revive_after=40.0),
+    **SMALL,
+)
+TOKENFLOW = dict(
+    scales=(1, 2, 4, 8),
+    codebook_size=512,
+    semantic_dim=16,
+    pixel_dim=8,
+    patch_size=8,
+    embed_dim=TEACHER,
+    num_layers=2,
+    num_heads=4,
+    teacher_dim=TEACHER,
+    decoder_dim=48,
+    decoder_layers=1,
+    decoder_heads=4,
+    z_channels=32,
+    cnn=SMALL,
+    learn="ema",
+    revive_after=40.0,
+)
 RECIPES = {
     "vq": Recipe("small", dict(net="cnn", bottleneck="vq", dim=8, **VQ)),
-    "hieratok": Recipe("HieraTok", HIERATOK),
-    "hieratok_single": Recipe("HieraTok", HIERATOK | dict(scales=[8])),
-    "vq_vit": Recipe("small", dict(net="vit", bottleneck="vq", dim=8, **VQ)),
+    "vq_vit": Recipe("small", dict(net="vit", bottleneck="vq", dim=8, **VQ), keep=False),
     "kl": Recipe("small", dict(net="cnn", bottleneck="kl", dim=8, weight=1e-6)),
+    "tokenflow": Recipe("TokenFlow", TOKENFLOW, "features", start_tower, "encoder_vqkd"),
+    "glotok": Recipe("GloTok", GLOTOK, "features", set_histogram),
+    "glotok_dual": Recipe(
+        "GloTok", GLOTOK | dict(histogram_weight=0.0, residual_dim=0), "features", set_histogram,
+        keep=False,
+    ),
+    "gigatok": Recipe(
+        "GigaTok", QFORMER | dict(num_tokens=64, codebook_size=512), "features"
+    ),
+    "gigatok_plain": Recipe(
+        "GigaTok", QFORMER | dict(num_tokens=64, codebook_size=512, semantic_weight=0.0),
+        "features", keep=False,
+    ),
+    "retok": Recipe("ReToK", RETOK | dict(num_redundant=28), "features"),
+    "retok_plain": Recipe("ReToK", RETOK | dict(num_redundant=0), "features"),
+    "restok": Recipe("ResTok", RESTOK, "summary"),
+    "hieratok": Recipe("HieraTok", HIERATOK),
+    "hieratok_full": Recipe("HieraTok", HIERATOK | dict(mask="full"), keep=False),
+    "hieratok_single": Recipe("HieraTok", HIERATOK | dict(scales=[8]), keep=False),
 }
 
 
@@ -175,9 +270,10 @@ def train(args):
     torch.manual_seed(args.seed)
     model = getattr(tokenizers, recipe.build)(**recipe.config).train()
     teacher = tokenizers.course_teacher() if recipe.teacher else None
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, args.peak, weight_decay=0.01, betas=(0.9, 0.95))
     batches = Batches(args.seed, args.counts, args.pool)
+    if recipe.start is not None:
+        recipe.start(model, teacher, batches)
+    optimizer = torch.optim.AdamW(groups(model, recipe), weight_decay=0.01, betas=(0.9, 0.95))
 
     def batch(step):
         images = batches(step)
@@ -196,6 +292,14 @@ def train(args):
     rate = cosine(args.peak, args.steps, warmup=100, floor=0.02)
     fitted = fit(batch, loss, optimizer, args.steps, rate, autocast=False, every=args.every)
     return model.eval(), fitted
+
+
+def groups(model, recipe):
+    """Of parameters that are trained: all, and those that learn slowly."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    slow = [p for name, p in named if recipe.slow and name.startswith(recipe.slow)]
+    fast = [p for name, p in named if not (recipe.slow and name.startswith(recipe.slow))]
+    return [{"params": fast}, {"params": slow, "scale": 0.1}] if slow else [{"params": fast}]
 
 
 def main(argv=None):
@@ -222,6 +326,7 @@ def main(argv=None):
         build=recipe.build,
         command=command(__file__, args.name, **told),
         seed=args.seed,
+        keep=recipe.keep,
         steps=args.steps,
         minutes=round(fitted.minutes, 1),
     )
