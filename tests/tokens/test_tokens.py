@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtlib import tokens as vt
+from vtlib.tokens.precision import exp_normal
 
 
 @pytest.mark.parametrize("keep, n, want", [
@@ -100,3 +101,12 @@ def test_redundancy_against_loops():
     assert half.dtype == torch.float32 and torch.equal(half, vt.redundancy(x.half().float()))
     with pytest.raises(ValueError, match="N >= 2"):
         vt.redundancy(torch.ones(1, 1, 4))
+
+
+def test_exp_without_its_slow_end():
+    x = torch.tensor([0.0, -1.0, -80.0, -84.0, -90.0, -1e4, float("-inf")], requires_grad=True)
+    out = exp_normal(x)
+    assert torch.equal(out[:4], x[:4].exp()) and torch.equal(out[4:], torch.zeros(3))
+    out.sum().backward()
+    assert torch.equal(x.grad, out)
+    assert torch.equal(exp_normal(x.double())[:6], x[:6].double().exp() * (x[:6] > -700))

@@ -303,7 +303,8 @@ def _choices(
     table: Tensor, rows: Tensor, weight: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """(sum of the weighted entropies, weighted sum of q (K,)) of a block of vectors."""
-    log_q = (_scores(table, rows) / temperature).log_softmax(dim=1)
-    q = log_q.exp()
+    logits = _scores(table, rows) / temperature
+    # not log_q.exp(): torch's exp takes some fifty times as long where it underflows
+    q, log_q = logits.softmax(dim=1), logits.log_softmax(dim=1)
     with full_precision(rows.device):
         return -((q * log_q).sum(dim=1) * weight).sum(), weight @ q

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.checks import check_axes, check_float, check_index, check_int, check_number, describe
-from ..tokens.precision import full_precision, widen
+from ..tokens.precision import exp_normal, full_precision, widen
 from .contract import (
     Quantized,
     check_counted,
@@ -289,4 +289,4 @@ def _products(logits: Tensor) -> Tensor:
     for channel in range(logits.shape[-1]):
         ends = slice(channel, channel + 1)
         total = torch.cat([total + zero[..., ends], total + one[..., ends]], dim=-1)
-    return total.exp()
+    return exp_normal(total)

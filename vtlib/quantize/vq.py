@@ -326,8 +326,9 @@ def _block(x: Tensor, weight: Tensor, table: Tensor, temperature: float) -> tupl
     """(sum of the weighted entropies, weighted sum of p (K,)) of a block of vectors."""
     with full_precision(x.device):
         score = x @ table.T - table.square().sum(dim=1) / 2                                  # n k
-    log_p = (2 * score / temperature).log_softmax(dim=1)
-    p = log_p.exp()
+    logits = 2 * score / temperature
+    # not log_p.exp(): torch's exp takes some fifty times as long where it underflows
+    p, log_p = logits.softmax(dim=1), logits.log_softmax(dim=1)
     return -((p * log_p).sum(dim=1) * weight).sum(), weight @ p
 
 

@@ -10,7 +10,6 @@ Zhang and others, 2026, arXiv 2511.14184, equations 4 to 7) teaches a codebook.
 is chosen here and not in the paper: see `glotok.py`.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..nn.checks import (
 )
 from ..quantize.vq import kmeans
 from ..tokens.cosine import unit
-from ..tokens.precision import full_precision, widen
+from ..tokens.precision import exp_normal, full_precision, widen
 
 NUM_BINS, SHARPNESS, EPS = 40, 200.0, 1e-8
 CACHED, BLOCK = 2**18, 2**24
@@ -185,14 +184,9 @@ def _pairs(
     vectors: Tensor, where: Tensor, sharpness: float, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of rows r and the m vectors from the first of them on: cos - B_k and exp(-a (cos - B_k)^2),
-    (k, r, m), and 1 for the pairs i <= j, 0 for the others, (r, m).
-
-    What would be near the smallest number of the dtype (1e-37 in float32) is 0: there exp takes a
-    CPU a hundred times longer, and sharp bins are far from most cosines.
-    """
+    (k, r, m), and 1 for the pairs i <= j, 0 for the others, (r, m). Sharp bins are far from most
+    cosines: what underflows there is 0."""
     cosine = vectors[rows] @ vectors[rows.start:].mT                                 # r m
     gap = cosine - where[:, None, None]                                              # k r m
-    lowest = math.log(torch.finfo(gap.dtype).tiny) + 2
-    bump = (-sharpness * gap.square()).clamp_min(lowest).exp()
-    bump = F.threshold(bump, math.exp(lowest + 1), 0.0)
+    bump = exp_normal(-sharpness * gap.square())
     return gap, bump, torch.ones_like(cosine).triu()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..nn.checks import check_axes, check_finite, check_int, check_number
-from ..tokens.precision import full_precision, widen
+from ..tokens.precision import exp_normal, full_precision, widen
 
 BLOCK = 2**20
 """Pairs of points at a time."""
@@ -82,7 +82,7 @@ def density(points: Tensor, bandwidth: float | None = None) -> Tensor:
             raise ValueError(f"points {tuple(x.shape)} lie in fewer than {dim} dimensions")
         white = torch.linalg.solve_triangular(factor, x.mT, upper=False).mT / bandwidth
         rows = white.split(max(1, BLOCK // count))
-        sums = [torch.exp(-torch.cdist(part, white).square() / 2).sum(dim=1) for part in rows]
+        sums = [exp_normal(-torch.cdist(part, white).square() / 2).sum(dim=1) for part in rows]
     volume = (2 * math.pi) ** (dim / 2) * bandwidth**dim * factor.diagonal().prod()
     return torch.cat(sums) / (count * volume)
 

@@ -2,8 +2,10 @@
 around them runs in."""
 
 import contextlib
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,3 +20,10 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 -> float32, anything wider as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def exp_normal(x: Tensor) -> Tensor:
+    """exp(x), and 0 where that is below some ten times the smallest normal number (1e-37 in
+    float32): there torch's exp takes a CPU fifty times as long."""
+    lowest = math.log(torch.finfo(x.dtype).tiny) + 2
+    return F.threshold(x.clamp_min(lowest).exp(), math.exp(lowest + 1), 0.0)
