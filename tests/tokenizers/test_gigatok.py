@@ -323,6 +323,8 @@ def test_first_weights():
     assert not model.encoder.conv_in.bias.any()
     table = model.s2to1encoder.positional_embedding
     assert table.std().item() == pytest.approx(64**-0.5, rel=0.1)
+    wide = made(encoder_size=(64, 2, 2), weight_std=None).s2to1encoder.transformer[0].linear1.weight
+    assert wide.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.1)      # torch's own
 
 
 # --------------------------------------------------------------------------------------- official
@@ -381,6 +383,7 @@ def test_official_names(images):
     (dict(semantic_weight=-1), "semantic_weight"),
     (dict(teacher_dim=0), "teacher_dim"),
     (dict(shortcut="no"), "shortcut"),
+    (dict(weight_std=0), "weight_std=0"),
 ])
 def test_wrong_sizes_are_named(options, said):
     with pytest.raises(ValueError, match=said):

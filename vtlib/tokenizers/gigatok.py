@@ -103,6 +103,9 @@ class GigaTok(Tokenizer):
         entropy_weight: w.
         gradient: "rotation" or "straight_through".
         shortcut: whether the loss has the older recipe's two terms; may be set later.
+        weight_std: deviation of the first weights of linear layers and convolutions; None: torch's
+            own. 0.02 is made for widths of 512 and more: a Q-Former of 48 then used 6 codes of 256
+            after 150 steps, and 117 with torch's own.
         cnn: channels, multipliers, num_res_blocks, num_mid_blocks, groups, patch_size of both
             CNNs; None: VQGAN's, of factor 16.
 
@@ -127,6 +130,7 @@ class GigaTok(Tokenizer):
         entropy_weight: float = 0.0,
         gradient: str = "rotation",
         shortcut: bool = False,
+        weight_std: float | None = 0.02,
         cnn: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -137,6 +141,8 @@ class GigaTok(Tokenizer):
         self.semantic_weight = check_number(semantic_weight, "semantic_weight", 0)
         self.shortcut = check_flag(shortcut, "shortcut")
         cnn = check_cnn(cnn)
+        if weight_std is not None:
+            weight_std = check_number(weight_std, "weight_std", above=0)
 
         self.encoder = CNNEncoder(3, map_channels, **cnn)
         check_multiple(self.img_size, self.encoder.factor, "img_size")
@@ -145,7 +151,8 @@ class GigaTok(Tokenizer):
         self.s2to1encoder = self.encoder_type(encoder_size, *between)
         self.s1to2decoder = self.decoder_type(decoder_size, *between, align_layer, teacher_dim)
         self.decoder = AdaptiveDecoder(map_channels, 3, **cnn)
-        self.apply(start_weights)
+        if weight_std is not None:
+            start_weights(self, weight_std)
 
         self.quantizer = VectorQuantizer(
             self.code_dim, codebook_size, learn="gradient", lookup="cosine", gradient=gradient,
@@ -238,12 +245,13 @@ def check_cnn(cnn: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def start_weights(module: nn.Module) -> None:
-    """Weights of linear layers and convolutions from a normal of deviation 0.02, biases 0."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            module.bias.zero_()
+def start_weights(model: nn.Module, std: float) -> None:
+    """Weights of linear layers and convolutions from a normal of deviation `std`, biases 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 # ------------------------------------------------------------------------------ released models
