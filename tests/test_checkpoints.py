@@ -129,7 +129,8 @@ def test_unknown_names_list_the_known_ones(read):
 def test_seeds_are_trainings_that_differ_in_the_seed_alone(name):
     table = checkpoints.seeds(name)
     shipped = checkpoints.info(name) if name in NAMES else table[0]
-    assert list(table) == list(range(len(table))) and len(table) > 1
+    assert list(table) == list(range(len(table)))
+    assert len(table) > (name in NAMES)                      # scores alone may be of one training
     for seed, row in table.items():
         assert row["seed"] == seed and {"command", "score", "minutes"} <= row.keys()
         assert shape(row["score"]) == shape(shipped["score"])

@@ -75,6 +75,7 @@ CNN = dict(patch_size=4, multipliers=(1, 2), num_res_blocks=1, num_mid_blocks=1,
 SMALL, MEDIUM = CNN | dict(channels=16), CNN | dict(channels=24)
 TEACHER = 128
 QFORMER = dict(
+    weight_std=None,
     img_size=SIZE,
     encoder_size=(40, 1, 4),
     decoder_size=(40, 2, 4),
