@@ -1,6 +1,6 @@
 """Captions of EmojiWorld as ids: what a small language model of this family writes about images.
 
-    scenes = captioned(32, seed=0)                         64 px, one or two of twelve pictograms
+    scenes = captioned(32, seed=0)                         64 px, one of twelve pictograms
     ids, valid = encode(captions(scenes))                  <start> a rocket at the top left <end>
     KIND[ids]                                              0 the rest, 1 which, 2 where
 """
@@ -33,18 +33,20 @@ KIND = torch.tensor(
 """(V,) long: whether a word is of a name (1), of a place (2), or neither (0)."""
 
 
-def captioned(batch: int, seed: int, split: str = "train", size: int = 64) -> Scenes:
-    """Scenes whose captions are short: one or two pictograms of `vtlib.data.EASY`, by both artists,
-    25 to 45 % of the side, on photographs.
+def captioned(batch: int, seed: int, size: int = 64) -> Scenes:
+    """Scenes that a language model of 0.2 M parameters learns to describe in minutes: one pictogram
+    of `vtlib.data.EASY`, 35 to 50 % of the side, on one colour.
+
+    Two pictograms on photographs are too hard for it: 400 steps taught it grammar, and to say of
+    the image no more than of another one.
 
     Args:
         batch: how many.
         seed: of the drawing.
-        split: "train" or "test": which photographs.
         size: side in pixels.
     """
-    world = EmojiWorld(size, split, artist="both", pictograms=list(EASY))
-    return world.scenes(batch, seed, objects=(1, 2), scale=(0.25, 0.45), repeat=0.0)
+    world = EmojiWorld(size, "train", pictograms=list(EASY))
+    return world.scenes(batch, seed, objects=1, scale=(0.35, 0.5), background="plain")
 
 
 def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
