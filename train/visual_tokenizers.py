@@ -15,7 +15,6 @@ the codes by ridge regression.
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -348,23 +347,29 @@ def score_again(folder):
 
 
 def table(folder):
-    """All scores as one table in Markdown."""
-    head = ["tokenizer", "bits", *(f"PSNR {kind}" for kind in KINDS), "codes used", "probe"]
-    lines = [head, ["---"] * len(head)]
-    for path in sorted(folder.glob(f"{STEM}*.safetensors")):
-        row = checkpoints.info(path)["score"]
-        if "scenes" not in row:
-            continue
-        usage = row.get("usage", math.nan)
-        shown = usage if isinstance(usage, list) else [usage]
-        lines.append([
-            path.stem.removeprefix(STEM),
-            f"{row.get('bits', math.inf):.0f}",
-            *(f"{row[kind]['psnr']:.2f}" for kind in KINDS),
-            " / ".join(f"{share:.0%}" for share in shown),
-            f"{row['probe']:.3f}",
-        ])
+    """All scores as one table in Markdown; kB is of the file, - where scores alone are kept."""
+    head = ["tokenizer", "kB", "bits", *KINDS, "codes used", "probe"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name in RECIPES:
+        path, scores = folder / f"{STEM}{name}.safetensors", folder / f"{STEM}{name}_seeds.json"
+        if path.is_file():
+            lines.append(line(name, checkpoints.info(path)["score"], path.stat().st_size))
+        elif scores.is_file():
+            lines.append(line(name, json.loads(scores.read_text())["0"]["score"], None))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def line(name, score, size):
+    usage = score.get("usage", [])
+    shares = usage if isinstance(usage, list) else [usage]
+    return [
+        f"`{name}`",
+        f"{size / 1000:.0f}" if size else "-",
+        f"{score['bits']:.0f}" if "bits" in score else "real",
+        *(f"{score[kind]['psnr']:.2f}" for kind in KINDS),
+        " / ".join(f"{share:.0%}" for share in shares) or "-",
+        f"{score['probe']:.2f}",
+    ]
 
 
 if __name__ == "__main__":

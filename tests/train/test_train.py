@@ -219,3 +219,10 @@ def test_ship_may_keep_the_scores_alone(common, tmp_path):
     table = json.loads((tmp_path / "mine_seeds.json").read_text())
     assert table == {"0": dict(command="mine", seed=0, score=5)}
     assert [path.name for path in tmp_path.iterdir()] == ["mine_seeds.json"]
+
+
+def test_the_table_of_tokenizers_is_that_of_the_script(common):
+    script = importlib.import_module("visual_tokenizers")
+    sys.modules.pop("visual_tokenizers")
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert script.table(common.CHECKPOINTS) in text, "python train/visual_tokenizers.py table"
