@@ -12,7 +12,7 @@ look at finer ones, so a code is readable from the front, and a generator can pr
     each grid is shifted by the tokens before it          restok_nets.grid_positions, rope_tables
     m = merge(x), x <- x - up(m), [m, x]                  restok_levels.merge_pairs, ResTokBlock
     a head, a level embedding, an input layer a level     restok_nets.ResTokEncoder, ResTokDecoder
-    codes k, k + 1, ... of a sample are hidden          restok_levels.nested_probabilities, hide
+    codes k, k + 1, ... of a sample are hidden            restok_levels.nested_probabilities, hide
     relu(1 - margin - cos), coarsest level -> [CLS],
       second query's tokens -> patches                    alignment, ResTok.loss
 
@@ -28,12 +28,13 @@ Different from the release:
 - lengths of nested dropout are drawn with a generator; the whole length has probability
   1 - drop to the digit (there: for drop = 1 / integer only);
 - a level's grid may not be larger than the map;
-- the network of pixels is not forced to float32.
+- the network of pixels is not forced to float32;
+- linear layers begin with a deviation of 0.02 at 1024 inputs, as there, but more in narrow nets
+  (at width 64 the decoder takes notice of the codes after 60 steps, and with 0.02 after 130);
+  convolutions begin as torch's do.
 
-The nets of pixels are in `restok_pixels`, the generator in `restok_har`.
-LPIPS and the adversarial term are left to the caller, see `Tokenizer.loss`. How the linear layers
-begin (a normal law cut off, 0.02) is the release's; its convolutions begin so too, here as torch
-does. The paper's ablations are unknown to us.
+The nets of pixels are in `restok_pixels`, the generator in `restok_har`. LPIPS and the adversarial
+term are left to the caller, see `Tokenizer.loss`. The paper's ablations are unknown to us.
 """
 
 from collections.abc import Mapping, Sequence
