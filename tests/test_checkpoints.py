@@ -22,13 +22,13 @@ from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
 from vtlib.superres.uplift import UPLiFT
-from vtlib.tokenizers import MaskedGenerator
+from vtlib.tokenizers import HAR, MaskedGenerator
 from vtlib.vit import ViT, vit_emoji
 from vtlib.vlm import TinyVLM
 
 BUILD = {
     "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT,
-    "recurrent": superres.video, "spynet": SPyNet, "tinyvlm": TinyVLM,
+    "recurrent": superres.video, "restok": HAR, "spynet": SPyNet, "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
 }

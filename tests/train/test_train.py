@@ -16,7 +16,7 @@ from tests.hub.tiny import make_dinov2
 from tests.test_checkpoints import build
 from vtlib import checkpoints, hub
 from vtlib.hub import dino
-from vtlib.tokenizers import MaskedGenerator, TokenBridge, small
+from vtlib.tokenizers import HAR, MaskedGenerator, ResTok, TokenBridge, small
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("--steps", "20")
@@ -32,11 +32,13 @@ RUNS = {
     "visual_tokenizers": [("visual_tokenizers.py", "vq", *STEPS)],
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
     "tokenbridge": [("tokenbridge.py", *STEPS)],
+    "restok": [("restok.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [
         ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")
     ],
 }
+NEEDS = {"tokenbridge": "tokenizer_kl", "restok": "tokenizer_restok"}  # checkpoints they read
 WORKS = ("ttvsr.py", "tinyvlm.py", "tinyvlm_dino.py")  # what takes --work
 
 
@@ -54,7 +56,7 @@ def train(folder, script, *words):
 def common(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     yield importlib.import_module("common")
-    for name in ("common", "tinyvlm", "tinyvlm_dino", "tokenbridge"):
+    for name in ("common", "tinyvlm", "tinyvlm_dino", "tokenbridge", "restok"):
         sys.modules.pop(name, None)
 
 
@@ -73,8 +75,8 @@ def test_every_script_finds_what_it_imports():
 def test_twenty_steps(name, tmp_path):
     if name == "tinyvlm_dino" and hub.real_missing("dinov2"):
         pytest.skip(hub.real_missing("dinov2"))
-    if name == "tokenbridge" and "tokenizer_kl" not in checkpoints.names():
-        pytest.skip("the autoencoder tokenizer_kl is not shipped yet")
+    if name in NEEDS and NEEDS[name] not in checkpoints.names():
+        pytest.skip(f"{NEEDS[name]} is not shipped yet")
     printed = [train(tmp_path, *run) for run in RUNS[name]]
     assert all("seed 0" in text or "step 20/20" in text for text in printed)
     written = sorted(tmp_path.glob("*.safetensors"))
@@ -132,6 +134,28 @@ def test_two_steps_of_tokenbridge(common, tmp_path, capsys):
     tokenizer = TokenBridge(small(**config), **header["tokenizer"])
     assert len(header["classes"]) == model.num_classes == 9
     assert tokenizer.decode_indices(model.sample(batch=1, steps=4)).shape == (1, 3, 64, 64)
+
+
+def test_two_steps_of_restok(common, tmp_path, capsys):
+    """On a tokenizer of random weights: HAR's weights, the serial generator's scores."""
+    config = dict(
+        image_size=64, channels=8, multipliers=[1, 1], num_res_blocks=1, groups=4, patch_size=4,
+        map_channels=6, embed_dim=16, num_layers=3, num_heads=2, num_latents=16, stages=3,
+        code_dim=4, codebook_size=32, teacher_dim=None,
+    )
+    (tmp_path / "tokens").mkdir()
+    given = dict(config=config, command="none", seed=0)
+    common.ship(tmp_path / "tokens", "tokens", ResTok(**config), lambda: {}, **given)
+    words = ["--tokenizer", str(tmp_path / "tokens" / "tokens.safetensors"), "--out", str(tmp_path)]
+    importlib.import_module("restok").main(["--steps", "2", *words])
+    assert capsys.readouterr().out.count("step 2/2: loss") == 2
+    path = tmp_path / "restok_emoji.safetensors"
+    score, model = checkpoints.info(path)["score"], checkpoints.load(path, HAR)
+    serial = json.loads((tmp_path / "restok_emoji_serial_seeds.json").read_text())["0"]["score"]
+    assert score["marginal entropy"] == serial["marginal entropy"]
+    assert (score["passes"], serial["passes"], len(score["by level"])) == (6, 16, 5)
+    assert score["gap"] == pytest.approx(score["by level"][-1] - serial["by level"][-1], abs=1e-3)
+    assert len(checkpoints.info(path)["classes"]) == model.num_classes == 9
 
 
 @pytest.mark.parametrize(
