@@ -229,9 +229,9 @@ def calls(name):
 
 
 def copy_of(value):
-    """A copy of the tensors; functions and modules as they are."""
+    """A copy of the tensors, gradients pass on; functions and modules as they are."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return value.clone()
     if isinstance(value, dict):
         return {key: copy_of(part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):

@@ -17,6 +17,7 @@ from vtlib.superres import catanet, ttvsr, uplift
 from vtlib.teach import diagrams, drawings, figures
 from vtlib.teach.drawings import sketches
 from vtlib.teach.layout import Rect
+from vtlib.tokenizers import TokenFlow
 from vtlib.vit import ViT
 from vtlib.vlm import TinyVLM
 
@@ -233,12 +234,24 @@ def of_zooprune():
     return [vision.features, vision.tokens]
 
 
+def of_vq_autoencoder():
+    return [torch.empty(1, 2, 8, 8), torch.empty(1, 8, 8)]
+
+
+def of_tokenflow():
+    model = TokenFlow()
+    assert model.grid == (14, 14) and model.semantic_dim == 32
+    codes = torch.empty(1, 196, model.quantizer.dim)
+    return [codes, *codes.split((32, 8), dim=-1)]
+
+
 MODELS = {
     "vit": of_vit, "crossvit": of_crossvit, "crossformer": of_crossformer, "ttvsr_step": of_ttvsr,
     "crossformer_cel": of_cel, "catanet_tab": of_tab, "uplift": of_uplift,
     "uplift_step": of_uplift_step, "pruning": of_pruning, "fastervlm": of_fastervlm,
     "divprune": of_projected, "holov": of_projected, "aim": of_projected, "fastv": of_projected,
-    "transprune": of_projected, "zooprune": of_zooprune,
+    "transprune": of_projected, "zooprune": of_zooprune, "vq_autoencoder": of_vq_autoencoder,
+    "tokenflow": of_tokenflow,
 }
 
 

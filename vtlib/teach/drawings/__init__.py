@@ -16,4 +16,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",
         "uplift_neighbours", "uplift_step",
     ),
+    ".tokenizers_vq": ("tokenflow", "vq_autoencoder"),
 })

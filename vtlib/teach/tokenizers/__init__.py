@@ -1,0 +1,19 @@
+"""Drawings, measurements and widgets of the notebooks on visual tokenizers.
+
+    from vtlib.teach import tokenizers
+
+    tokenizers.as_numbers(picture, indices, back)      # a picture, its tokens, the picture of these
+    tokenizers.codebook_panel(fit, training, pictures, alt=...).show()
+
+Drawings return a Figure for `teach.show`.
+"""
+
+from ..._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".codes": ("as_numbers", "code_maps", "latent_planes", "lloyd_rounds", "patch_rows",
+               "staircase"),
+    ".trials": ("by_scales", "convolutions", "explained", "factors", "health_figure",
+                "probe_indices", "report", "shuffled"),
+    ".vq_panels": ("around", "codebook_panel", "index_panel"),
+})
