@@ -17,4 +17,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "uplift_neighbours", "uplift_step",
     ),
     ".tokenizers_vq": ("tokenflow", "vq_autoencoder"),
+    ".tokenizers_bridge": ("ett", "tokenbridge", "tokenbridge_head"),
 })

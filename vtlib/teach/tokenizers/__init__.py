@@ -4,6 +4,8 @@
 
     tokenizers.as_numbers(picture, indices, back)      # a picture, its tokens, the picture of these
     tokenizers.codebook_panel(fit, training, pictures, alt=...).show()
+    tokenizers.bins_figure(edges, means)                # a Gaussian, its bins and their values
+    tokenizers.levels_panel(autoencoder, pictures, alt=...).show()
 
 Drawings return a Figure for `teach.show`.
 """
@@ -16,4 +18,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".trials": ("by_scales", "convolutions", "explained", "factors", "health_figure",
                 "probe_indices", "report", "shuffled"),
     ".vq_panels": ("around", "codebook_panel", "index_panel"),
+    ".bridge": ("bins_figure", "densities", "joint", "lloyd"),
+    ".bridge_panels": ("head_panel", "levels_panel"),
+    ".tuning": ("Tuned", "alpha_panel", "drift", "record"),
 })
