@@ -90,7 +90,7 @@ def test_alpha_shows_another_run():
     told = dict.fromkeys(runs, "words")
     panel = tokenizers.alpha_panel(runs, start, pictures(), alt=ALT, told=told)
     frames = {panel.frame}
-    for values in ({"alpha": "4"}, {"picture": 1}):
+    for values in ({"alpha": "4"}, {"picture": 0}):
         panel.set(**values)
         frames.add(panel.frame)
     assert len(frames) == 3

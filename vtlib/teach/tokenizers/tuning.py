@@ -77,7 +77,7 @@ def alpha_panel(
         fig, (left, first, second) = figure(3, size=(8.6, 2.7), width_ratios=(1.4, 1, 1))
         other = (run.indices[picture] != start.indices[picture]).float().mean().item()
         before, after = start.vectors[picture], run.vectors[picture]
-        drift(left, before, after, f"{other:.0%} of places have another code; {told[alpha]}")
+        drift(left, before, after, f"{other:.0%} other codes; {told[alpha]}")
         for ax, one, name in ((first, start, "before"), (second, run, f"alpha {alpha}")):
             image(ax, one.images[picture], f"{name}: {one.quality[picture]:.2f} dB")
         return fig
@@ -86,5 +86,5 @@ def alpha_panel(
         draw,
         alt=alt,
         alpha=ipywidgets.SelectionSlider(options=list(runs), description="alpha"),
-        picture=ipywidgets.IntSlider(0, min=0, max=len(pictures) - 1, description="picture"),
+        picture=ipywidgets.IntSlider(1, min=0, max=len(pictures) - 1, description="picture"),
     )
