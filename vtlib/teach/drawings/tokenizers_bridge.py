@@ -23,7 +23,7 @@ def tokenbridge() -> None:
             ("encoder", "cut", "(8, 8, 8)"),
             ("cut", "values", "indices"),
             ("values", "decoder", "(8, 8, 8)"),
-            *chain("decoder", "out", ),
+            *chain("decoder", "out"),
             *chain("class", "net"),
             ("net", "head", "z (64, 64)"),
             ("head", "cut", "new indices"),

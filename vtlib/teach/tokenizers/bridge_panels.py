@@ -112,5 +112,3 @@ def head_panel(
         step=ipywidgets.IntSlider(3, min=0, max=len(order) - 1, description="step"),
         last=ipywidgets.SelectionSlider(options=options, description="channel before"),
     )
-
-
