@@ -6,8 +6,9 @@
     tokenizers.codebook_panel(fit, training, pictures, alt=...).show()
     tokenizers.bins_figure(edges, means)                # a Gaussian, its bins and their values
     tokenizers.levels_panel(autoencoder, pictures, alt=...).show()
+    tokenizers.histogram_panel(recorded, teacher, every).show()
 
-Drawings return a Figure for `teach.show`.
+Drawings return a Figure for `teach.show`, or draw on the axes they get.
 """
 
 from ..._lazy import lazy
@@ -20,5 +21,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".vq_panels": ("around", "codebook_panel", "index_panel"),
     ".bridge": ("bins_figure", "densities", "joint", "lloyd"),
     ".bridge_panels": ("head_panel", "levels_panel"),
+    ".histograms": ("bumps", "circles", "compared", "histogram_panel", "in_use",
+                    "nearest_cosine", "nearest_patches", "on_plane", "patch_classes",
+                    "patch_with_surroundings", "scenes_and_photographs", "stored"),
     ".tuning": ("Tuned", "alpha_panel", "drift", "record"),
 })
