@@ -7,6 +7,7 @@
     tokenizers.bins_figure(edges, means)                # a Gaussian, its bins and their values
     tokenizers.levels_panel(autoencoder, pictures, alt=...).show()
     tokenizers.histogram_panel(recorded, teacher, every).show()
+    tokenizers.judging.readings(crops, written, read, titles)   # what was read, wrong letters red
 
 Drawings return a Figure for `teach.show`, or draw on the axes they get.
 """
@@ -16,6 +17,8 @@ from ..._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".codes": ("as_numbers", "code_maps", "latent_planes", "lloyd_rounds", "patch_rows",
                "staircase"),
+    ".judging": ("JPEG", "at_decibels", "blurred", "file_bits", "ranking", "rates", "reading_panel",
+                 "readings", "tiled", "word_grid"),
     ".trials": ("by_scales", "convolutions", "explained", "factors", "health_figure",
                 "probe_indices", "report", "shuffled"),
     ".vq_panels": ("around", "codebook_panel", "index_panel"),
