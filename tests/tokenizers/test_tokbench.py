@@ -91,7 +91,7 @@ def test_bins_are_half_open():
 def test_each_bin_counts_the_same():
     sizes = torch.tensor([0.02] * 8 + [0.03] + [0.5] + [0.001])
     values = torch.tensor([0.0] * 8 + [1.0] + [1.0] + [1.0])
-    score = tokbench.binned(values, sizes.double().round(decimals=4), (0.02, 0.03, 0.04, 1))
+    score = tokbench.binned(values, sizes, (0.02, 0.03, 0.04, 1))
     assert score.bins.tolist() == [0, 1, 1] and score.mean == pytest.approx(2 / 3)
     assert score.pooled == pytest.approx(3 / 11)    # with the one below the first edge
 
@@ -336,3 +336,11 @@ def test_settings_of_torch_change_nothing(setting):
     assert torch.equal(found.cosines, want.cosines)
     assert found.similarity.bins.tolist() == want.similarity.bins.tolist()
     assert again.accuracy.bins.tolist() == said.accuracy.bins.tolist() and again.read == said.read
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_size_on_an_edge_belongs_to_the_bin_above_in_any_dtype(dtype):
+    edges = (0.02, 0.03, 0.04, 1.0)
+    sizes = torch.tensor(edges, dtype=dtype)
+    found = tokbench.binned(torch.tensor([1.0, 2.0, 4.0, 8.0]), sizes, edges)
+    assert found.counts.tolist() == [1, 1, 1] and found.bins.tolist() == [1, 2, 4]

@@ -204,9 +204,10 @@ def binned(values: Tensor, sizes: Tensor, edges: Sequence[float]) -> Binned:
     for name, x in (("values", values), ("sizes", sizes)):
         if not isinstance(x, Tensor) or x.dim() != 1 or len(x) != len(values):
             raise ValueError(f"{name} needs to be a tensor (N,), values and sizes of one length")
-    values, sizes = values.double(), sizes.double()
-    low = torch.tensor(edges[:-1], dtype=torch.float64, device=sizes.device)
-    high = torch.tensor(edges[1:], dtype=torch.float64, device=sizes.device)
+    values = values.double()
+    sizes = sizes if sizes.is_floating_point() else sizes.double()
+    # an edge rounded as the sizes are: 0.02 in float32 is below 0.02, and belongs to its bin
+    low, high = torch.tensor([edges[:-1], edges[1:]], dtype=sizes.dtype, device=sizes.device)
     inside = (sizes[:, None] >= low) & (sizes[:, None] < high)                        # n k
     counts = inside.sum(dim=0)
     means = (values[:, None] * inside).sum(dim=0) / counts                            # 0 / 0 = NaN
