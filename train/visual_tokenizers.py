@@ -363,7 +363,7 @@ def line(name, score, size):
     usage = score.get("usage", [])
     shares = usage if isinstance(usage, list) else [usage]
     return [
-        f"`{name}`",
+        f"`{STEM}{name}`",
         f"{size / 1000:.0f}" if size else "-",
         f"{score['bits']:.0f}" if "bits" in score else "real",
         *(f"{score[kind]['psnr']:.2f}" for kind in KINDS),
