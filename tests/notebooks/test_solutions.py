@@ -272,7 +272,7 @@ def overwrite(value):
         if value.dtype is torch.bool:
             value.logical_not_()
         else:
-            value.add_(1)
+            value.detach().add_(1)                             # a leaf with a gradient, too
         return True
     if isinstance(value, (tuple, list)):
         return any([overwrite(part) for part in value])
