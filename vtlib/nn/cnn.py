@@ -170,7 +170,7 @@ class CNNEncoder(nn.Module):
         super().__init__()
         in_channels = check_int(in_channels, "in_channels", 1)
         out_channels = check_int(out_channels, "out_channels", 1)
-        widths = _widths(channels, multipliers, groups)
+        widths = level_widths(channels, multipliers, groups)
         num_res_blocks = check_int(num_res_blocks, "num_res_blocks", 1)
         num_mid_blocks = check_int(num_mid_blocks, "num_mid_blocks", 0)
         self.in_channels = in_channels
@@ -238,7 +238,7 @@ class CNNDecoder(nn.Module):
         super().__init__()
         self.in_channels = check_int(in_channels, "in_channels", 1)
         out_channels = check_int(out_channels, "out_channels", 1)
-        widths = _widths(channels, multipliers, groups)[::-1]
+        widths = level_widths(channels, multipliers, groups)[::-1]
         num_res_blocks = check_int(num_res_blocks, "num_res_blocks", 1)
         num_mid_blocks = check_int(num_mid_blocks, "num_mid_blocks", 0)
         self.patch_size = check_int(patch_size, "patch_size", 1)
@@ -275,7 +275,14 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def _widths(channels: int, multipliers: Sequence[int], groups: int) -> list[int]:
+def level_widths(channels: int, multipliers: Sequence[int], groups: int) -> list[int]:
+    """Channels of each level, channels * multiplier, in the order given.
+
+    Args:
+        channels: what is multiplied.
+        multipliers: one a level.
+        groups: of the GroupNorms. ValueError unless there is a level and they divide each.
+    """
     channels = check_int(channels, "channels", 1)
     groups = check_int(groups, "groups", 1)
     factors = check_ints(multipliers, "multipliers", 1)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.checks import check_dtype, check_images, check_int, check_ints, check_multiple
+from ..nn.checks import check_dtype, check_images, check_int, check_multiple
+from ..nn.cnn import level_widths
 
 
 class ResBlock(nn.Module):
@@ -96,7 +97,7 @@ class PixelEncoder(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        widths = _widths(channels, multipliers, groups)
+        widths = level_widths(channels, multipliers, groups)
         count = check_int(num_res_blocks, "num_res_blocks", 1)
         self.patch_size = check_int(patch_size, "patch_size", 1)
         self.factor = self.patch_size * 2 ** (len(widths) - 1)
@@ -144,7 +145,7 @@ class PixelDecoder(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        widths = _widths(channels, multipliers, groups)
+        widths = level_widths(channels, multipliers, groups)
         count = check_int(num_res_blocks, "num_res_blocks", 1)
         self.in_channels = check_int(in_channels, "in_channels", 1)
         self.patch_size = check_int(patch_size, "patch_size", 1)
@@ -170,15 +171,3 @@ class PixelDecoder(nn.Module):
             x = level(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.patch_size)                                   # b 3 h w
-
-
-def _widths(channels: int, multipliers: Sequence[int], groups: int) -> list[int]:
-    channels, groups = check_int(channels, "channels", 1), check_int(groups, "groups", 1)
-    factors = check_ints(multipliers, "multipliers", 1)
-    widths = [channels * factor for factor in factors]
-    if not widths or any(width % groups for width in widths):
-        raise ValueError(
-            f"multipliers={factors} of channels={channels} give levels of {widths} channels: "
-            f"needs one level at least, each a multiple of groups={groups}"
-        )
-    return widths
