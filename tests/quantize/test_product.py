@@ -22,7 +22,7 @@ from vtlib.quantize import (
 )
 
 from ..settings import SETTINGS, default_dtype
-from .both import Both
+from .both import check_meta_compile_export
 
 NETS = {
     "FSQ": lambda: FSQ((8, 5, 5, 4)),
@@ -156,19 +156,7 @@ def test_the_gradient_reaches_the_input(net):
 
 
 def test_meta_compile_and_export_with_a_free_batch(net):
-    mask = draw(5, 7) > -1
-    free = torch.export.Dim("batch", min=2)
-    example = draw(2, 7, 4), mask[:2]
-    shapes = ({0: free}, {0: free})
-    exported = torch.export.export(Both(net), example, dynamic_shapes=shapes).module()
-    compiled = torch.compile(Both(net), backend="eager", fullgraph=True)
-    x = draw(5, 7, 4)
-    for run in (exported, compiled):
-        for got, want in zip(run(x, mask), Both(net)(x, mask), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-    far = net.to("meta")
-    out = far(torch.randn(2, 7, 4, device="meta"))
-    assert out.codes.shape == (2, 7, 4) and far.decode(out.indices).shape == (2, 7, 4)
+    check_meta_compile_export(net, draw(5, 7, 4), draw(5, 7) > -1)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.__name__)
