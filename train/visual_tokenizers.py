@@ -74,8 +74,11 @@ CNN = dict(patch_size=4, multipliers=(1, 2), num_res_blocks=1, num_mid_blocks=1,
 SMALL, MEDIUM = CNN | dict(channels=16), CNN | dict(channels=24)
 TEACHER = 128
 QFORMER = dict(
-    weight_std=None,
     img_size=SIZE,
+    num_tokens=64,
+    codebook_size=512,
+    weight_std=None,
+    from_places=True,
     encoder_size=(40, 1, 4),
     decoder_size=(40, 2, 4),
     map_channels=32,
@@ -85,7 +88,7 @@ QFORMER = dict(
     gradient="straight_through",
     cnn=SMALL,
 )
-RETOK = QFORMER | dict(num_tokens=32, codebook_size=64, min_tokens=4)
+RETOK = QFORMER | dict(min_tokens=4)
 RESTOK = dict(
     image_size=SIZE,
     channels=16,
@@ -150,14 +153,11 @@ RECIPES = {
         "GloTok", GLOTOK | dict(histogram_weight=0.0, residual_dim=0), "features", set_histogram,
         keep=False,
     ),
-    "gigatok": Recipe(
-        "GigaTok", QFORMER | dict(num_tokens=64, codebook_size=512), "features"
-    ),
+    "gigatok": Recipe("GigaTok", QFORMER, "features"),
     "gigatok_plain": Recipe(
-        "GigaTok", QFORMER | dict(num_tokens=64, codebook_size=512, semantic_weight=0.0),
-        "features", keep=False,
+        "GigaTok", QFORMER | dict(semantic_weight=0.0), "features", keep=False
     ),
-    "retok": Recipe("ReToK", RETOK | dict(num_redundant=28), "features"),
+    "retok": Recipe("ReToK", RETOK | dict(num_redundant=60), "features"),
     "retok_plain": Recipe("ReToK", RETOK | dict(num_redundant=0), "features"),
     "restok": Recipe("ResTok", RESTOK, "summary"),
     "hieratok": Recipe("HieraTok", HIERATOK),

@@ -327,6 +327,33 @@ def test_first_weights():
     assert wide.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.1)      # torch's own
 
 
+def test_from_places():
+    """Before training each place of the decoder's grid looks at the tokens of its own region."""
+    torch.manual_seed(0)
+    decoder = QFormerDecoder((32, 1, 4), 12, 16, (4, 4), align_layer=1, teacher_dim=None)
+    regions = query_regions(16, (4, 4)).flatten(1)                               # n hw
+
+    def own_share():
+        layer = decoder.transformer[0].multihead_attn
+        query, key, _ = layer.in_proj_weight.chunk(3)
+        q, k = decoder.grid_positions() @ query.T, decoder.token_positions() @ key.T
+        q, k = (rearrange(x, "n (h p) -> h n p", h=4) for x in (q, k))
+        attention = (q @ k.mT / 8**0.5).softmax(dim=-1)[..., 8:]                 # the finest level
+        return (attention * regions[8:].T).sum().item() / attention.sum().item()
+
+    assert own_share() == pytest.approx(1 / 8, rel=0.1)                          # chance
+    decoder.start_at_places()
+    assert own_share() > 4 / 8
+    mean = torch.stack([decoder.grid_positions()[region].mean(dim=0) for region in regions])
+    torch.testing.assert_close(decoder.region_positions(), mean)
+    assert (decoder.token_positions() - mean).std().item() == pytest.approx(1, rel=0.1)
+    model = made(encoder_size=(16, 2, 2), from_places=True)
+    assert model.s2to1encoder.positional_embedding.std().item() == pytest.approx(1.5, rel=0.1)
+    one = QFormerDecoder((8, 1, 2), 4, 1, (1, 1), align_layer=1)
+    one.start_at_places()
+    assert one.token_positions().isfinite().all()
+
+
 # --------------------------------------------------------------------------------------- official
 @pytest.mark.parametrize("build, count", [
     (paper.gigatok_s_s, 136_073_227), (paper.gigatok_s_b, 232_399_627),
@@ -384,6 +411,8 @@ def test_official_names(images):
     (dict(teacher_dim=0), "teacher_dim"),
     (dict(shortcut="no"), "shortcut"),
     (dict(weight_std=0), "weight_std=0"),
+    (dict(from_places=1), "from_places"),
+    (dict(from_places=True, decoder_size=(18, 2, 2)), "embed_dim=18"),
 ])
 def test_wrong_sizes_are_named(options, said):
     with pytest.raises(ValueError, match=said):

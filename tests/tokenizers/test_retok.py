@@ -63,6 +63,13 @@ def test_redundant_queries_are_copies():
     assert tokens.shape == (2, 28, 6) and torch.equal(tokens[:, 16:], tokens[:, 4:16])
 
 
+def test_redundant_tokens_start_at_the_places_of_what_they_copy():
+    part = made(loud=False, from_places=True).s2to1encoder
+    noise = part.token_positions()[16:] - part.region_positions()[4:]
+    assert noise.std().item() == pytest.approx(1, rel=0.15)
+    assert not torch.equal(noise, part.token_positions()[4:16] - part.region_positions()[4:])
+
+
 def test_fewer_redundant_queries_copy_the_first_ones():
     encoder = PaddedEncoder((12, 1, 3), 6, 16, (4, 4))
     encoder.pad(2, 5)

@@ -106,6 +106,9 @@ class GigaTok(Tokenizer):
         weight_std: deviation of the first weights of linear layers and convolutions; None: torch's
             own. 0.02 is made for widths of 512 and more: a Q-Former of 48 then used 6 codes of 256
             after 150 steps, and 117 with torch's own.
+        from_places: whether positions know the grid before training, see `start_at_places`; the
+            official code's are random. For short trainings of small models: after 400 steps at
+            64 px 15.4 dB, and 12.2 dB without.
         cnn: channels, multipliers, num_res_blocks, num_mid_blocks, groups, patch_size of both
             CNNs; None: VQGAN's, of factor 16.
 
@@ -131,6 +134,7 @@ class GigaTok(Tokenizer):
         gradient: str = "rotation",
         shortcut: bool = False,
         weight_std: float | None = 0.02,
+        from_places: bool = False,
         cnn: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -153,6 +157,9 @@ class GigaTok(Tokenizer):
         self.decoder = AdaptiveDecoder(map_channels, 3, **cnn)
         if weight_std is not None:
             start_weights(self, weight_std)
+        if check_flag(from_places, "from_places"):
+            for part in (self.s2to1encoder, self.s1to2decoder):
+                part.start_at_places()
 
         self.quantizer = VectorQuantizer(
             self.code_dim, codebook_size, learn="gradient", lookup="cosine", gradient=gradient,

@@ -21,6 +21,7 @@ from ..nn import (
     check_int,
     check_number,
     check_tokens,
+    sincos_2d,
 )
 from ..nn.checks import check_axes, check_dtype
 from ..tokens.checks import check_grid, check_mask
@@ -120,6 +121,13 @@ class DetrAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
+
+    @torch.no_grad()
+    def start_alike(self) -> None:
+        """Keys begin with the weights of queries: like looks at like (Trockman and Kolter,
+        "Mimetic initialization", ICML 2023, arXiv 2305.09828)."""
+        queries, keys, _ = self.in_proj_weight.chunk(3)
+        keys.copy_(queries)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
@@ -242,6 +250,30 @@ class QFormer(nn.Module):
             QFormerLayer(width, num_heads) for _ in range(num_layers)
         )
         self.ln_pre, self.ln_post = nn.LayerNorm(self.channels), nn.LayerNorm(width)
+
+    @torch.no_grad()
+    def start_at_places(self) -> None:
+        """Positions that know the grid before training: waves over it, and for each token the mean
+        of them over the region that its query begins as the mean of (`pool_queries`), and noise.
+        Keys begin with the weights of queries.
+
+        ValueError unless the width is a multiple of 4, and blocks of N tokens divide the grid.
+        """
+        places = self.positional_embedding                                       # hw 1 d
+        waves = sincos_2d(self.grid, self.width, temperature=10.0, device=places.device)
+        spread = waves.std(dim=0, correction=0).mean().clamp_min(1e-6)
+        places[:, 0] = 1.5 * (waves - waves.mean(dim=0)) / spread
+        tokens = self.latent_token_positional_embedding
+        tokens[:, 0] = self.region_positions() + torch.randn_like(tokens[:, 0])
+        for layer in self.transformer:
+            layer.self_attn.start_alike()
+            layer.multihead_attn.start_alike()
+
+    def region_positions(self) -> Tensor:
+        """(N, width), the mean of the places of each token's region."""
+        h, w = self.grid
+        places = rearrange(self.positional_embedding, "(h w) 1 d -> 1 d h w", h=h, w=w)
+        return pool_queries(places, self.num_tokens)[0]
 
     def token_positions(self) -> Tensor:
         """(N, width), a vector for each token."""

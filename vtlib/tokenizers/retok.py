@@ -137,6 +137,17 @@ class Padded(QFormer):
             table = torch.randn(self.num_redundant, 1, self.width) * self.width**-0.5
             self.latent_token_positional_embedding_comp = nn.Parameter(table)
 
+    @torch.no_grad()
+    def start_at_places(self) -> None:
+        """As of `QFormer`; a redundant token has the region of the real one it is a copy of, and
+        noise of its own."""
+        super().start_at_places()
+        if self.num_redundant:
+            table = self.latent_token_positional_embedding_comp
+            stop = self.min_tokens + self.num_redundant
+            copied = self.region_positions()[self.min_tokens:stop]
+            table[:, 0] = copied + torch.randn_like(table[:, 0])
+
     def token_positions(self) -> Tensor:
         """(N + M, width)."""
         real = super().token_positions()
@@ -202,6 +213,8 @@ class ReToK(GigaTok):
             num_redundant = self.num_tokens - self.min_tokens
         for part in (self.s2to1encoder, self.s1to2decoder):
             part.pad(self.min_tokens, num_redundant)
+            if options.get("from_places", False):
+                part.start_at_places()
         self.num_redundant = self.s2to1encoder.num_redundant
         self.per_image = check_flag(per_image, "per_image")
         self.w_max = check_number(w_max, "w_max", 0)
