@@ -224,6 +224,7 @@ def test_weights_of_the_release_load(images):
         (lambda: made(teacher_dim=0), "teacher_dim"),
         (lambda: made(margin=-1), "margin"),
         (lambda: made(least=32), "least"),
+        (lambda: made(from_places=1), "from_places"),
         (lambda: made(merge="max"), "merge"),
         (lambda: made()(torch.rand(1, 3, 32, 30)), "multiple"),
         (lambda: made()(torch.rand(1, 1, 32, 32)), "images"),

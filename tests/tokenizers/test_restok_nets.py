@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from einops import rearrange
 
 from vtlib.tokenizers.restok_levels import level_sizes
 from vtlib.tokenizers.restok_nets import (
@@ -10,6 +11,7 @@ from vtlib.tokenizers.restok_nets import (
     ResTokDecoder,
     ResTokEncoder,
     grid_positions,
+    place_positions,
     rope_tables,
     rotate_pairs,
 )
@@ -90,6 +92,34 @@ def test_positions_count_on():
     assert found.tolist() == wanted
     first = grid_positions([(1, 2)], 2, latents_first=True)
     assert first.tolist() == [[0, 0], [1, 1], [2, 2], [2, 3]]
+
+
+def test_positions_of_regions():
+    found = place_positions([(1, 2), (2, 2)], 4)
+    grids = [[1, 0.5], [1, 1.5], [0.5, 0.5], [0.5, 1.5], [1.5, 0.5], [1.5, 1.5]]
+    latents = [[1, 1], [1, 1], [1, 0.5], [1, 1.5]]                       # 1 x 1 twice, 1 x 2
+    assert found.tolist() == grids + latents
+    assert place_positions([(2, 2)], 2, latents_first=True).tolist() == [[1, 1], [1, 1], *grids[2:]]
+
+
+def test_attention_from_places_begins_with_what_is_near():
+    """Equal tokens: with the start each looks at itself most, and less at what is further."""
+    torch.manual_seed(0)
+    decoder = ResTokDecoder(6, 32, 1, 2, num_latents=4)
+    x = torch.randn(1, 1, 32).expand(1, 20, 32)
+
+    def weights():
+        layer, (cos, sin) = decoder.blocks[0].attn, decoder.rope([(4, 4)], 4, True, x.device)
+        q, k, _ = layer.qkv(x).chunk(3, dim=-1)
+        q, k = (rearrange(y, "1 l (h p) -> h l p", h=2) for y in (q, k))
+        q, k = rotate_pairs(layer.q_norm(q), cos, sin), rotate_pairs(layer.k_norm(k), cos, sin)
+        return (q @ k.mT / 4).softmax(dim=-1).mean(dim=0)[4:, 4:]
+
+    assert not torch.equal(weights().argmax(dim=1), torch.arange(16))
+    decoder.start_at_places()
+    found = weights()
+    assert torch.equal(found.argmax(dim=1), torch.arange(16))
+    assert (found[0, :4].diff() < 0).all() and found[0, 0] > 3 * found[0, 15]
 
 
 def test_rotation_sees_differences_of_each_axis():

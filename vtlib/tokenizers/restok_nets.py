@@ -60,6 +60,26 @@ def grid_positions(
     return torch.cat(parts if latents_first else [*parts, latents + start])
 
 
+def place_positions(
+    grids: Sequence[Grid],
+    num_latents: int = 0,
+    latents_first: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """(row, column) of each token, (L, 2), in cells of the finest grid: the middle of the region
+    that a token stands for, a latent's of those in `level_grids`. Arguments as of `grid_positions`.
+    """
+    height, width = max(h for h, _ in grids), max(w for _, w in grids)
+    latents = level_grids(num_latents) if num_latents else ()
+    order = [*latents, *grids] if latents_first else [*grids, *latents]
+    parts = []
+    for h, w in order:
+        rows = (torch.arange(h, device=device) + 0.5) * height / h
+        columns = (torch.arange(w, device=device) + 0.5) * width / w
+        parts.append(torch.cartesian_prod(rows, columns))                                # hw 2
+    return torch.cat(parts)
+
+
 def rope_tables(positions: Tensor, head_dim: int, base: float = 10000.0) -> Rope:
     """(cos, sin) of the angles by which pairs of channels turn, each (L, P/2).
 
@@ -115,6 +135,16 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(self.head_dim)
         self.k_norm = nn.LayerNorm(self.head_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
+
+    @torch.no_grad()
+    def start_near(self) -> None:
+        """Keys begin with the weights of queries (Trockman and Kolter, arXiv 2305.09828), and both
+        with a constant in one channel of each pair, which rotary positions turn into a preference
+        for what is near."""
+        queries, keys, _ = self.qkv.weight.chunk(3)
+        keys.copy_(queries)
+        for norm in (self.q_norm, self.k_norm):
+            norm.bias[0::2] = 2.0
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rope: Rope | None = None) -> Tensor:
         """x (B, L, D) -> (B, L, D).
@@ -193,6 +223,31 @@ def _begin(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class Placed(nn.Module):
+    """What encoder and decoder share: where tokens are, for rotary positions."""
+
+    head_dim: int
+    from_places = False
+
+    def start_at_places(self) -> None:
+        """Tokens get positions of the regions they stand for, in cells of the finest grid, in place
+        of the release's running numbers; attention begins with a preference for what is near."""
+        self.from_places = True
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.start_near()
+
+    def rope(
+        self, grids: Sequence[Grid], num: int, latents_first: bool, device: torch.device
+    ) -> Rope:
+        """The rotary tables; the slowest wave is as long as a grid of a few cells needs."""
+        if self.from_places:
+            return rope_tables(
+                place_positions(grids, num, latents_first, device), self.head_dim, base=20.0
+            )
+        return rope_tables(grid_positions(grids, num, latents_first, device), self.head_dim)
+
+
 class Encoded(NamedTuple):
     """latents (B, N, code_dim), before quantisation; levels: the image tokens (B, n, D) of each
     level, the coarsest first."""
@@ -201,7 +256,7 @@ class Encoded(NamedTuple):
     levels: tuple[Tensor, ...]
 
 
-class ResTokEncoder(nn.Module):
+class ResTokEncoder(Placed):
     """A map (B, C, h, w) -> `Encoded`.
 
     Args:
@@ -289,8 +344,7 @@ class ResTokEncoder(nn.Module):
     def context(self, grids: Sequence[Grid], device: torch.device) -> tuple[Tensor, Rope]:
         """The mask and the rotary tables of a sequence with these grids of image tokens."""
         sizes = [h * w for h, w in grids]
-        positions = grid_positions(grids, sum(self.sizes), device=device)
-        rope = rope_tables(positions, self.head_dim)
+        rope = self.rope(grids, sum(self.sizes), latents_first=False, device=device)
         return block_causal_mask([*sizes, *self.sizes], device), rope
 
     def heads(self, latents: Tensor) -> Tensor:
@@ -302,7 +356,7 @@ class ResTokEncoder(nn.Module):
         return rearrange(torch.cat(codes, dim=2), "b c n 1 -> b n c")
 
 
-class ResTokDecoder(nn.Module):
+class ResTokDecoder(Placed):
     """Codes (B, N, code_dim) -> a map (B, out_channels, h, w), and features where asked for.
 
     Args:
@@ -368,8 +422,7 @@ class ResTokDecoder(nn.Module):
         batch, num = codes.shape[:2]
         passes = [torch.cat([latents, q.expand(batch, h * w, -1)], dim=1) for q in queries]
         x = self.ln_pre(torch.cat(passes))
-        positions = grid_positions([(h, w)], num, latents_first=True, device=x.device)
-        rope = rope_tables(positions, self.head_dim)
+        rope = self.rope([(h, w)], num, latents_first=True, device=x.device)
         for block in self.blocks:
             x = block(x, rope=rope)
         x = x[:, num:]                                                     # b or 2b, hw, d
