@@ -11,7 +11,8 @@ LPIPS and discriminators apart. Where a teacher is needed it is the course's ViT
 
 Scores are of held-out pictograms, photographs and words: PSNR and SSIM of each kind, bits of a
 picture, the share of codes in use, and a linear probe: which of twelve pictograms it is, read off
-the codes by ridge regression.
+the codes by ridge regression. Where tokens stand in one dimension also the PSNR of scenes painted
+from the first k.
 """
 
 import json
@@ -32,6 +33,8 @@ from vtlib.superres.quality import psnr, ssim
 SIZE, KINDS = 64, {"scenes": 14, "photographs": 14, "words": 4}
 STEPS, PEAK, POOL = 2000, 2e-3, 4096
 STEM = "tokenizer_"
+PREFIX = (tokenizers.GigaTok, tokenizers.ResTok)
+"""Tokens in one dimension: their first k are a picture, if a poor one."""
 RIDGE = 0.5
 """Of the probe, over the number of pictures; codes have deviation 1."""
 
@@ -229,6 +232,23 @@ def score(model, pictures=128):
     if indices:
         table |= used(model, torch.cat(indices), model.bits(parts[0].quantized))
     table["probe"] = probe(model, 8 * pictures, 4 * pictures)
+    if isinstance(model, PREFIX):
+        table["by tokens"] = by_tokens(model, held_out.scenes(pictures, 990_000))
+    return table
+
+
+def by_tokens(model, images):
+    """{k: PSNR} of scenes painted from the first k tokens, k = 1, 2, 4, ..., all."""
+    table = {}
+    codes = torch.cat([model.encode(chunk).codes for chunk in images.split(32)])
+    total = codes.shape[1]
+    for kept in (2**i for i in range(total.bit_length())):
+        parts = codes.split(32)
+        if isinstance(model, tokenizers.ResTok):
+            rebuilt = [model.decode(part, keep=kept) for part in parts]
+        else:
+            rebuilt = [model.decode(part[:, :kept]) for part in parts]
+        table[str(kept)] = psnr(torch.cat(rebuilt).clamp(0, 1), images, y=False).mean().item()
     return table
 
 
