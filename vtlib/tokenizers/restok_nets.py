@@ -67,7 +67,13 @@ def place_positions(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """(row, column) of each token, (L, 2), in cells of the finest grid: the middle of the region
-    that a token stands for, a latent's of those in `level_grids`. Arguments as of `grid_positions`.
+    that a token stands for, a latent's of those in `level_grids`.
+
+    Args:
+        grids: (h, w) of each grid of image tokens, in order.
+        num_latents: N, a power of two; 0: there are none.
+        latents_first: whether those come before the grids, or after.
+        device: where the table is made.
     """
     height, width = max(h for h, _ in grids), max(w for _, w in grids)
     latents = level_grids(num_latents) if num_latents else ()
@@ -240,7 +246,14 @@ class Placed(nn.Module):
     def rope(
         self, grids: Sequence[Grid], num: int, latents_first: bool, device: torch.device
     ) -> Rope:
-        """The rotary tables; the slowest wave is as long as a grid of a few cells needs."""
+        """The rotary tables; the slowest wave is as long as a grid of a few cells needs.
+
+        Args:
+            grids: (h, w) of each grid of image tokens, in order.
+            num: latents.
+            latents_first: whether those come before the grids, or after.
+            device: where the tables are made.
+        """
         if self.from_places:
             return rope_tables(
                 place_positions(grids, num, latents_first, device), self.head_dim, base=20.0
