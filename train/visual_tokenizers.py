@@ -163,7 +163,7 @@ RECIPES = {
         "GigaTok", QFORMER | dict(semantic_weight=0.0), "features", keep=False
     ),
     "retok": Recipe("ReToK", RETOK | dict(num_redundant=60), "features"),
-    "retok_plain": Recipe("ReToK", RETOK | dict(num_redundant=0), "features"),
+    "retok_plain": Recipe("ReToK", RETOK | dict(num_redundant=0), "features", keep=False),
     "restok": Recipe("ResTok", RESTOK, "summary"),
     "hieratok": Recipe("HieraTok", HIERATOK),
     "hieratok_full": Recipe("HieraTok", HIERATOK | dict(mask="full"), keep=False),
