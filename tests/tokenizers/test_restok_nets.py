@@ -122,6 +122,23 @@ def test_attention_from_places_begins_with_what_is_near():
     assert (found[0, :4].diff() < 0).all() and found[0, 0] > 3 * found[0, 15]
 
 
+def test_embeddings_of_levels_do_not_drown_residuals():
+    """Of the finest latents, what differs from map to map against what their level's share."""
+    maps = 0.1 * torch.randn(32, 6, 4, 4)
+
+    def share():
+        net = ResTokEncoder(6, **SIZES, stages=3)
+        if started:
+            net.start_at_places()
+        x = net.ln_pre(net.latents(net.patch_embed(maps)))[:, -8:]
+        return x.var(dim=0).sum().item() / x.square().mean(dim=0).sum().item()
+
+    started = False
+    before = share()
+    started = True
+    assert before < 0.3 and share() > 0.7
+
+
 def test_rotation_sees_differences_of_each_axis():
     q, k = torch.randn(2, 1, 8)
 

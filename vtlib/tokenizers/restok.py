@@ -115,7 +115,7 @@ class ResTok(Tokenizer):
         legacy: see the file's docstring.
         from_places: whether tokens have the positions of their regions, and attention begins with
             what is near, see `start_at_places`; the release's are running numbers. For short
-            trainings of small models: after 200 steps at 64 px 13.4 dB, and 12.0 dB without.
+            trainings of small models: after 200 steps at 64 px 13.4 dB or more, and 12.0 without.
     """
 
     def __init__(

@@ -348,6 +348,14 @@ class ResTokEncoder(Placed):
         levels = x.split([*(rows * columns for rows, columns in grids), sum(self.sizes)], dim=1)
         return Encoded(self.heads(levels[-1]), levels[:-1])
 
+    @torch.no_grad()
+    def start_at_places(self) -> None:
+        """As of `Placed`; level embeddings begin at a twentieth, or they would drown the small
+        residuals of fine levels in a narrow net: the finest level's tokens were all alike then."""
+        super().start_at_places()
+        for embedding in (*self.level_embedding, *self.latent_token_level_embedding):
+            embedding.mul_(0.05)
+
     def latents(self, maps: Tensor) -> Tensor:
         """What the latents begin as: maps (B, D, h, w) -> (B, N, D), level embeddings added."""
         levels = pool_levels(maps, self.grids, self.residual_latents).split(self.sizes, dim=1)
