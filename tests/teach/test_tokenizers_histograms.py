@@ -38,6 +38,17 @@ def test_a_patch_is_cut_out_with_what_is_around():
     assert torch.equal(wide[:, 16:], images[1, :, 15:].expand(3, 8, 24))
 
 
+def test_a_frame_is_around_the_patch_and_leaves_the_pictures_alone():
+    images = seeded(1, 3, 16, 16).sigmoid()
+    before = images.clone()
+    plain, framed = (
+        tokenizers.patch_with_surroundings(images, 3, framed=framed) for framed in (False, True)
+    )
+    assert torch.equal(images, before) and torch.equal(plain[:, 8:16, 8:16], framed[:, 8:16, 8:16])
+    assert framed[:, 7, 7:17].mT.eq(torch.tensor([1.0, 0, 1])).all()
+    assert (plain != framed).any(dim=0).sum() == 4 * 9
+
+
 # ------------------------------------------------------------------------------------- codes
 def test_the_nearest_code_is_another_one():
     codes = torch.tensor([[1.0, 0], [2, 0], [0, 1]])
@@ -65,6 +76,9 @@ def test_figures_have_a_panel_for_each():
     assert len(tokenizers.bumps(torch.tensor([0.0, 1]), 5, (2, 50)).axes) == 2
     fig = tokenizers.circles({"one": seeded(3, 2), "other": seeded(4, 2)}, "Two sets")
     assert [len(ax.texts) for ax in fig.axes] == [3, 4]
+    codes = torch.tensor([[1.0, 0], [0, 1], [2, 0.01]])         # two of them in one place
+    near = tokenizers.circles({"one": codes, "same": codes}, "Two sets")
+    assert [text.get_text() for text in near.axes[0].texts] == ["t1, t3", "t2"]
 
 
 def test_the_panel_shows_training_and_what_is_lost():

@@ -39,13 +39,14 @@ def bumps(values: Tensor, num_bins: int, sharpnesses: Sequence[float]) -> Figure
             ax.plot(across, bell, color=PALETTE[k % len(PALETTE)], linewidth=1.4)
         ax.plot(values, torch.full_like(values, -0.06), "k|", markersize=12, markeredgewidth=2)
         ax.set(title=f"a = {sharpness:g}", xlabel="cosine", ylim=(-0.15, 1.05))
-    axes[0].set_ylabel("share given to a bin")
+    axes[0].set_ylabel("given to the bin")
     fig.suptitle("The larger a, the fewer bins a cosine reaches", fontsize=10)
     return fig
 
 
 def circles(sets: Mapping[str, Tensor], title: str) -> Figure:
-    """Sets of codes in the plane, each on a circle of radius 1, and numbered.
+    """Sets of codes in the plane, each on a circle of radius 1, and numbered; those in one place
+    share a label.
 
     Args:
         sets: {name: codes (n, 2)}, at most three.
@@ -56,10 +57,17 @@ def circles(sets: Mapping[str, Tensor], title: str) -> Figure:
     turn = torch.linspace(0, 2 * math.pi, 200)
     for ax, (name, codes) in zip(axes, sets.items(), strict=True):
         ax.plot(turn.cos(), turn.sin(), color="#bbbbbb", linewidth=1)
-        for k, (x, y) in enumerate(F.normalize(codes.detach().float(), dim=1).tolist()):
+        units = F.normalize(codes.detach().float(), dim=1)
+        together = torch.cdist(units, units) < 0.1
+        for k, (x, y) in enumerate(units.tolist()):
             ax.plot([0, x], [0, y], color="#bbbbbb", linewidth=1)
             ax.plot(x, y, "o", color=STUDENT, markersize=8)
-            ax.annotate(f"t{k + 1}", (1.2 * x, 1.2 * y), ha="center", va="center", fontsize=8)
+            named = [f"t{j + 1}" for j in together[k].nonzero()[:, 0].tolist()]
+            far = 1.2 if len(named) == 1 else 1.27
+            if not together[k, :k].any():                           # one label for a place
+                ax.annotate(
+                    ", ".join(named), (far * x, far * y), ha="center", va="center", fontsize=8
+                )
         ax.set(title=name, aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
         ax.set_xticks([-1, 0, 1])
         ax.set_yticks([-1, 0, 1])
@@ -155,15 +163,23 @@ def nearest_patches(x: Tensor, asked: Tensor, count: int) -> Tensor:
     return alike.topk(count, dim=1).indices
 
 
-def patch_with_surroundings(images: Tensor, number: int, side: int = 8, around: int = 8) -> Tensor:
+def patch_with_surroundings(
+    images: Tensor, number: int, side: int = 8, around: int = 8, framed: bool = False
+) -> Tensor:
     """The patch of that number, counted through all pictures (B, 3, H, W), with some pixels around
-    it."""
+    it; framed: those next to it are a line of magenta."""
     columns = images.shape[-1] // side
     picture, place = divmod(number, columns * (images.shape[-2] // side))
     top, left = side * (place // columns), side * (place % columns)
     padded = F.pad(images[picture][None], (around,) * 4, mode="replicate")[0]
     size = side + 2 * around
-    return padded[:, top:top + size, left:left + size]
+    cut = padded[:, top:top + size, left:left + size]
+    if framed:
+        patch = cut[:, around:around + side, around:around + side].clone()
+        line = cut.new_tensor([1.0, 0, 1])[:, None, None]
+        cut[:, around - 1:around + side + 1, around - 1:around + side + 1] = line
+        cut[:, around:around + side, around:around + side] = patch
+    return cut
 
 
 def in_use(book, latents: Tensor, teacher: Tensor) -> tuple[float, float, float]:
