@@ -17,6 +17,7 @@ def tokenbridge() -> None:
             "class": (0, 1, "class", "data"),
             "net": (1, 1, "masked\ntransformer", "layer"),
             "head": (2, 1, "small head\none channel after\nanother", "idea"),
+            "new": (3, 1, "new indices\n(64, 8)", "data"),
         },
         arrows=[
             *chain("image", "encoder"),
@@ -26,8 +27,8 @@ def tokenbridge() -> None:
             *chain("decoder", "out"),
             *chain("class", "net"),
             ("net", "head", "z (64, 64)"),
-            ("head", "cut", "new indices"),
-            ("values", "net", "what is there already", "below"),
+            *chain("head", "new", "values"),
+            ("new", "net", "their values, as known places", "below"),
         ],
         note="Shapes without the batch. Top: the tokenizer; nothing in it is trained for the "
         "levels. Bottom: the generator reads values and predicts indices, 8 for each of 64 places.",
@@ -69,7 +70,7 @@ def ett() -> None:
         boxes={
             "image": (0, 0, "image\n(3, 64, 64)", "data"),
             "encoder": (1, 0, "encoder", "layer"),
-            "ibq": (2, 0, "IBQ\nchooses codes,\nlets gradients by", "idea"),
+            "ibq": (2, 0, "IBQ\nchooses codes,\nlets gradients through", "idea"),
             "decoder": (3, 0, "decoder", "layer"),
             "out": (4, 0, "image", "data"),
             "vq": (5, 0, "L_vq", "step"),
