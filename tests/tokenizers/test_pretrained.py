@@ -30,7 +30,8 @@ def test_what_the_header_says(name, images):
     assert got > LEAST["psnr, tokens in one dimension" if ordered else "psnr"]
     if ordered:
         gained = torch.tensor(list(ordered.values())).diff()
-        assert (gained > 0).all(), "each token kept makes the picture better"
+        assert (gained > -0.05).all(), "more tokens do not make the picture worse"
+        assert gained[-1] > 0.3, "the last half of the tokens says something"
         assert ordered[str(out.quantized.indices.shape[1])] == pytest.approx(
             score["scenes"]["psnr"], abs=0.01
         )
