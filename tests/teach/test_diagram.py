@@ -374,6 +374,18 @@ def test_a_drawing_can_do_without_a_legend():
     assert len(legend()) == 3 and not legend(legend=False)
 
 
+def test_a_legend_may_have_words_of_its_own():
+    def legend(**kw):
+        texts = diagram(**kw).figure().axes[0].texts
+        return [t.get_text() for t in texts if t.get_gid() == "legend"]
+
+    ours = legend(meanings={"data": "a table"})
+    assert len(ours) == 3 and "a table" in ours and "what flows" not in ours
+    assert "what flows" in legend()                 # for the next drawing nothing changed
+    with pytest.raises(ValueError, match="'nothing' is no kind"):
+        diagram(meanings={"nothing": "?"})
+
+
 @pytest.mark.parametrize("name", ["vit", "catanet_groups"])
 def test_defaults_of_matplotlib_change_nothing(name, drawn):
     getattr(drawings, name)()

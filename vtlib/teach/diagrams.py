@@ -73,6 +73,7 @@ def diagram(
     groups: Sequence[tuple] = (),
     note: str = "",
     legend: bool = True,
+    meanings: Mapping[str, str] | None = None,
 ) -> None:
     """Publish a drawing of boxes and arrows; its alt text is made of them.
 
@@ -92,8 +93,9 @@ def diagram(
         groups: (names of boxes, title): a dashed frame.
         note: a line below, such as what the letters in shapes stand for.
         legend: whether a last line names the kinds of boxes.
+        meanings: {kind: what the legend calls it here}, where the words of `KINDS` do not fit.
     """
-    drawing = Drawing(title, boxes, arrows, groups, note, legend)
+    drawing = Drawing(title, boxes, arrows, groups, note, legend, meanings)
     publish(drawing.figure(), drawing.words())
 
 
@@ -114,9 +116,11 @@ def publish(fig: Figure, sentences: list[str]) -> None:
 class Drawing:
     """A checked diagram: see `diagram` for the arguments."""
 
-    def __init__(self, title, boxes, arrows=(), groups=(), note="", legend=True):
+    def __init__(
+        self, title, boxes, arrows=(), groups=(), note="", legend=True, meanings=None
+    ):
         self.title, self.note = check_text(title, "title"), note
-        self.legend = check_flag(legend, "legend")
+        self.legend, self.meanings = check_flag(legend, "legend"), read_meanings(meanings)
         self.boxes = read_boxes(boxes)
         self.arrows = [read_arrow(arrow, self.boxes) for arrow in check_list(arrows, "arrows")]
         self.frames = [read_frame(group, self.boxes) for group in check_list(groups, "groups")]
@@ -161,7 +165,7 @@ class Drawing:
             list(self.boxes.values()), self.arrows, self.frames, lambda t: size(t, SMALL), head
         )
         kinds = [kind for kind in KINDS if any(b.kind == kind for b in self.boxes.values())]
-        entries = [(kind, KINDS[kind].meaning) for kind in kinds if KINDS[kind].meaning]
+        entries = [(kind, self.meanings[kind]) for kind in kinds if self.meanings[kind]]
         entries = entries if self.legend else []
         top = MARGIN + size(self.title, TITLE)[1] + 10
         layout.place(0, 0)
@@ -310,6 +314,16 @@ def read_boxes(boxes) -> dict[str, Box]:
             )
         found[name] = Box(name, column, row, label, kind, picture)
     return found
+
+
+def read_meanings(meanings) -> dict[str, str]:
+    """What the legend calls each kind. ValueError for a kind that is none."""
+    given = dict(meanings or {})
+    unknown = [kind for kind in given if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"meanings: {unknown[0]!r} is no kind; there are {tuple(KINDS)}")
+    own = {kind: check_text(text, f"meaning of {kind!r}") for kind, text in given.items()}
+    return {kind: look.meaning for kind, look in KINDS.items()} | own
 
 
 def _known(name, boxes: dict[str, Box], where: str) -> Box:

@@ -8,26 +8,29 @@ def vq_autoencoder() -> None:
     diagram(
         "A picture as numbers: encoder, choice of a code, decoder",
         boxes={
-            "image": (0, 0, "picture\n64 x 64 pixels", "data"),
-            "encoder": (1, 0, "encoder\nconvolutions", "layer"),
-            "choice": (2, 0, "nearest code\nargmin", "idea"),
-            "lookup": (3, 0, "look up\nthe codes", "step"),
-            "decoder": (4, 0, "decoder\nconvolutions", "layer"),
-            "back": (4, 1, "picture again", "data"),
-            "book": (2, 1, "codebook\n64 codes", "learned"),
-            "tokens": (3, 1, "64 tokens\n= 64 numbers", "data"),
+            "image": (0, 1, "picture\n64 x 64 pixels", "data"),
+            "encoder": (1, 1, "encoder\nconvolutions", "layer"),
+            "choice": (2, 1, "nearest code\nargmin", "idea"),
+            "tokens": (3, 1, "64 tokens\n= numbers\n(8, 8)", "data"),
+            "lookup": (4, 1, "look up\nthe codes", "step"),
+            "decoder": (5, 1, "decoder\nconvolutions", "layer"),
+            "back": (5, 2, "picture again", "data"),
+            "book": (3, 0, "codebook\n64 codes", "learned"),
         },
         arrows=[
             ("image", "encoder", ""),
             ("encoder", "choice", "(2, 8, 8)"),
-            ("choice", "lookup", "(8, 8)"),
+            ("choice", "tokens", ""),
+            ("tokens", "lookup", ""),
             ("lookup", "decoder", "(2, 8, 8)"),
             ("decoder", "back", "(3, 64, 64)"),
-            ("book", "choice", ""),
-            ("lookup", "tokens", ""),
+            ("book", "choice", "", "hv"),
+            ("book", "lookup", "", "hv"),
+            ("lookup", "encoder", "backwards, the gradient: straight through", "below"),
         ],
         note="Shapes without the batch. What is stored or sent are the 64 numbers alone: who has "
         "the codebook and the decoder can make the picture of them.",
+        meanings={"learned": "learned table", "idea": "the choice"},
     )
 
 
@@ -59,6 +62,8 @@ def tokenflow() -> None:
             *chain("semantic", "vit", "teacher"),
             *chain("pixel", "decoder", "back"),
         ],
-        note="Shapes without the batch: 14 x 14 = 196 places, 32 numbers for meaning and 8 for the "
-        "look. The choice is repeated in scales of 1 x 1 to 14 x 14 places; drawn is the last.",
+        note="Right: the half of meaning is asked for CLIP's features, that of the look for the "
+        "picture. Shapes without the batch: 14 x 14 = 196 places, 32 numbers for meaning and 8 for "
+        "the look. The choice is repeated in scales of 1 x 1 to 14 x 14; drawn is the last.",
+        meanings={"learned": "learned table"},
     )
