@@ -97,9 +97,10 @@ def latent_planes(planes: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Figure
     """
     fig, axes = figure(len(planes), size=(3.3 * len(planes), 3.0), layout="constrained")
     axes = [axes] if len(planes) == 1 else list(axes)
+    told = None if all(used.all() for *_, used in planes.values()) else "unused code"
     for ax, (title, (latents, codes, used)) in zip(axes, planes.items(), strict=True):
         ax.plot(*latents[:1500].T.tolist(), ".", color="#bbbbbb", markersize=3, label="latents")
-        ax.plot(*codes[~used].T.tolist(), "x", color=PALETTE[1], markersize=6, label="unused code")
+        ax.plot(*codes[~used].T.tolist(), "x", color=PALETTE[1], markersize=6, label=told)
         ax.plot(*codes[used].T.tolist(), "o", color=PALETTE[0], markersize=5, label="code in use")
         ax.set(title=title, xlabel="first number", ylabel="second number")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -127,7 +128,8 @@ def staircase(codes: Sequence[float], target: float) -> Figure:
         ax.annotate("", (code + 0.16 * pull, loss - 0.09), start, arrowprops=arrow)
     for border in borders:
         ax.axvline(border, color="#bbbbbb", linestyle=":", linewidth=1)
-    ax.set(title="Flat steps: the true slope is 0, the borrowed one points somewhere",
+    ax.axvline(target, color="black", linestyle="--", linewidth=1, label=f"target {target:g}")
+    ax.set(title="Flat steps: the true slope is 0, the borrowed one points to the target",
            xlabel="x, what the encoder gives", ylabel="squared error of the code")
     ax.set_ylim(-0.3, max((code - target) ** 2 for code in codes) + 0.3)
     ax.plot([], [], color=PALETTE[0], linewidth=3, label="error, as a function of x")
