@@ -34,7 +34,7 @@ from vtlib.tokenizers import HAR, ResTok
 from vtlib.tokenizers.restok_levels import level_sizes
 
 SIZE, STEPS, POOL = 64, 1500, 8192
-MODEL = dict(num_classes=9, embed_dim=64, num_layers=4, num_heads=4, multiple=8, dropout=0.1)
+MODEL = dict(num_classes=9, embed_dim=64, num_layers=3, num_heads=4, multiple=8, dropout=0.1)
 HELD_OUT = 990_000
 
 
