@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vtlib.teach.figures import png
+from vtlib.teach.figures import figure, png
 from vtlib.teach.tokenizers import judging
 from vtlib.tokenizers import measures, tokbench
 
@@ -53,6 +53,16 @@ def test_figures_and_the_grid():
     table = {"x": {"PSNR": 20.0, "T-NED": 0.5}, "y": {"PSNR": 25.0, "T-NED": 0.2}}
     fig = judging.ranking(table, {"PSNR": "higher", "T-NED": "higher"}, "a title")
     assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["y", "x"]
+
+
+def test_what_has_no_bits_is_a_line_of_its_own():
+    ax = figure()[1]
+    lines, marks = {"JPEG": ((0.1, 0.4), (20.0, 25.0))}, {"vq": (0.14, 23.0)}
+    levels = {"kl": 25.4, "hieratok": 25.6}
+    judging.rates(ax, lines, marks, levels, title="a title", labels=("bits", "dB"))
+    first, second = (line for line in ax.lines if line.get_label() in ("kl", "hieratok"))
+    assert first.get_linestyle() != second.get_linestyle()
+    assert first.get_color() != second.get_color()
 
 
 def test_the_panel_follows_its_controls():

@@ -1,6 +1,6 @@
 """What the notebook on judging tokenizers draws and measures beside its lesson.
 
-    judging.readings(crops, written, read, titles)      # what was read, wrong letters in red
+    judging.readings(crops, written, read, titles)      # what was read, wrong letters in boxes
     judging.ranking(table, title)                       # a row a codec, a panel a measure
     judging.rates(lines, marks, levels, ...)            # quality against bits a pixel
     judging.reading_panel(grid, ...).show()             # the widget
@@ -24,7 +24,7 @@ from vtlib.nn.checks import check_images, check_int, check_list, check_number
 from vtlib.teach.figures import PALETTE, STYLE, figure
 from vtlib.teach.jpeg import jpeg, jpeg_at
 from vtlib.teach.pictures import image
-from vtlib.teach.plots import MARKS
+from vtlib.teach.plots import LEVELS, MARKS
 from vtlib.teach.widgets import Panel, panel
 from vtlib.tokenizers.measures import psnr
 from vtlib.tokenizers.tokbench import Words, edit_similarity
@@ -177,7 +177,7 @@ LETTERS_FONT = {"family": ["monospace"], "fontsize": 11, "ha": "center", "va": "
 
 
 def write_letters(ax: Any, written: str, read: str, y: float = -0.13) -> list:
-    """A word below `ax`, its wrong letters red and in a box; returns the texts.
+    """A word below `ax`, its wrong letters orange and in a box; returns the texts.
 
     Args:
         ax: matplotlib Axes.
@@ -206,7 +206,7 @@ def readings(
     cols: int = 4,
     title: str | None = None,
 ) -> Figure:
-    """Plates, and below each what was read, wrong letters red and in a box -> Figure.
+    """Plates, and below each what was read, wrong letters orange and in a box -> Figure.
 
     Args:
         crops: N pictures (3, h, w).
@@ -297,8 +297,9 @@ def rates(
     for k, (name, (x, y)) in enumerate(marks.items(), start=2):
         look = {"color": PALETTE[k % 7], "marker": MARKS[1:][(k + k // 7) % 7], "markersize": 7}
         ax.plot([x], [y], linestyle="", label=name, **look)
-    for name, y in levels.items():
-        ax.axhline(y, color="black", linestyle=":", linewidth=1, label=name)
+    for k, (name, y) in enumerate(levels.items()):
+        look = {"color": ["#777777", "black"][k % 2], "linestyle": LEVELS[k % len(LEVELS)]}
+        ax.axhline(y, linewidth=1.2, label=name, **look)
     ax.set(title=title, xlabel=labels[0], ylabel=labels[1], xscale="log")
     ticks = [0.03, 0.06, 0.1, 0.2, 0.4, 0.8]
     low, high = ax.get_xlim()
