@@ -294,9 +294,10 @@ def rates(
     """
     for k, (name, (x, y)) in enumerate(lines.items()):
         ax.plot(x, y, ["-", "--", "-."][k % 3], marker=".", color=PALETTE[k], label=name)
-    for k, (name, (x, y)) in enumerate(marks.items(), start=2):
-        look = {"color": PALETTE[k % 7], "marker": MARKS[1:][(k + k // 7) % 7], "markersize": 7}
-        ax.plot([x], [y], linestyle="", label=name, **look)
+    colors, edge = PALETTE[2:], {"markeredgecolor": "black", "markeredgewidth": 0.5}
+    for k, (name, (x, y)) in enumerate(marks.items()):
+        look = {"color": colors[k % len(colors)], "marker": MARKS[1 + k % 7], "markersize": 7}
+        ax.plot([x], [y], linestyle="", label=name, **look | edge)
     for k, (name, y) in enumerate(levels.items()):
         look = {"color": ["#777777", "black"][k % 2], "linestyle": LEVELS[k % len(LEVELS)]}
         ax.axhline(y, linewidth=1.2, label=name, **look)
