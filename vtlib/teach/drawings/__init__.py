@@ -20,4 +20,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".tokenizers_vq": ("tokenflow", "vq_autoencoder"),
     ".tokenizers_bridge": ("ett", "tokenbridge", "tokenbridge_head"),
     ".tokenizers_glotok": ("glotok", "glotok_histogram"),
+    ".tokenizers_one_dimension": ("gigatok", "retok"),
 })

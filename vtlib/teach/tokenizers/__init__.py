@@ -27,5 +27,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".histograms": ("bumps", "circles", "compared", "histogram_panel", "in_use",
                     "nearest_cosine", "nearest_patches", "on_plane", "patch_classes",
                     "patch_with_surroundings", "scenes_and_photographs", "stored"),
+    ".one_dimension": ("LOOKS", "prefix_panel", "region_pictures", "regions_of", "swap_panel"),
     ".tuning": ("Tuned", "alpha_panel", "drift", "record"),
 })
