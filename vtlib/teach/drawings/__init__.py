@@ -21,4 +21,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".tokenizers_bridge": ("ett", "tokenbridge", "tokenbridge_head"),
     ".tokenizers_glotok": ("glotok", "glotok_histogram"),
     ".tokenizers_one_dimension": ("gigatok", "retok"),
+    ".tokenizers_hierarchies": ("har", "hieratok", "restok"),
 })

@@ -7,6 +7,7 @@
     tokenizers.bins_figure(edges, means)                # a Gaussian, its bins and their values
     tokenizers.levels_panel(autoencoder, pictures, alt=...).show()
     tokenizers.histogram_panel(recorded, teacher, every).show()
+    tokenizers.kept_panel(restok, pictures, alt=...).show()
     tokenizers.judging.readings(crops, written, read, titles)   # what was read, wrong letters red
 
 Drawings return a Figure for `teach.show`, or draw on the axes they get.
@@ -28,5 +29,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
                     "nearest_cosine", "nearest_patches", "on_plane", "patch_classes",
                     "patch_with_surroundings", "scenes_and_photographs", "stored"),
     ".one_dimension": ("LOOKS", "prefix_panel", "region_pictures", "regions_of", "swap_panel"),
+    ".hierarchies": ("enlarged", "mask_figure", "number_maps"),
+    ".hierarchy_panels": ("kept_panel", "order_panel", "scale_panel", "sight_panel",
+                          "side_by_side"),
     ".tuning": ("Tuned", "alpha_panel", "drift", "record"),
 })
