@@ -6,33 +6,32 @@ from vtlib.teach.diagrams import chain, diagram
 def restok() -> None:
     """The tokenizer on 64 px, with the shipped model's sizes."""
     diagram(
-        "ResTok: a pyramid of what is left over, on both sides of the encoder",
+        "ResTok: latents begin as what is left over, image tokens are merged on the way",
         boxes={
             "image": (0, 0, "picture\n64 x 64", "data"),
             "cnn": (1, 0, "CNN\nfactor 8", "layer"),
-            "pool": (2, 1, "residual\npyramid\n7 levels", "idea"),
-            "encoder": (3, 0, "encoder\n3 blocks,\ncoarse first", "layer"),
-            "merge": (2, 0, "image tokens\nmerged twice,\nrest stays", "idea"),
-            "heads": (4, 0, "head and VQ\na head a level", "layer"),
-            "codes": (5, 0, "64 indices\ncoarse to fine", "data"),
-            "hide": (5, 1, "keep the\nfirst k", "step"),
-            "decoder": (4, 1, "decoder\n2 blocks,\nthen CNN", "layer"),
-            "back": (4, 2, "picture", "data"),
+            "pool": (1, 1, "residual\npyramid\n7 levels", "idea"),
+            "encoder": (2, 0, "encoder\n3 blocks, the\nfirst 2 merge", "idea"),
+            "heads": (3, 0, "head and VQ\na head a level", "layer"),
+            "codes": (4, 0, "64 indices\ncoarse to fine", "data"),
+            "hide": (4, 1, "keep the\nfirst k", "step"),
+            "decoder": (3, 1, "decoder\n2 blocks,\nthen CNN", "layer"),
+            "back": (3, 2, "picture", "data"),
         },
         arrows=[
             ("image", "cnn", ""),
-            ("cnn", "merge", "(64, 64)"),
-            ("cnn", "pool", "", "vh"),
-            ("merge", "encoder", "(112, 64)"),
-            ("pool", "encoder", "(64, 64)", "hv"),
-            ("encoder", "heads", "(64, 64)"),
+            ("cnn", "encoder", "64 tokens"),
+            ("cnn", "pool", ""),
+            ("pool", "encoder", "64 latents", "hv"),
+            ("encoder", "heads", "64 latents"),
             ("heads", "codes", ""),
             ("codes", "hide", ""),
             ("hide", "decoder", ""),
             ("decoder", "back", ""),
         ],
-        note="Shapes without the batch: tokens, channels. Image tokens: 64 of the map, then 32 and "
-        "16 merged ones. Only the 64 latents leave the encoder; hidden codes become a mask token.",
+        note="Each token and each latent has 64 channels. Merging makes 64 image tokens 96, then "
+        "112: 64 of the map, then 32 and 16 merged ones. Only the 64 latents leave the encoder; "
+        "hidden codes become a mask token.",
     )
 
 
@@ -59,8 +58,8 @@ def har() -> None:
             ("first", "fifth", "cache"),
             ("fifth", "sixth", "cache"),
         ],
-        note="One transformer in all passes. s0, s1, ...: learned special tokens, for places whose "
-        "input no earlier token takes. A pass sees all passes before it, kept in the cache.",
+        note="One transformer in all passes. s0, s1, ...: learned special tokens, where a pass has "
+        "more places than unread tokens. A pass sees all passes before it through the cache.",
     )
 
 

@@ -84,12 +84,14 @@ def order_panel(
     stops = [stop for _, stop in generator.groups]
 
     def draw(pictogram, passes) -> Figure:
-        by_level = stops[min(passes, len(stops)) - 1]
+        done = min(passes, len(stops))
         fig, axes = figure(2, size=(6.0, 3.25), layout="pictures")
-        for ax, name, kept in (
-            (axes[0], "level by level", by_level), (axes[1], "token by token", passes),
+        for ax, name, number, kept in (
+            (axes[0], "level by level", done, stops[done - 1]),
+            (axes[1], "token by token", passes, passes),
         ):
-            image(ax, net.decode(codes[pictogram], keep=kept)[0], f"{name}: {kept} tokens")
+            title = f"{name}: pass {number}, {kept} token{'s' if kept > 1 else ''}"
+            image(ax, net.decode(codes[pictogram], keep=kept)[0], title)
         return fig
 
     return panel(
