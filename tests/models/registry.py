@@ -15,6 +15,7 @@ from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
 from vtlib.quantize import Quantized
+from vtlib.segmentation import VWCityHead, VWHead
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -439,4 +440,39 @@ TOKENIZERS = {
     "restok_har": Model(lambda: Guessed(), whole_ids, (8, 11)),
 }
 
-MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS}
+
+# ---------------------------------------------------------------------------------- segmentation
+class Decoded(torch.nn.Module):
+    """A decoder as a model: images -> logits of pixels (B, pixels, K). What a backbone would give
+    is the picture at four sizes."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, images):
+        check_images(images)
+        maps = [torch.nn.functional.avg_pool2d(images, 4 * 2**i) for i in range(4)]
+        return self.head(maps).flatten(2).mT
+
+
+def vwformer(kind, **options):
+    """Windows of one pixel, too; attention, which starts at zero, has a say."""
+    sizes = dict(channels=16, num_heads=2, ratios=(2, 4), num_windows=4, low_channels=4)
+
+    def build():
+        head = kind((3, 3, 3, 3), 5, **sizes, **options)
+        for attention in head.attn:
+            if hasattr(attention, "conv_out"):
+                torch.nn.init.ones_(attention.conv_out.bn.weight)
+        return Decoded(head)
+    return Model(build, images((64, 64), (32, 96)), (256, 5))
+
+
+SEGMENTATION = {
+    "vwformer": vwformer(VWHead),
+    "vwformer_variant": vwformer(VWHead, pos="sincos", padding="zeros", pre_scaling=False),
+    "vwformer_city": vwformer(VWCityHead),
+}
+
+MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS, **SEGMENTATION}

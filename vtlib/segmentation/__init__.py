@@ -1,0 +1,15 @@
+"""A class for every pixel: decoders of many scales, masks, and how far a pixel sees."""
+
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".conv_module": ("ConvModule", "PixelLinear"),
+    ".cross_entropy": ("pixel_cross_entropy",),
+    ".receptive_field": ("effective_receptive_field", "reach"),
+    ".vwformer": (
+        "VWA", "VWHead", "context_windows", "copy_shift_padding", "fold", "merge_windows",
+        "query_windows",
+    ),
+    ".vwformer_city": ("MultiheadVWA", "VWCityHead"),
+    ".vwformer_cost": ("context_positions", "multiply_adds"),
+})
