@@ -3,9 +3,12 @@
 from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".boundary": ("boundary_iou",),
     ".conv_module": ("ConvModule", "PixelLinear"),
     ".cross_entropy": ("pixel_cross_entropy",),
+    ".heads": ("ConvHead", "MLPHead", "UPerHead"),
     ".receptive_field": ("effective_receptive_field", "reach"),
+    ".swin": ("Swin",),
     ".vwformer": (
         "VWA", "VWHead", "context_windows", "copy_shift_padding", "fold", "merge_windows",
         "query_windows",
