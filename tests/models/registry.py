@@ -15,7 +15,7 @@ from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
 from vtlib.quantize import Quantized
-from vtlib.segmentation import VWCityHead, VWHead
+from vtlib.segmentation import CASWiT, VWCityHead, VWHead, cut
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -469,10 +469,34 @@ def vwformer(kind, **options):
     return Model(build, images((64, 64), (32, 96)), (256, 5))
 
 
+class WithContext(torch.nn.Module):
+    """CASWiT on a picture: the crop is its middle, half as wide and high, the context all of it."""
+
+    def __init__(self, **options):
+        super().__init__()
+        sizes = dict(embed_dim=8, depths=(2, 1), num_heads=(1, 2), window_size=3, mlp_ratio=2.0)
+        sizes |= dict(drop_path=0.0, fuse_at=(0, 1), max_keys=4, channels=8)
+        self.net = CASWiT(5, **sizes, **options)
+
+    def forward(self, images):
+        check_images(images)
+        size = images.shape[-2] // 2, images.shape[-1] // 2
+        out = self.net(*cut(images, (size[0] // 2, size[1] // 2), size))
+        return out.logits + out.context_logits.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def segmented(build):
+    return Model(build, images((64, 64), (56, 64)), (5, 32, 32))
+
+
 SEGMENTATION = {
     "vwformer": vwformer(VWHead),
     "vwformer_variant": vwformer(VWHead, pos="sincos", padding="zeros", pre_scaling=False),
     "vwformer_city": vwformer(VWCityHead),
+    "caswit": segmented(lambda: WithContext()),
+    "caswit_tied": segmented(
+        lambda: WithContext(tied=True, gate="channel", decoder="mlp")
+    ),
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS, **SEGMENTATION}

@@ -15,6 +15,7 @@ from vtlib.multiscale import crossformer, crossvit, probes, tokenformer
 from vtlib.multiscale.crossvit import CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.quantize import BSQ, FSQ, LFQ, DimensionWise
+from vtlib.segmentation import CASWiT, Swin
 from vtlib.superres import catanet, quality, spynet, ttvsr, uplift
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -32,6 +33,7 @@ CROSSFORMER = dict(patch_size=(4, 8), in_chans=3, num_classes=5, embed_dim=16, d
 CROSSFORMER |= dict(num_heads=(1, 2), group_size=(2, (2, 2)), interval=(2, 1))
 CROSSFORMER |= dict(merge_size=((2, 4),))
 LANGUAGE = dict(vocab_size=11, embed_dim=12, num_layers=1, num_heads=3, num_tokens=4, ffn_tokens=5)
+SWIN = dict(embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=3)
 CONSTRUCTORS = {
     vnn.PatchEmbed: dict(patch_size=4, in_chans=3, embed_dim=8),
     vnn.Attention: dict(embed_dim=12, num_heads=3),
@@ -58,6 +60,8 @@ CONSTRUCTORS = {
     ),
     Encoder: dict(embed_dim=32, num_layers=1, num_heads=4, num_registers=2, place_dim=8),
     Decoder: dict(embed_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, hidden_dim=6),
+    Swin: SWIN | dict(patch_size=2, in_chans=3),
+    CASWiT: SWIN | dict(num_classes=2, factor=2, fuse_at=(1,), max_keys=2, channels=4),
     AutoregressiveModel: dict(
         vocab_size=5, num_tokens=4, num_classes=3, embed_dim=16, num_layers=1, num_heads=4,
         num_kv_heads=2, hidden_dim=6,

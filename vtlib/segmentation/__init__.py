@@ -4,6 +4,9 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".boundary": ("boundary_iou",),
+    ".caswit": ("CASWiT", "CrossScaleFusion", "caswit_loss"),
+    ".caswit_context": ("cut", "cut_labels", "slide"),
+    ".caswit_pretraining": ("MaskedPretraining",),
     ".conv_module": ("ConvModule", "PixelLinear"),
     ".cross_entropy": ("pixel_cross_entropy",),
     ".heads": ("ConvHead", "MLPHead", "UPerHead"),
