@@ -15,7 +15,17 @@ from vtlib.multiscale.pyramid import PyramidViT
 from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
 from vtlib.quantize import Quantized
-from vtlib.segmentation import CASWiT, VWCityHead, VWHead, cut
+from vtlib.segmentation import (
+    CASWiT,
+    ConvPyramid,
+    OneFormer,
+    Predictor,
+    TextEncoder,
+    TextMapper,
+    VWCityHead,
+    VWHead,
+    cut,
+)
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -489,6 +499,30 @@ def segmented(build):
     return Model(build, images((64, 64), (56, 64)), (5, 32, 32))
 
 
+class OneTask(torch.nn.Module):
+    """OneFormer as a model: class logits, and the mean of each mask; in training all predictions,
+    and the contrast with texts that are made of the place in the batch."""
+
+    def __init__(self):
+        super().__init__()
+        text = TextMapper(TextEncoder(12, 8, 16, 1, 2), 2)
+        predictor = Predictor(4, 6, 16, 2, 24, 4, dropout=0.0)
+        self.net = OneFormer(ConvPyramid(16, (8, 8, 16, 16, 16), 4), predictor, text, 8)
+
+    def forward(self, images):
+        if not self.training:
+            return self.read(self.net(images).last)
+        place = torch.arange(images.shape[0], device=images.device)[:, None, None]
+        words = torch.arange(32, device=images.device).view(4, 8)
+        out = self.net(images, "panoptic", (place + words) % 12)
+        every = torch.stack([self.read(each) for each in (*out.earlier, out.last)])
+        return every.mean(dim=0) + self.net.contrast(out)
+
+    def read(self, prediction):
+        means = prediction.mask_logits.mean(dim=(2, 3))
+        return torch.cat([prediction.class_logits, means[..., None]], dim=2)
+
+
 SEGMENTATION = {
     "vwformer": vwformer(VWHead),
     "vwformer_variant": vwformer(VWHead, pos="sincos", padding="zeros", pre_scaling=False),
@@ -497,6 +531,7 @@ SEGMENTATION = {
     "caswit_tied": segmented(
         lambda: WithContext(tied=True, gate="channel", decoder="mlp")
     ),
+    "oneformer": Model(lambda: OneTask(), images((64, 96), (45, 70)), (6, 6)),
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS, **SEGMENTATION}
