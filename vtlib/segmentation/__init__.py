@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".conv_module": ("ConvModule", "PixelLinear"),
     ".cross_entropy": ("pixel_cross_entropy",),
     ".heads": ("ConvHead", "MLPHead", "UPerHead"),
+    ".measures": ("MeanIoU", "PanopticQuality", "segments"),
     ".receptive_field": ("effective_receptive_field", "reach"),
     ".swin": ("Swin",),
     ".vwformer": (
