@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".conv_module": ("ConvModule", "PixelLinear"),
     ".cross_entropy": ("pixel_cross_entropy",),
     ".heads": ("ConvHead", "MLPHead", "UPerHead"),
+    ".losses": ("class_loss", "mask_losses", "sample_points", "uncertain_points"),
+    ".matching": ("Match", "assign", "match", "match_cost"),
     ".measures": ("MeanIoU", "PanopticQuality", "segments"),
     ".receptive_field": ("effective_receptive_field", "reach"),
     ".swin": ("Swin",),
