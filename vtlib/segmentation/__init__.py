@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".vwformer_city": ("MultiheadVWA", "VWCityHead"),
     ".vwformer_cost": ("context_positions", "multiply_adds"),
     ".oneformer": ("OneFormer", "Predictor", "contrastive_loss"),
+    ".oneformer_loss": ("joint_loss",),
     ".oneformer_nets": ("ConvPyramid",),
     ".oneformer_tasks": ("instances", "panoptic_segments", "semantic_scores", "task_targets"),
     ".oneformer_text": ("TextEncoder", "TextMapper", "WordTokenizer", "task_ids", "text_list"),

@@ -12,7 +12,7 @@ queries and a list of texts that names the picture's masks teaches the queries t
     Q = [transformer(N - 1 x Q_task, map), Q_task]              Predictor.form_queries   (sec. 3.2)
     masked attention, three levels in turn                      Predictor.forward, allowed
     L = CE(Q Q_text / tau) over rows + over columns             contrastive_loss      (eq. 1, 2, 3)
-    L_cls, L_bce, L_dice on matched queries                     of the caller, for every layer
+    L_cls, L_bce, L_dice on matched queries, for every layer    oneformer_loss.joint_loss
     the three answers                                           oneformer_tasks, OneFormer.segment
 
 Follow the code where it and the text differ: the text says that image features refine the task
