@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vtlib.segmentation import OneFormer, Predictor, TextEncoder, TextMapper
+from vtlib.segmentation import OneFormer, Predictor, TextEncoder, TextMapper, task_ids
 from vtlib.segmentation.oneformer_weights import OFFICIAL, convert_official, convert_transformers
 
 
@@ -75,3 +75,59 @@ def test_convert_transformers():
     assert "model.transformer_module.decoder.layers.1.self_attn.self_attn.q_proj.bias" in given
     got = convert_transformers(given | {"model.pixel_level_module.x": torch.zeros(1)})
     assert got.keys() == state.keys() and all(torch.equal(got[k], state[k]) for k in state)
+
+
+def tiny_transformers():
+    """transformers' own model, untrained; no bias and no norm is left at its start."""
+    lib = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    swin = lib.SwinConfig(
+        embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = lib.OneFormerConfig(
+        backbone_config=swin, num_labels=5, num_queries=12, hidden_dim=64, mask_dim=64, conv_dim=64,
+        num_attention_heads=4, dim_feedforward=48, encoder_feedforward_dim=48, encoder_layers=1,
+        decoder_layers=4, text_encoder_width=64, text_encoder_num_layers=1, text_encoder_n_ctx=3,
+        text_encoder_vocab_size=49408, is_training=True,
+    )
+    model = lib.OneFormerForUniversalSegmentation(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+class Theirs(torch.nn.Module):
+    """The maps that transformers' backbone and pixel decoder made last."""
+
+    def __init__(self, pixels):
+        super().__init__()
+        self.maps = None
+        pixels.register_forward_hook(lambda _, args, out: setattr(self, "maps", out))
+
+    def forward(self, images):
+        return list(self.maps.decoder_features), self.maps.decoder_last_feature
+
+
+def test_transformers_model_gives_the_same():
+    other = tiny_transformers()
+    text = TextMapper(TextEncoder(49408, 77, 64, 1, causal=False), 3)
+    predictor = Predictor(5, 12, 64, 4, 48, num_layers=3)
+    model = OneFormer(Theirs(other.model.pixel_level_module), predictor, text).eval()
+    model.load_state_dict(convert_transformers(other.state_dict()))
+    tasks, images = ["panoptic", "semantic"], torch.rand(2, 3, 64, 96)
+    texts = torch.randint(1, 49000, (2, 9, 77))
+    texts[..., 40] = 49407
+    with torch.no_grad():
+        want = other.model(images, task_ids(tasks).float(), texts)
+        got = model(images, tasks, texts)
+    close = dict(atol=1e-5, rtol=1e-4)
+    for ours, theirs in (
+        (got.last.class_logits, want.transformer_decoder_class_predictions),
+        (got.last.mask_logits, want.transformer_decoder_mask_predictions),
+        (got.formed, want.transformer_decoder_contrastive_queries),
+        (got.texts, want.text_queries),
+    ):
+        torch.testing.assert_close(ours, theirs, **close)
