@@ -20,6 +20,7 @@ from vtlib.segmentation import (
     ConvPyramid,
     OneFormer,
     Predictor,
+    SAMEncoder,
     TextEncoder,
     TextMapper,
     VWCityHead,
@@ -523,7 +524,16 @@ class OneTask(torch.nn.Module):
         return torch.cat([prediction.class_logits, means[..., None]], dim=2)
 
 
+def sam(**hourglass):
+    """Windows of 4 on a map of 8 x 8, then of 2 on the clustered one; odd: 5 rows."""
+    sizes = dict(img_size=32, patch_size=4, embed_dim=16, num_layers=3, num_heads=2, out_chans=6)
+    sizes |= dict(window_size=4, global_blocks=(2,))
+    return Model(lambda: SAMEncoder(**sizes, **hourglass), images((32, 32), (20, 32)), (6, 8, 8))
+
+
 SEGMENTATION = {
+    "sam": sam(),
+    "expedit_sam": sam(num_clusters=4, after=1, cluster_window=3, k=3),
     "vwformer": vwformer(VWHead),
     "vwformer_variant": vwformer(VWHead, pos="sincos", padding="zeros", pre_scaling=False),
     "vwformer_city": vwformer(VWCityHead),

@@ -19,6 +19,8 @@ WRITTEN_DOWN = {
     "crossformer_pp": "the same",
     "caswit": "the same in its windows; the fusion is fused",
     "caswit_tied": "the same",
+    "sam": "its bias depends on the queries, and needs a gradient, too",
+    "expedit_sam": "the same",
 }
 NO_ATTENTION = (
     "spynet", "ttvsr", "ttvsr_recurrent", "uplift", "uplift_patch_6", "uplift_generative",

@@ -1,4 +1,5 @@
-"""A class for every pixel: decoders of many scales, masks, and how far a pixel sees."""
+"""A class for every pixel: decoders of many scales, masks, how far a pixel sees, and large encoders
+made cheaper."""
 
 from .._lazy import lazy
 
@@ -7,6 +8,12 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".caswit": ("CASWiT", "CrossScaleFusion", "caswit_loss"),
     ".caswit_context": ("cut", "cut_labels", "slide"),
     ".caswit_pretraining": ("MaskedPretraining",),
+    ".expedit": (
+        "Expedit", "Pooling", "cluster", "clustering_cost", "encoder_cost", "nearest_centres",
+        "reconstruct", "reconstruction_weights",
+    ),
+    ".expedit_sam": ("SAMEncoder", "sam_vit_h", "sam_vit_l"),
+    ".expedit_windows": ("cluster_windows", "resize_bias_table"),
     ".conv_module": ("ConvModule", "PixelLinear"),
     ".cross_entropy": ("pixel_cross_entropy",),
     ".heads": ("ConvHead", "MLPHead", "UPerHead"),
