@@ -27,6 +27,7 @@ COURSE_ONLY = {
     "skimage",
     "sklearn",
     "torchmetrics",
+    "pycocotools",
     "tokenizers",
     "tqdm",
     "PIL",

@@ -25,6 +25,7 @@ EXTRAS = [
     "scipy",
     "PIL",
     "torchmetrics",
+    "pycocotools",
     "tokenizers",
     "tqdm",
     "torchvision",

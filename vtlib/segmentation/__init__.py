@@ -4,6 +4,7 @@ made cheaper."""
 from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".average_precision": ("AveragePrecision",),
     ".boundary": ("boundary_iou",),
     ".caswit": ("CASWiT", "CrossScaleFusion", "caswit_loss"),
     ".caswit_context": ("cut", "cut_labels", "slide"),

@@ -100,7 +100,7 @@ class MeanIoU:
         """mIoU: the mean over those of `classes` (None: all) that occur. ValueError if none do."""
         found = self.per_class()
         if classes is not None:
-            found = found[_check_classes(classes, self.num_classes)]
+            found = found[check_classes(classes, self.num_classes)]
         found = found[~found.isnan()]
         if not len(found):
             raise ValueError(f"classes={classes}: none of them occurs in what was counted")
@@ -112,7 +112,7 @@ class MeanIoU:
         Both groups are measured on one and the same prediction among all classes. ValueError for
         groups that share a class, and for one of which no class occurs.
         """
-        groups = [_check_classes(group, self.num_classes) for group in (seen, unseen)]
+        groups = [check_classes(group, self.num_classes) for group in (seen, unseen)]
         shared = sorted(set(groups[0]) & set(groups[1]))
         if shared:
             raise ValueError(f"seen and unseen share the classes {shared}: a class is one or other")
@@ -238,7 +238,7 @@ class PanopticQuality:
         and counted or true. ValueError if none has."""
         found = self.per_class()
         if classes is not None:
-            found = found[_check_classes(classes, self.num_classes)]
+            found = found[check_classes(classes, self.num_classes)]
         found = found[~found[:, 0].isnan()]
         if not len(found):
             raise ValueError(f"classes={classes}: none of them has a segment in what was counted")
@@ -254,7 +254,7 @@ def _check_same(pred: Tensor, truth: Tensor) -> None:
         )
 
 
-def _check_classes(classes: Any, num_classes: int) -> list[int]:
+def check_classes(classes: Any, num_classes: int) -> list[int]:
     """The numbers as a list. ValueError for one out of range, given twice, or no number at all."""
     found = list(check_ints(classes, "classes", 0))
     if not found or max(found) >= num_classes or len(set(found)) < len(found):
