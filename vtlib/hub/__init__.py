@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ),
     ".pruning": ("prune",),
     ".recogniser": ("ocr",),
+    ".sentence": ("MiniLMText", "minilm_text"),
     ".teacher": ("dino_teacher",),
     ".weights": ("real", "real_missing", "real_tokenizer"),
 })
