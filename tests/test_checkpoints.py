@@ -24,10 +24,11 @@ from vtlib.superres.spynet import SPyNet
 from vtlib.superres.uplift import UPLiFT
 from vtlib.tokenizers import HAR, MaskedGenerator
 from vtlib.vit import ViT, vit_emoji
-from vtlib.vlm import TinyVLM
+from vtlib.vlm import TinyVLM, image_text_emoji
+from vtlib.vlm.image_text import emoji_encoder
 
 BUILD = {
-    "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT,
+    "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT, "image": emoji_encoder,
     "recurrent": superres.video, "restok": HAR, "spynet": SPyNet, "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
@@ -36,6 +37,7 @@ NAMES = checkpoints.names()
 LOADERS = (
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
+    image_text_emoji,
 )
 
 

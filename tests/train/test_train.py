@@ -26,6 +26,7 @@ RUNS = {
     "tokenformer": [("tokenformer.py", *STEPS)],
     "ett": [("ett.py", *STEPS)],
     "crossget": [("crossget.py", *STEPS)],
+    "image_text": [("image_text.py", *STEPS)],
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
     "uplift": [("uplift.py", *STEPS)],
