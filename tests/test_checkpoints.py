@@ -17,6 +17,8 @@ from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import crossget_clip
+from vtlib.segmentation import Segmenter
+from vtlib.segmentation import pretrained as segmentation
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
@@ -32,11 +34,13 @@ BUILD = {
     "recurrent": superres.video, "restok": HAR, "spynet": SPyNet, "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
+    "vwformer": Segmenter,
 }
 NAMES = checkpoints.names()
 LOADERS = (
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
+    segmentation.vwformer_emoji,
     image_text_emoji,
 )
 

@@ -8,7 +8,7 @@ from typing import Callable
 
 import torch
 
-from vtlib.generation import AutoregressiveModel, Denoiser, guide
+from vtlib.generation import AutoregressiveModel, guide
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
@@ -21,6 +21,7 @@ from vtlib.segmentation import (
     OneFormer,
     Predictor,
     SAMEncoder,
+    Segmenter,
     TextEncoder,
     TextMapper,
     VWCityHead,
@@ -251,27 +252,7 @@ class Conditioned(torch.nn.Module):
         return self.net(indices, condition)
 
 
-class Denoised(torch.nn.Module):
-    """The shared denoiser at one noise level, with a prompt of a word and an empty place."""
-
-    def __init__(self):
-        super().__init__()
-        sizes = dict(widths=(8, 12, 16), text_at=(False, True, True), num_heads=2, groups=4)
-        self.net = Denoiser(6, **sizes, time_dim=16)
-        for name, parameter in self.net.named_parameters():           # zeros would hide the rest
-            if name.startswith("head") or "conv2" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-
-    def forward(self, images):
-        check_images(images)
-        text = torch.linspace(-1, 1, 6, dtype=images.dtype, device=images.device)
-        text = torch.stack([text, torch.zeros_like(text)]).expand(images.shape[0], 2, 6)
-        t = torch.full((images.shape[0],), 300, device=images.device)
-        return self.net(images, t, text)
-
-
 GENERATION = {
-    "denoiser": Model(lambda: Denoised(), images((16, 24), (8, 24)), (3, 16, 24)),
     "autoregressive": Model(lambda: Conditioned(), ids, (8, 11)),
     "autoregressive_classes": Model(lambda: Conditioned(num_classes=3), ids, (8, 11)),
     "autoregressive_captions": Model(lambda: Conditioned(condition_dim=11), ids, (8, 11)),
@@ -500,6 +481,26 @@ def vwformer(kind, **options):
     return Model(build, images((64, 64), (32, 96)), (256, 5))
 
 
+class Pixels(torch.nn.Module):
+    """A net of pixels as a model: images -> scores (B, pixels, K)."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images).flatten(2).mT
+
+
+def exchanged(decoder, **options):
+    def build():
+        net = Segmenter(decoder, 5, 16, (4, 6, 8, 10), **options)
+        for attention in net.decoder.attn if decoder == "vw" else ():
+            torch.nn.init.ones_(attention.conv_out.bn.weight)
+        return Pixels(net)
+    return Model(build, images((32, 32), (32, 64)), (1024, 5))
+
+
 class WithContext(torch.nn.Module):
     """CASWiT on a picture: the crop is its middle, half as wide and high, the context all of it."""
 
@@ -557,6 +558,9 @@ SEGMENTATION = {
     "vwformer": vwformer(VWHead),
     "vwformer_variant": vwformer(VWHead, pos="sincos", padding="zeros", pre_scaling=False),
     "vwformer_city": vwformer(VWCityHead),
+    "segmenter_vw": exchanged("vw", ratios=(2, 4), num_windows=4, low_channels=4),
+    "segmenter_fpn": exchanged("fpn"),
+    "segmenter_aspp": exchanged("aspp", dilations=(1, 2), low_channels=4),
     "caswit": segmented(lambda: WithContext()),
     "caswit_tied": segmented(
         lambda: WithContext(tied=True, gate="channel", decoder="mlp")

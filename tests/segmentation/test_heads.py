@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.wrong import raw_errors
-from vtlib.segmentation.heads import ConvHead, MLPHead, UPerHead
+from vtlib.segmentation.heads import ASPPHead, ConvHead, MLPHead, UPerHead, conv
 
 DIMS, SIDES = (4, 6, 8), ((12, 10), (6, 5), (3, 3))
 
@@ -74,13 +74,48 @@ def test_mlp_decoder_as_in_transformers():
         torch.testing.assert_close(ours(maps()), theirs(maps()), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("head", [UPerHead, MLPHead])
+@pytest.mark.parametrize("head", [UPerHead, MLPHead, ASPPHead])
 def test_every_map_is_read(head):
     net, given = stirred(head(DIMS, 5, 8)), [x.requires_grad_() for x in maps()]
     out = net(given)
     assert out.shape == (2, 5, 12, 10)
     out.square().mean().backward()
     assert all(x.grad.abs().sum() > 0 for x in given)
+
+
+def test_without_pooling_it_is_a_feature_pyramid():
+    net = stirred(UPerHead(DIMS, 5, 8, pool_scales=()))
+    assert len(net.pools) == 0 and net.bottleneck[0].in_channels == DIMS[-1]
+    pairs = zip(DIMS, (32, 16, 8), strict=True)
+    given = [torch.rand(1, dim, side, side) for dim, side in pairs]
+    moved = [given[0], given[1], given[2].clone()]
+    moved[2][:, :, -1] += 5
+    change = (net(moved) - net(given)).abs().sum((0, 1, 3))
+    assert change[-1] > 0 and change[0] == 0            # nothing tells the first row of the last
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 5])
+def test_a_dilated_convolution_is_a_sum_of_shifts(dilation):
+    layer, x = stirred(conv(2, 3, 3, dilation)), torch.randn(1, 2, 9, 11)
+    wide = torch.nn.functional.pad(x, (dilation,) * 4)
+    total = torch.zeros(1, 3, 9, 11)
+    for r in range(3):
+        for s in range(3):
+            part = wide[:, :, r * dilation:r * dilation + 9, s * dilation:s * dilation + 11]
+            total += torch.einsum("dc,bchw->bdhw", layer[0].weight[:, :, r, s], part)
+    torch.testing.assert_close(layer(x), layer[1](total).relu(), atol=1e-5, rtol=1e-4)
+
+
+def test_dilated_branches_and_the_mean_are_told_apart():
+    """Without the picture's mean a pixel sees as far as the largest dilation, and in holes."""
+    net = stirred(ASPPHead((4, 6), 5, 8, dilations=(3,), low_channels=2))
+    x = torch.randn(1, 8, 15, 15, requires_grad=True)
+    net.image_pool[0].weight.data.zero_()
+    net.pyramid(x)[0, :, 7, 7].sum().backward()
+    seen = x.grad[0].abs().sum(0) > 0
+    want = torch.zeros(15, 15, dtype=torch.bool)
+    want[4:11:3, 4:11:3] = True
+    assert torch.equal(seen, want)
 
 
 def test_conv_head():
@@ -93,7 +128,11 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="needs 2"):
         net.train()(maps(1))
     assert net.eval()(maps(1)).shape == (1, 5, 12, 10)
-    for head in (net, MLPHead(DIMS, 5, 8)):
+    with pytest.raises(ValueError, match="needs 2"):
+        ASPPHead(DIMS, 5, 8).train()(maps(1))
+    with pytest.raises(ValueError, match="two maps"):
+        ASPPHead((4,), 5)
+    for head in (net, MLPHead(DIMS, 5, 8), ASPPHead(DIMS, 5, 8).eval()):
         with pytest.raises(ValueError, match="maps are 2"):
             head(maps()[:2])
         with pytest.raises(ValueError, match=r"maps\[0\]"):
@@ -105,5 +144,6 @@ def test_wrong_arguments():
     sizes = dict(dims=DIMS, num_classes=5, channels=8, dropout=0.1)
     assert not raw_errors(UPerHead, dict(sizes, pool_scales=(1, 2)))
     assert not raw_errors(MLPHead, sizes)
+    assert not raw_errors(ASPPHead, dict(sizes, dilations=(1, 2), low_channels=4))
     assert not raw_errors(ConvHead, dict(dim=4, num_classes=5, channels=8, dropout=0.1))
     assert not raw_errors(ConvHead(4, 5, 8), dict(x=maps()[0]), part=True)

@@ -33,6 +33,7 @@ RUNS = {
     "visual_tokenizers": [("visual_tokenizers.py", "vq", *STEPS)],
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
     "tokenbridge": [("tokenbridge.py", *STEPS)],
+    "vwformer": [("vwformer.py", what, *STEPS) for what in ("vw", "zeros", "cues")],
     "restok": [("restok.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [

@@ -26,11 +26,12 @@ class ConvModule(nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        sizes = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
-        sizes = {name: check_int(value, name, 1) for name, value in sizes.items()}
+        in_channels = check_int(in_channels, "in_channels", 1)
+        out_channels = check_int(out_channels, "out_channels", 1)
+        kernel_size = check_int(kernel_size, "kernel_size", 1)
         norm, self.act = check_flag(norm, "norm"), check_flag(act, "act")
-        self.conv = nn.Conv2d(**sizes, bias=not norm)
-        self.bn = nn.BatchNorm2d(sizes["out_channels"]) if norm else None
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=not norm)
+        self.bn = nn.BatchNorm2d(out_channels) if norm else None
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)

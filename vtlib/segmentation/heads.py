@@ -1,6 +1,8 @@
 """Decoders: maps of a pyramid -> scores of classes at the size of the first map.
 
-    UPerHead    pyramid pooling of the last map, then top-down (UPerNet, Xiao et al., ECCV 2018)
+    UPerHead    pyramid pooling of the last map, then top-down (UPerNet, Xiao et al., ECCV 2018);
+                pool_scales=() leaves the top-down pyramid alone (FPN, Lin et al., CVPR 2017)
+    ASPPHead    dilated convolutions side by side (DeepLabv3+, Chen et al., ECCV 2018)
     MLPHead     a linear layer a map, all upsampled and mixed (SegFormer, Xie et al., NeurIPS 2021)
     ConvHead    a convolution on one map: the auxiliary head (FCN)
 
@@ -24,16 +26,18 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, check_ints(size, "size", 1, 2), mode="bilinear", align_corners=False)
 
 
-def conv(in_dim: int, out_dim: int, kernel: int) -> nn.Sequential:
+def conv(in_dim: int, out_dim: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias, BatchNorm, ReLU; the size stays.
 
     Args:
         in_dim: channels that come in.
         out_dim: channels that go out.
         kernel: its side, odd.
+        dilation: pixels from one weight to the next.
     """
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2, bias=False),
+        nn.Conv2d(in_dim, out_dim, kernel, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(out_dim),
         nn.ReLU(),
     )
@@ -54,7 +58,7 @@ class UPerHead(nn.Module):
         dims: channels of the maps.
         num_classes: K.
         channels: inner width.
-        pool_scales: sides of the maps that the last one is pooled to.
+        pool_scales: sides of the maps that the last one is pooled to; (): no pooling.
         dropout: rate before the classifier.
     """
 
@@ -102,6 +106,70 @@ class UPerHead(nn.Module):
             out.append(smooth(x))
         out = [resize(x, maps[0].shape[-2:]) for x in reversed(out)]
         return self.conv_seg(self.dropout(self.fpn_bottleneck(torch.cat(out, dim=1))))
+
+
+class ASPPHead(nn.Module):
+    """Atrous spatial pyramid pooling: 3 x 3 convolutions of several dilations beside a pixel-wise
+    one and the mean of the picture; then the first map in few channels for sharp edges.
+
+    In DeepLabv3+ a dilated backbone gives one map. Here it is made of all maps but the first, each
+    projected and resized to the second, so that the decoder fits any pyramid.
+
+    Args:
+        dims: channels of the maps, two at least.
+        num_classes: K.
+        channels: inner width.
+        dilations: of the 3 x 3 convolutions.
+        low_channels: of the first map.
+        dropout: rate before the classifier.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_classes: int,
+        channels: int = 256,
+        dilations: Sequence[int] = (6, 12, 18),
+        low_channels: int = 48,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dims, channels = check_ints(dims, "dims", 1), check_int(channels, "channels", 1)
+        dilations = check_ints(dilations, "dilations", 1)
+        num_classes = check_int(num_classes, "num_classes", 1)
+        low_channels = check_int(low_channels, "low_channels", 1)
+        if len(self.dims) < 2:
+            raise ValueError(f"dims={self.dims}: needs two maps at least")
+        first, *others = self.dims
+        self.laterals = nn.ModuleList(conv(dim, channels, 1) for dim in others)
+        self.fuse = conv(len(others) * channels, channels, 1)
+        branches = [conv(channels, channels, 1)]
+        branches += [conv(channels, channels, 3, dilation) for dilation in dilations]
+        self.branches = nn.ModuleList(branches)
+        self.image_pool = conv(channels, channels, 1)
+        self.project = conv((len(branches) + 1) * channels, channels, 1)
+        self.low_level = conv(first, low_channels, 1)
+        self.refine = conv(channels + low_channels, channels, 3)
+        self.dropout = nn.Dropout2d(check_number(dropout, "dropout", 0, 1))
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+
+    def pyramid(self, x: Tensor) -> Tensor:
+        """All branches on one map, mixed: (B, C, h, w) -> the same."""
+        if self.training and x.shape[0] == 1:
+            raise ValueError("maps are of 1 picture: in training a map pooled to 1 x 1 needs 2")
+        parts = [branch(x) for branch in self.branches]
+        parts.append(self.image_pool(F.adaptive_avg_pool2d(x, 1)).expand_as(x))
+        return self.project(torch.cat(parts, dim=1))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_s, h_s, w_s) -> scores (B, K, h_0, w_0)."""
+        _check_maps(maps, self.dims)
+        first, *others = maps
+        size = others[0].shape[-2:]
+        pairs = zip(others, self.laterals, strict=True)
+        x = self.fuse(torch.cat([resize(to(x), size) for x, to in pairs], dim=1))
+        parts = [resize(self.pyramid(x), first.shape[-2:]), self.low_level(first)]
+        return self.conv_seg(self.dropout(self.refine(torch.cat(parts, dim=1))))
 
 
 class MLPHead(nn.Module):

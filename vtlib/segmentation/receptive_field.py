@@ -87,7 +87,7 @@ def reach(field: Tensor, place: tuple[int, int] | None = None, share: float = 0.
     return int((rings.cumsum(0) < share * total * (1 - 1e-9)).sum())
 
 
-def _place(place: tuple[int, int] | None, size: tuple[int, int], name: str) -> tuple[int, int]:
+def _place(place: tuple[int, int] | None, size: Sequence[int], name: str) -> tuple[int, int]:
     """`place`, or the middle. ValueError outside 0 ... size - 1."""
     if place is None:
         return size[0] // 2, size[1] // 2

@@ -76,8 +76,8 @@ class VWCityHead(VWHead):
         short_cut: bool = False,
         **options: Any,
     ) -> None:
-        named = dict(num_heads=num_heads, short_cut=short_cut)
-        super().__init__(in_channels, num_classes, **named, **options)
+        options = dict(options, num_heads=num_heads, short_cut=short_cut)
+        super().__init__(in_channels, num_classes, **options)
 
     def _project(self, in_channels: int, out_channels: int) -> nn.Module:
         return ConvModule(in_channels, out_channels)
