@@ -57,9 +57,11 @@ def everything(world):
     retrieval = world.retrieval(2, 7)
     hidden = world.camouflage(3, 7)
     mosaic = world.mosaic(70, 90, 7, cell=32)
+    land = world.biomes(70, 90, 7, cell=20, spacing=32)
     text = world.text(3, 7, height=(8, 12))
     tensors = [images, labels, scenes.images, scenes.instance, video.frames, video.flow]
     tensors += [retrieval.images, hidden.images]
+    tensors += [land.image, land.labels, land.centre]
     return [*tensors, mosaic.image, mosaic.instance, text.images, text.boxes], [
         scenes.questions(3, 7),
         scenes.captions(),
@@ -288,6 +290,9 @@ CALLS = [
     ("camouflage", dict(batch=1, seed=0, blend=2), "blend=2"),
     ("mosaic", dict(height=0, width=5, seed=0), "height=0"),
     ("mosaic", dict(height=5, width=5, seed=0, cell=4), "cell=4"),
+    ("biomes", dict(height=0, width=5, seed=0), "height=0"),
+    ("biomes", dict(height=5, width=5, seed=0, cell=4), "cell=4"),
+    ("biomes", dict(height=5, width=5, seed=0, spacing=8), "spacing=8"),
     ("text", dict(batch=1, seed=0, words=["INCOMPREHENSIBLE"], height=20), "INCOMPREHENSIBLE"),
     ("text", dict(batch=1, seed=0, words=["\u4e16"]), "ASCII"),
     ("text", dict(batch=1, seed=0, words=[]), "words"),

@@ -86,6 +86,34 @@ def test_an_empty_mosaic():
     assert mosaic.image.shape == (3, 20, 20) and len(mosaic.boxes) == len(mosaic.pictogram)
 
 
+@pytest.mark.parametrize("height, width, spacing", [(333, 250, 64), (161, 81, 80), (90, 70, 50)])
+def test_biomes_are_those_of_the_nearest_marker(height, width, spacing):
+    made = data.EmojiWorld(32, artist="both").biomes(height, width, 3, spacing=spacing)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    every = (x - made.centre[:, 0, None, None]).square() + (
+        y - made.centre[:, 1, None, None]).square()
+    assert torch.equal(made.territory, made.biome[every.argmin(0)])
+    assert len(made.centre) == -(-height // spacing) * -(-width // spacing)
+    assert (made.centre >= 0).all() and (made.centre < torch.tensor([width, height])).all()
+    thing = made.labels > 0
+    assert torch.equal(made.labels[thing], 1 + made.territory[thing]) and thing.any()
+    assert (made.image[:, thing] > 0.95).float().mean() > 0.8            # some under soft edges
+    assert not (made.thin & ~thing).any()
+    assert made.names == ("land", "sea") and made.classes == ["ground", "land", "sea"]
+
+
+def test_a_crop_of_biomes_does_not_tell_them():
+    """Where no marker is near, the picture is the same for either biome; half are outlines."""
+    world = data.EmojiWorld(32)
+    made = world.biomes(600, 600, 0)
+    share = made.thin.float().mean() / (made.labels > 0).float().mean()
+    assert 0.25 < share < 0.6 and 0.1 < (made.labels > 0).float().mean() < 0.35
+    low = -F.max_pool2d(-made.thin[None].float(), 9, 1, 4)         # nothing is 9 pixels thick
+    assert low.sum() == 0
+    counts = made.biome.bincount(minlength=2)
+    assert counts.min() > 0.25 * counts.sum()
+
+
 def test_text_pictures():
     world = data.EmojiWorld((60, 90))
     made = world.text(12, 0, height=(10, 20))

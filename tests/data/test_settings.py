@@ -29,6 +29,7 @@ def everything():
     yield data.EmojiWorld((64, 72)).scenes(3, 1, signs=1.0)
     yield video, video.masks, video.visibility
     yield world.retrieval(2, 1), world.camouflage(2, 1), world.mosaic(60, 70, 1, cell=16)
+    yield world.biomes(60, 70, 1, cell=16, spacing=32)
     yield data.EmojiWorld((40, 64)).text(2, 1), data.text_image("a\nb", (60, 30), 16)
     yield clip, clip.flows(2), footage.panned(1, 2, 24, 1, shrink=1.1, velocity=(0.3, 0.7))
     yield footage.pictograms(world, 1, 3, 1)
@@ -91,6 +92,7 @@ def test_integers_of_numpy_and_torch(seven):
         yield scenes, [str(q) for q in scenes.questions(k, k)]
         yield world.video(k, k, k, objects=(1, k)), world.retrieval(k, k, background="plain")
         yield world.camouflage(k, k, objects=k, background="noise"), world.text(k, k)
+        yield world.biomes(k * 5, k * 6, k, cell=k + 13, spacing=k + 30)
         yield world.mosaic(k, k, k, cell=k + 13), data.text_image("a", (k * 4, k * 4), k)
         yield footage.panned(k, k, k, k, names=["fig"]), data.photographs(k, ["fig"])
         yield footage.clip_frames(multiple=k)[:1], footage.pictograms(world, k, k, k)
@@ -112,11 +114,12 @@ BATCHED = {
     "retrieval": (WORLD.retrieval, dict(identities=1, seed=0)),
     "camouflage": (WORLD.camouflage, dict(batch=1, seed=0)),
     "mosaic": (WORLD.mosaic, dict(height=20, width=20, seed=0, cell=16)),
+    "biomes": (WORLD.biomes, dict(height=20, width=20, seed=0, cell=16, spacing=32)),
     "text": (WORLD.text, dict(batch=1, seed=0)),
     "panned": (footage.panned, dict(batch=1, frames=2, size=16, seed=0)),
     "pictograms": (footage.pictograms, dict(world=WORLD, batch=1, frames=2, seed=0)),
 }
-COUNTS = ("batch", "frames", "identities", "height", "width", "cell", "size")
+COUNTS = ("batch", "frames", "identities", "height", "width", "cell", "spacing", "size")
 REALS = {
     "classify": ("scale", "rotation", "clutter"),
     "scenes": ("objects", "scale", "rotation", "repeat", "signs"),

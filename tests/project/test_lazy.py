@@ -109,7 +109,7 @@ def test_a_first_scene_loads_no_network_and_no_other_generator():
     for name in printed(code):
         (own if name.startswith("vtlib.data") else others).add(name)
     assert others == {"vtlib._lazy", "vtlib.checkpoints", "vtlib.nn", "vtlib.nn.checks"}
-    asked_for = ("camouflage", "mosaic", "questions", "retrieval", "text", "video")
+    asked_for = ("biomes", "camouflage", "mosaic", "questions", "retrieval", "text", "video")
     assert "vtlib.data.scenes" in own and not {f"vtlib.data.{name}" for name in asked_for} & own
 
 

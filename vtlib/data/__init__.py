@@ -10,6 +10,7 @@ from .._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     "..checkpoints": ("path as checkpoint", "root"),
     ".assets": ("clip", "digits", "photographs", "shots"),
+    ".biomes": ("Biomes",),
     ".emojiworld": ("EmojiWorld",),
     ".mosaic": ("Mosaic",),
     ".pictograms": ("EASY", "categories", "pictogram", "subcategories"),

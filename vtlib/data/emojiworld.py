@@ -21,6 +21,7 @@ from .assets import ARTISTS
 from .scenes import Scenes, layout
 
 if TYPE_CHECKING:       # here and below: a generator's own file is loaded when it is asked for
+    from .biomes import Biomes
     from .mosaic import Mosaic
     from .retrieval import Retrieval
     from .text import TextPictures
@@ -366,6 +367,35 @@ class EmojiWorld:
         height, width = check_int(height, "height", 1), check_int(width, "width", 1)
         cell, fill = check_int(cell, "cell", 16), check_number(fill, "fill", 0.001, 1)
         return make_mosaic(self, height, width, seed, cell, fill, device)
+
+    @one_thread()
+    def biomes(
+        self,
+        height: int,
+        width: int,
+        seed: int,
+        cell: int = 40,
+        spacing: int = 80,
+        device: Any = None,
+    ) -> "Biomes":
+        """One large picture of silhouettes, each pixel labelled by the biome of the nearest marker.
+
+        Half of the silhouettes are outlines of 4 pixels. Markers are the same four pictograms in
+        every world; the silhouettes are this world's.
+
+        Args:
+            height: of the picture, in pixels, whatever the world's own `size`.
+            width: likewise.
+            seed: decides.
+            cell: side of the cells that hold one silhouette each, at least 16.
+            spacing: side of the cells that hold one marker each, at least 32.
+            device: where the result is; None: the CPU.
+        """
+        from .biomes import make_biomes
+
+        height, width = check_int(height, "height", 1), check_int(width, "width", 1)
+        cell, spacing = check_int(cell, "cell", 16), check_int(spacing, "spacing", 32)
+        return make_biomes(self, height, width, seed, cell, spacing, device)
 
     @one_thread()
     def text(
