@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".boundary": ("boundary_iou",),
     ".caswit": ("CASWiT", "CrossScaleFusion", "caswit_loss"),
     ".caswit_context": ("cut", "cut_labels", "slide"),
+    ".caswit_cost": ("forward_cost", "stage_tokens"),
     ".caswit_pretraining": ("MaskedPretraining",),
     ".expedit": (
         "Expedit", "Pooling", "cluster", "clustering_cost", "encoder_cost", "nearest_centres",

@@ -21,18 +21,19 @@ the crop and its copy in the context, so that the crop can only be told from its
 Sure (abstracts and README): two Swin encoders, crops of 512, factor 2, cross-attention with a gate
 after each stage, an auxiliary loss on the context branch, UPerNet (version 1) or SegFormer's MLP
 decoder (version 2), 75 % of the crop and the context's centre masked. The official code could not
-be read; inferred here: the window's coverage and its reflection at borders, the size Swin-B, the
-gate's formula (`gate` has the other reading, a tanh of one number a channel that starts at 0), keys
-pooled to at most 32 x 32, sine codes of the place in the scene added to q and k, lambda = 0.4 and
-the auxiliary head, units of 32 pixels, averaged logits of overlapping crops. "Shared dual encoder"
-is read as the same two encoders before and after pre-training; `tied` makes them one.
+be read, nor the names in its weights (Hugging Face, heig-vd-geo/caswit): nothing converts them.
+Inferred here: the window's coverage and its reflection at borders, the size Swin-B, the gate's
+formula (`gate` has the other reading, a tanh of one number a channel that starts at 0), keys pooled
+to at most 32 x 32, sine codes of the place in the scene added to q and k (times a learnt number a
+head: without it no head can look at one place alone), lambda = 0.4 and the auxiliary head, units of
+32 pixels, averaged logits of overlapping crops. "Shared dual encoder" is read as the same two
+encoders before and after pre-training; `tied` makes them one.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -48,8 +49,9 @@ from ..nn import (
     check_number,
     check_tokens,
 )
-from ..nn.checks import at_hand, check_axes, check_float, check_index, check_range, describe
+from ..nn.checks import check_float, describe
 from .caswit_context import centres, footprint, pool_keys, scene_code
+from .cross_entropy import pixel_cross_entropy
 from .heads import ConvHead, MLPHead, UPerHead, resize
 from .swin import Swin
 
@@ -63,16 +65,25 @@ DECODERS = {"upernet": UPerHead, "mlp": MLPHead}
 class CrossScaleFusion(nn.Module):
     """h + g o: tokens of the crop query those of the context, a gate weighs the answer.
 
+    Codes of places are added to q and k times a number that each head learns: how sharply it looks
+    at where things are.
+
     Args:
         dim: C of both branches.
         num_heads: must divide C; a head needs a multiple of 4 channels.
         gate: "token": sigmoid(Wg [h ; o] + bg), for each token and channel; "channel":
             tanh(a), a = 0 at first; "none": 1.
         gate_bias: bg at first; negative: nearly closed.
+        code_scale: what the codes are multiplied by at first.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, gate: str = "token", gate_bias: float = -2.0
+        self,
+        dim: int,
+        num_heads: int,
+        gate: str = "token",
+        gate_bias: float = -2.0,
+        code_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.head_dim = check_heads(dim, num_heads)
@@ -85,6 +96,8 @@ class CrossScaleFusion(nn.Module):
         self.norm_h, self.norm_l = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.wq, self.wk, self.wv = (nn.Linear(dim, dim) for _ in range(3))
         self.proj = nn.Linear(dim, dim)
+        code_scale = check_number(code_scale, "code_scale")
+        self.code_scale = nn.Parameter(torch.full((self.num_heads, 1, 1), code_scale))
         if gate == "token":
             self.gate = nn.Linear(2 * dim, dim)
             nn.init.trunc_normal_(self.gate.weight, std=0.02)
@@ -111,8 +124,8 @@ class CrossScaleFusion(nn.Module):
         Args:
             h: tokens of the crop.
             context: (B, M, C).
-            h_code: (N, C/heads), codes of their places; added to the queries of each head.
-            context_code: (M, C/heads), added to the keys.
+            h_code: (N, C/heads), codes of their places; each head adds them to the queries.
+            context_code: (M, C/heads), likewise to the keys.
             return_maps: whether weights and gate are wanted.
         """
         check_tokens(h, self.wq.in_features, "h")
@@ -127,7 +140,8 @@ class CrossScaleFusion(nn.Module):
         keys = self.norm_l(context)
         parts = (self.wq(self.norm_h(h)), self.wk(keys), self.wv(keys))
         q, k, v = (rearrange(t, "b n (h p) -> b h n p", h=self.num_heads) for t in parts)
-        q, k = q + h_code.to(q.dtype), k + context_code.to(k.dtype)
+        scale = self.code_scale.to(q.dtype)
+        q, k = q + scale * h_code.to(q.dtype), k + scale * context_code.to(k.dtype)
         out = attend(q, k, v, return_attn=return_maps)
         out, weights = out if return_maps else (out, None)
         answer = self.proj(rearrange(out, "b h n p -> b n (h p)"))
@@ -169,6 +183,7 @@ class CASWiT(nn.Module):
         factor: how many times the context is shrunk.
         gate: see `CrossScaleFusion`.
         gate_bias: see `CrossScaleFusion`.
+        code_scale: see `CrossScaleFusion`.
         fuse_at: stages after which the branches meet; (3,) is late fusion.
         max_keys: side that the context's map is pooled to before it is attended to.
         tied: whether both branches have the same weights.
@@ -188,6 +203,7 @@ class CASWiT(nn.Module):
         factor: int = 2,
         gate: str = "token",
         gate_bias: float = -2.0,
+        code_scale: float = 1.0,
         fuse_at: Sequence[int] = (0, 1, 2, 3),
         max_keys: int = 32,
         tied: bool = False,
@@ -207,7 +223,7 @@ class CASWiT(nn.Module):
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}: needs one of {', '.join(DECODERS)}")
         self.fusions = nn.ModuleDict({
-            str(s): CrossScaleFusion(self.hr.dims[s], num_heads[s], gate, gate_bias)
+            str(s): CrossScaleFusion(self.hr.dims[s], num_heads[s], gate, gate_bias, code_scale)
             for s in self.fuse_at
         })
         self.decoder = DECODERS[decoder](self.hr.dims, num_classes, channels)
@@ -310,18 +326,6 @@ class CASWiT(nn.Module):
         return Segmented(logits, resize(self.aux_head(read), context.shape[-2:]), maps)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, name: str) -> Tensor:
-    check_axes(logits, "logits", "(B, K, H, W)")
-    batch, num_classes, *sides = logits.shape
-    check_index(labels, name, "(B, H, W)", (batch, *sides))
-    real = labels != ignore_index
-    if at_hand(labels):
-        check_range(labels.masked_fill(~real, 0), name, 0, num_classes)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return loss / real.sum().clamp(min=1)
-
-
 def caswit_loss(
     out: Segmented,
     labels: Tensor,
@@ -339,16 +343,18 @@ def caswit_loss(
         lr_weight: lambda.
         ignore_index: pixels with this label count nowhere; 0 where no other is.
 
-    ValueError for another dtype or shape, and for a label that is no class.
+    Scores are resized to labels of another size. ValueError for another dtype or batch, and for a
+    label that is no class.
     """
     if not isinstance(out, Segmented):
         raise ValueError(f"out is {describe(out)} but needs to be a Segmented")
     lr_weight = check_number(lr_weight, "lr_weight", 0)
-    ignore_index = check_int(ignore_index, "ignore_index")
-    loss = _cross_entropy(out.logits, labels, ignore_index, "labels")
+    loss = pixel_cross_entropy(out.logits, labels, ignore_index, labelled_only=True)
     if context_labels is None:
         return loss
     if out.context_logits is None:
         raise ValueError("context_labels are given but out was made without a context")
-    around = _cross_entropy(out.context_logits, context_labels, ignore_index, "context_labels")
+    around = pixel_cross_entropy(
+        out.context_logits, context_labels, ignore_index, labelled_only=True, name="context_labels"
+    )
     return loss + lr_weight * around
