@@ -27,6 +27,7 @@ RUNS = {
     "ett": [("ett.py", *STEPS)],
     "crossget": [("crossget.py", *STEPS)],
     "image_text": [("image_text.py", *STEPS)],
+    "caswit": [("caswit.py", kind, *STEPS) for kind in ("stages", "crop", "pretraining")],
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
     "uplift": [("uplift.py", *STEPS)],
