@@ -8,7 +8,7 @@ from typing import Callable
 
 import torch
 
-from vtlib.generation import AutoregressiveModel, guide
+from vtlib.generation import AutoregressiveModel, Denoiser, guide
 from vtlib.multiscale.crossformer import CrossFormer
 from vtlib.multiscale.crossvit import FUSIONS, CrossViT
 from vtlib.multiscale.pyramid import PyramidViT
@@ -252,7 +252,27 @@ class Conditioned(torch.nn.Module):
         return self.net(indices, condition)
 
 
+class Denoised(torch.nn.Module):
+    """The shared denoiser at one noise level, with a prompt of a word and an empty place."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = dict(widths=(8, 12, 16), text_at=(False, True, True), num_heads=2, groups=4)
+        self.net = Denoiser(6, **sizes, time_dim=16)
+        for name, parameter in self.net.named_parameters():           # zeros would hide the rest
+            if name.startswith("head") or "conv2" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+
+    def forward(self, images):
+        check_images(images)
+        text = torch.linspace(-1, 1, 6, dtype=images.dtype, device=images.device)
+        text = torch.stack([text, torch.zeros_like(text)]).expand(images.shape[0], 2, 6)
+        t = torch.full((images.shape[0],), 300, device=images.device)
+        return self.net(images, t, text)
+
+
 GENERATION = {
+    "denoiser": Model(lambda: Denoised(), images((16, 24), (8, 24)), (3, 16, 24)),
     "autoregressive": Model(lambda: Conditioned(), ids, (8, 11)),
     "autoregressive_classes": Model(lambda: Conditioned(num_classes=3), ids, (8, 11)),
     "autoregressive_captions": Model(lambda: Conditioned(condition_dim=11), ids, (8, 11)),

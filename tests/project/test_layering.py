@@ -14,6 +14,7 @@ FOR_PAPERS = VOCABULARY | {"vit"}  # what a paper's file may use
 # files of a family that the papers of another may use
 SHARED_FILES = {
     "vtlib.generation.autoregressive",
+    "vtlib.generation.diffusion",
     "vtlib.generation.sampling",
     "vtlib.superres.quality",
     "vtlib.superres.spynet",

@@ -18,5 +18,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".retrieval": ("Retrieval",),
     ".scenes": ("Scenes",),
     ".text": ("TextPictures", "text_image"),
+    ".textures": ("TextureScenes", "TextureWorld"),
     ".video": ("Video",),
 })
