@@ -17,7 +17,7 @@ from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import crossget_clip
-from vtlib.segmentation import Segmenter
+from vtlib.segmentation import Segmenter, SplitMatching
 from vtlib.segmentation import pretrained as segmentation
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
@@ -31,7 +31,8 @@ from vtlib.vlm.image_text import emoji_encoder
 
 BUILD = {
     "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT, "image": emoji_encoder,
-    "recurrent": superres.video, "restok": HAR, "spynet": SPyNet, "tinyvlm": TinyVLM,
+    "recurrent": superres.video, "restok": HAR, "split": SplitMatching, "spynet": SPyNet,
+    "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
     "vwformer": Segmenter,
@@ -40,7 +41,7 @@ NAMES = checkpoints.names()
 LOADERS = (
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
-    segmentation.vwformer_emoji,
+    segmentation.vwformer_emoji, segmentation.split_matching_scenes,
     image_text_emoji,
 )
 

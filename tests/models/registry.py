@@ -22,6 +22,7 @@ from vtlib.segmentation import (
     Predictor,
     SAMEncoder,
     Segmenter,
+    SplitMatching,
     TextEncoder,
     TextMapper,
     VWCityHead,
@@ -572,6 +573,25 @@ def sam(**hourglass):
     return Model(lambda: SAMEncoder(**sizes, **hourglass), images((32, 32), (20, 32)), (6, 8, 8))
 
 
+class Candidates(torch.nn.Module):
+    """Split Matching as a model: of a picture's pixels, embeddings and the mean of each mask of
+    every layer's queries. The first convolutions of its enhancement have a say."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = SplitMatching(3, 5, 16, 2, 24, 2, num_seen=3, num_candidates=2, scales=(1, 2))
+        for branch in self.net.enhance.branches:
+            torch.nn.init.ones_(branch[2].weight)
+
+    def forward(self, images):
+        check_images(images)
+        layers = self.net(images.permute(0, 2, 3, 1))
+        rows = [torch.cat([c, m.mean(dim=(2, 3))[..., None]], dim=2) for c, m in layers]
+        text = torch.eye(5, device=images.device, dtype=images.dtype)
+        names = self.net.class_logits(layers[-1].embeddings, text).mean(dim=(1, 2), keepdim=True)
+        return (torch.stack(rows).mean(dim=0) + names).to(images.dtype)
+
+
 SEGMENTATION = {
     "sam": sam(),
     "expedit_sam": sam(num_clusters=4, after=1, cluster_window=3, k=3),
@@ -586,6 +606,7 @@ SEGMENTATION = {
         lambda: WithContext(tied=True, gate="channel", decoder="mlp")
     ),
     "oneformer": Model(lambda: OneTask(), images((64, 96), (45, 70)), (6, 6)),
+    "split_matching": Model(lambda: Candidates(), images((8, 12), (7, 5)), (5, 6)),
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS, **SEGMENTATION}

@@ -26,6 +26,7 @@ WRITTEN_DOWN = {
     "vtlib/quantize/vq.py": "how sure a vector is of its code, for the loss by entropy",
     "vtlib/segmentation/oneformer_tasks.py": "probabilities of classes, no attention",
     "vtlib/segmentation/matching.py": "probabilities of classes, no attention",
+    "vtlib/segmentation/split_matching.py": "probabilities of classes, no attention",
     "vtlib/segmentation/expedit.py": "the assignment of tokens to centres, no attention",
     "vtlib/superres/uplift.py": "weights of neighbours without queries and keys",
     "vtlib/vlm/encoder.py": "the row of [CLS] that pruners read",

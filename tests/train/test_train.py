@@ -36,6 +36,7 @@ RUNS = {
     "tokenbridge": [("tokenbridge.py", *STEPS)],
     "vwformer": [("vwformer.py", what, *STEPS) for what in ("vw", "zeros", "cues")],
     "restok": [("restok.py", *STEPS)],
+    "split_matching": [("split_matching.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [
         ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")

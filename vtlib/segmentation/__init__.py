@@ -25,6 +25,13 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".measures": ("MeanIoU", "PanopticQuality", "segments"),
     ".receptive_field": ("effective_receptive_field", "reach"),
     ".segmenter": ("Segmenter",),
+    ".split_matching": (
+        "MultiScaleEnhancement", "SplitMatching", "candidate_cost", "split_loss", "split_match",
+    ),
+    ".split_matching_masks": (
+        "Regions", "farthest_seeds", "kmeans", "partition", "pseudo_masks", "region_means",
+        "region_tokens", "window_seeds",
+    ),
     ".swin": ("Swin",),
     ".vwformer": (
         "VWA", "VWHead", "context_windows", "copy_shift_padding", "fold", "merge_windows",
@@ -38,4 +45,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".oneformer_tasks": ("instances", "panoptic_segments", "semantic_scores", "task_targets"),
     ".oneformer_text": ("TextEncoder", "TextMapper", "WordTokenizer", "task_ids", "text_list"),
     ".oneformer_weights": ("convert_official", "convert_transformers"),
+    ".zero_shot": ("FeatureScenes", "SeenTargets", "annotate", "feature_scenes", "seen_targets"),
 })

@@ -12,6 +12,7 @@ import torch
 
 from .. import checkpoints
 from .segmenter import Segmenter
+from .split_matching import SplitMatching
 
 Device = torch.device | str | None
 
@@ -23,3 +24,13 @@ def vwformer_emoji(device: Device = None) -> Segmenter:
     pictograms (`segmenter.world`).
     """
     return checkpoints.load("vwformer_emoji", Segmenter, device)
+
+
+def split_matching_scenes(device: Device = None) -> SplitMatching:
+    """Zero-shot masks: a small `SplitMatching` for the features of `zero_shot.feature_scenes`.
+
+    Six seen and two unseen classes; eight seen queries and four candidates. The header of
+    "split_matching_scenes" holds the names' vectors ("text"), the numbers of "seen" and "unseen"
+    classes, the "noise", and the scores of rivals trained on the same scenes.
+    """
+    return checkpoints.load("split_matching_scenes", SplitMatching, device)
