@@ -20,6 +20,7 @@ EXTRAS = [
     "ipywidgets",
     "IPython",
     "transformers",
+    "diffusers",
     "skimage",
     "sklearn",
     "scipy",
