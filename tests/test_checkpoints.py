@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.settings import default_dtype, meta_device
 from vtlib import checkpoints, data, tokenizers
+from vtlib.generation import Denoiser
 from vtlib.hub import dino
 from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
@@ -30,7 +31,8 @@ from vtlib.vlm import TinyVLM, image_text_emoji
 from vtlib.vlm.image_text import emoji_encoder
 
 BUILD = {
-    "catanet": CATANet, "crossget": CrossGETCLIP, "ett": tokenizers.ETT, "image": emoji_encoder,
+    "catanet": CATANet, "crossget": CrossGETCLIP, "diffusion": Denoiser,
+    "ett": tokenizers.ETT, "image": emoji_encoder,
     "recurrent": superres.video, "restok": HAR, "split": SplitMatching, "spynet": SPyNet,
     "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
@@ -41,7 +43,8 @@ NAMES = checkpoints.names()
 LOADERS = (
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
-    segmentation.vwformer_emoji, segmentation.split_matching_scenes,
+    segmentation.diffusion_camouflage, segmentation.vwformer_emoji,
+    segmentation.split_matching_scenes,
     image_text_emoji,
 )
 

@@ -26,6 +26,7 @@ RUNS = {
     "tokenformer": [("tokenformer.py", *STEPS)],
     "ett": [("ett.py", *STEPS)],
     "crossget": [("crossget.py", *STEPS)],
+    "diffusion": [("diffusion.py", *STEPS)],
     "image_text": [("image_text.py", *STEPS)],
     "caswit": [("caswit.py", kind, *STEPS) for kind in ("stages", "crop", "pretraining")],
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],

@@ -11,6 +11,7 @@ torch's defaults are, and no global random number is drawn.
 import torch
 
 from .. import checkpoints
+from ..generation.diffusion import Denoiser
 from .segmenter import Segmenter
 from .split_matching import SplitMatching
 
@@ -34,3 +35,12 @@ def split_matching_scenes(device: Device = None) -> SplitMatching:
     classes, the "noise", and the scores of rivals trained on the same scenes.
     """
     return checkpoints.load("split_matching_scenes", SplitMatching, device)
+
+
+def diffusion_camouflage(device: Device = None) -> Denoiser:
+    """A frozen denoiser of textured camouflage at 64 px, `net.features(images, text)`.
+
+    Trained on pictures of `vtlib.data.textures` with six of the eight textures and the names of
+    the objects', on no mask and no label. Parameters ask for no gradient.
+    """
+    return checkpoints.load("diffusion_camouflage", Denoiser, device).requires_grad_(False)
