@@ -273,3 +273,12 @@ def test_cross_attention_names_what_does_not_fit():
         layer(torch.randn(1, 3, 6), torch.randn(1, 5, 6))
     with pytest.raises(ValueError, match="context has 8 channels.* D = 6"):
         layer(torch.randn(1, 3, 8), torch.randn(1, 5, 8))
+
+
+def test_keys_that_begin_as_queries():
+    weight = torch.nn.Parameter(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)))
+    queries, _, values = (part.clone() for part in weight.detach().chunk(3))
+    vnn.start_alike(weight)
+    assert torch.equal(weight.detach(), torch.cat([queries, queries, values]))
+    with pytest.raises(ValueError, match=r"weight has shape \(4, 4\)"):
+        vnn.start_alike(torch.zeros(4, 4))

@@ -4,7 +4,7 @@ positions, windows, warping."""
 from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
-    ".attention": ("Attention", "CrossAttention", "attend"),
+    ".attention": ("Attention", "CrossAttention", "attend", "start_alike"),
     ".blocks": ("Block", "DropPath", "Mlp"),
     ".checks": (
         "check_callable", "check_device", "check_dtype", "check_finite", "check_flag",

@@ -86,6 +86,21 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return out[..., :value_dim]
 
 
+@torch.no_grad()
+def start_alike(weight: Tensor) -> None:
+    """Keys begin with the weights of queries, in place: like looks at like (Trockman and Kolter,
+    "Mimetic initialization", ICML 2023, arXiv 2305.09828).
+
+    Args:
+        weight: (3 D, D), of queries, keys and values, in this order.
+    """
+    check_float(weight, "weight")
+    if weight.dim() != 2 or weight.shape[0] != 3 * weight.shape[1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)} but needs (3 D, D)")
+    queries, keys, _ = weight.chunk(3)
+    keys.copy_(queries)
+
+
 class Attention(nn.Module):
     """Self-attention with one fused qkv projection; state-dict names `qkv`, `proj` as in timm.
 

@@ -54,6 +54,7 @@ from .oneformer_nets import (
     MLP,
     CrossAttentionLayer,
     FFNLayer,
+    QueryDecoder,
     QueryTransformer,
     SelfAttentionLayer,
     sine_positions,
@@ -168,9 +169,8 @@ class Predictor(nn.Module):
         self.query_embed = nn.Embedding(num_queries, embed_dim)
         self.level_embed = nn.Embedding(LEVELS, embed_dim)
         self.class_input_proj = nn.Conv2d(embed_dim, embed_dim, 1)
-        self.class_transformer = QueryTransformer(
-            embed_dim, num_heads, hidden_dim, query_layers, dropout
-        )
+        layers = QueryDecoder(embed_dim, num_heads, hidden_dim, query_layers, dropout)
+        self.class_transformer = QueryTransformer(layers)
         every = range(num_layers)
         self.transformer_cross_attention_layers = nn.ModuleList(
             CrossAttentionLayer(embed_dim, num_heads) for _ in every

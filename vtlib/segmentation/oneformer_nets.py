@@ -225,21 +225,12 @@ class QueryDecoder(nn.Module):
 
 
 class QueryTransformer(nn.Module):
-    """The release's `class_transformer`; it has no encoder layers.
+    """The release's `class_transformer`, which has no encoder layers: a decoder that looks at a
+    map and at the places of its pixels."""
 
-    Args:
-        embed_dim: D.
-        num_heads: must divide D.
-        hidden_dim: of the feed-forward nets.
-        num_layers: how many.
-        dropout: in training.
-    """
-
-    def __init__(
-        self, embed_dim: int, num_heads: int, hidden_dim: int, num_layers: int, dropout: float
-    ) -> None:
+    def __init__(self, decoder: QueryDecoder) -> None:
         super().__init__()
-        self.decoder = QueryDecoder(embed_dim, num_heads, hidden_dim, num_layers, dropout)
+        self.decoder = decoder
 
     def forward(self, x: Tensor, place: Tensor, features: Tensor) -> Tensor:
         """x (B, N - 1, D), place (1, N - 1, D), features (B, D, H, W) -> (B, N - 1, D).

@@ -22,6 +22,7 @@ from ..nn import (
     check_number,
     check_tokens,
     sincos_2d,
+    start_alike,
 )
 from ..nn.checks import check_axes, check_dtype
 from ..tokens.checks import check_grid, check_mask
@@ -121,13 +122,6 @@ class DetrAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
-
-    @torch.no_grad()
-    def start_alike(self) -> None:
-        """Keys begin with the weights of queries: like looks at like (Trockman and Kolter,
-        "Mimetic initialization", ICML 2023, arXiv 2305.09828)."""
-        queries, keys, _ = self.in_proj_weight.chunk(3)
-        keys.copy_(queries)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
@@ -266,8 +260,8 @@ class QFormer(nn.Module):
         tokens = self.latent_token_positional_embedding
         tokens[:, 0] = self.region_positions() + torch.randn_like(tokens[:, 0])
         for layer in self.transformer:
-            layer.self_attn.start_alike()
-            layer.multihead_attn.start_alike()
+            start_alike(layer.self_attn.in_proj_weight)
+            start_alike(layer.multihead_attn.in_proj_weight)
 
     def region_positions(self) -> Tensor:
         """(N, width), the mean of the places of each token's region."""

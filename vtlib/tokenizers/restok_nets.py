@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import Mlp, attend, rope_at
+from ..nn import Mlp, attend, rope_at, start_alike
 from ..nn.checks import (
     check_flag,
     check_heads,
@@ -144,11 +144,9 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def start_near(self) -> None:
-        """Keys begin with the weights of queries (Trockman and Kolter, arXiv 2305.09828), and both
-        with a constant in one channel of each pair, which rotary positions turn into a preference
-        for what is near."""
-        queries, keys, _ = self.qkv.weight.chunk(3)
-        keys.copy_(queries)
+        """Keys begin with the weights of queries, and both with a constant in one channel of each
+        pair, which rotary positions turn into a preference for what is near."""
+        start_alike(self.qkv.weight)
         for norm in (self.q_norm, self.k_norm):
             norm.bias[0::2] = 2.0
 
