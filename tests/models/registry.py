@@ -16,6 +16,7 @@ from vtlib.multiscale.tokenformer import TokenFormer, TokenFormerViT
 from vtlib.nn import check_dtype, check_images
 from vtlib.quantize import Quantized
 from vtlib.segmentation import (
+    CamouflageSegmenter,
     CASWiT,
     ConvPyramid,
     OneFormer,
@@ -29,6 +30,7 @@ from vtlib.segmentation import (
     VWHead,
     cut,
 )
+from vtlib.segmentation.camouflage_inputs import pixel_maps
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
 from vtlib.superres.spynet import SPyNet
@@ -566,6 +568,27 @@ class OneTask(torch.nn.Module):
         return torch.cat([prediction.class_logits, means[..., None]], dim=2)
 
 
+class OnPixels(torch.nn.Module):
+    """The camouflage head on neighbourhoods of pixels, with fixed texts: class logits, scores of
+    texts and the mean of each mask; in training of all predictions."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = dict(embed_dim=16, num_queries=6, num_layers=3, num_heads=2, hidden_dim=24)
+        self.net = CamouflageSegmenter((27,), 27, 8, groups=4, **sizes)
+        self.register_buffer("text", torch.eye(8)[:4])
+
+    def forward(self, images):
+        out = self.net(*pixel_maps(images, 3, 4), self.text)
+        if not self.training:
+            return torch.cat([self.read(out.last), out.scores], dim=2)
+        return torch.stack([self.read(each) for each in (*out.earlier, out.last)]).mean(dim=0)
+
+    def read(self, prediction):
+        means = prediction.mask_logits.mean(dim=(2, 3))
+        return torch.cat([prediction.class_logits, means[..., None]], dim=2)
+
+
 def sam(**hourglass):
     """Windows of 4 on a map of 8 x 8, then of 2 on the clustered one; odd: 5 rows."""
     sizes = dict(img_size=32, patch_size=4, embed_dim=16, num_layers=3, num_heads=2, out_chans=6)
@@ -607,6 +630,7 @@ SEGMENTATION = {
     ),
     "oneformer": Model(lambda: OneTask(), images((64, 96), (45, 70)), (6, 6)),
     "split_matching": Model(lambda: Candidates(), images((8, 12), (7, 5)), (5, 6)),
+    "camouflage": Model(lambda: OnPixels(), images((64, 96), (45, 70)), (6, 10)),
 }
 
 MODELS = {**MULTISCALE, **SUPERRES, **VLM, **GENERATION, **TOKENIZERS, **SEGMENTATION}

@@ -24,6 +24,7 @@ WRITTEN_DOWN = {
     "vtlib/pruning/transprune.py": "a softmax over tokens' turns, no attention",
     "vtlib/quantize/ibq.py": "the choice among codes, no attention",
     "vtlib/quantize/vq.py": "how sure a vector is of its code, for the loss by entropy",
+    "vtlib/segmentation/camouflage.py": "weights and probabilities of classes, no attention",
     "vtlib/segmentation/oneformer_tasks.py": "probabilities of classes, no attention",
     "vtlib/segmentation/matching.py": "probabilities of classes, no attention",
     "vtlib/segmentation/split_matching.py": "probabilities of classes, no attention",

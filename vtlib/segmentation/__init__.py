@@ -6,6 +6,12 @@ from .._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".average_precision": ("AveragePrecision",),
     ".boundary": ("boundary_iou",),
+    ".camouflage": (
+        "CIN", "MSFF", "CamouflageSegmenter", "aggregate", "camouflage_loss", "foreground",
+        "standardise",
+    ),
+    ".camouflage_masks": ("MaskDecoder", "PixelDecoder"),
+    ".camouflage_vocabulary": ("MaskEmbedding", "OpenVocabulary", "pool_masks"),
     ".caswit": ("CASWiT", "CrossScaleFusion", "caswit_loss"),
     ".caswit_context": ("cut", "cut_labels", "slide"),
     ".caswit_cost": ("forward_cost", "stage_tokens"),

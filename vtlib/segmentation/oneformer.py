@@ -57,6 +57,7 @@ from .oneformer_nets import (
     QueryDecoder,
     QueryTransformer,
     SelfAttentionLayer,
+    allowed,
     sine_positions,
 )
 from .oneformer_tasks import instances, panoptic_segments, semantic_scores
@@ -122,16 +123,6 @@ def contrastive_loss(queries: Tensor, texts: Tensor, log_scale: Tensor) -> Tenso
 
 
 # ----------------------------------------------------------------------------------- the predictor
-def allowed(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where each query may look in the next layer: (B, N, H, W) -> bool (B, N, h, w).
-
-    Its own mask, resized: probability at least 0.5. No gradient flows. A query without a single
-    such place is not helped here, see `Predictor.forward`.
-    """
-    mask = F.interpolate(mask_logits.detach(), size=size, mode="bilinear", align_corners=False)
-    return mask.sigmoid() >= 0.5
-
-
 class Predictor(nn.Module):
     """Queries from a task token, the masked decoder, and its heads.
 

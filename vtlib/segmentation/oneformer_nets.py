@@ -110,6 +110,16 @@ class StreamAttention(nn.Module):
 
 
 # ------------------------------------------------------- post-norm layers of the masked decoder
+def allowed(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each query may look in the next layer: (B, N, H, W) -> bool (B, N, h, w).
+
+    Its own mask, resized: probability at least 0.5. No gradient flows. A query without a single
+    such place is not helped here, see `oneformer.Predictor.forward`.
+    """
+    mask = F.interpolate(mask_logits.detach(), size=size, mode="bilinear", align_corners=False)
+    return mask.sigmoid() >= 0.5
+
+
 class CrossAttentionLayer(nn.Module):
     """x = LN(x + Attention(x + place, memory + position, memory))."""
 
