@@ -18,7 +18,7 @@ from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import crossget_clip
-from vtlib.segmentation import Segmenter, SplitMatching
+from vtlib.segmentation import Segmenter, SplitMatching, oneformer_small
 from vtlib.segmentation import pretrained as segmentation
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
@@ -33,7 +33,8 @@ from vtlib.vlm.image_text import emoji_encoder
 BUILD = {
     "catanet": CATANet, "crossget": CrossGETCLIP, "diffusion": Denoiser,
     "ett": tokenizers.ETT, "image": emoji_encoder,
-    "recurrent": superres.video, "restok": HAR, "split": SplitMatching, "spynet": SPyNet,
+    "oneformer": oneformer_small.small, "recurrent": superres.video, "restok": HAR,
+    "split": SplitMatching, "spynet": SPyNet,
     "tinyvlm": TinyVLM,
     "tokenbridge": MaskedGenerator, "tokenformer": TokenFormer,
     "ttvsr": superres.video, "uplift": UPLiFT, "vit": ViT,
@@ -45,6 +46,7 @@ LOADERS = (
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
     segmentation.diffusion_camouflage, segmentation.vwformer_emoji,
     segmentation.split_matching_scenes,
+    segmentation.oneformer_emoji,
     image_text_emoji,
 )
 

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from vtlib.segmentation import OneFormer, Predictor, TextEncoder, TextMapper, task_ids
-from vtlib.segmentation.oneformer_weights import OFFICIAL, convert_official, convert_transformers
+from vtlib.segmentation.oneformer_weights import (
+    OFFICIAL,
+    convert_official,
+    convert_transformers,
+    to_transformers,
+)
 
 
 def make():
@@ -34,47 +39,16 @@ def test_convert_official_there_and_back():
         convert_transformers({"x": torch.zeros(1)})
 
 
-def transformers_state(state):
-    """What transformers would call it, q, k, v of the decoder's self attention apart."""
-    layers = "predictor.transformer_"
-    out = {}
-    for key, value in state.items():
-        if key.startswith(layers):
-            kind, _, rest = key.removeprefix(layers).partition("_layers.")
-            number, _, rest = rest.partition(".")
-            short = {"cross_attention": "cross_attn", "self_attention": "self_attn", "ffn": "ffn"}
-            key = f"predictor.decoder.layers.{number}.{short[kind]}.{rest}"
-        elif key.startswith("predictor.query_embed."):
-            key = key.replace("query_embed", "queries_embedder")
-        elif key.startswith("predictor.") and "level_embed" not in key:
-            key = key.replace("predictor.", "predictor.decoder.")
-            key = key.replace("class_transformer", "query_transformer")
-            key = key.replace("class_input_proj", "query_input_projection")
-        for mlp in ("mask_embed", "task_mlp", "text_projector"):
-            for number in range(3):
-                key = key.replace(f"{mlp}.layers.{number}.", f"{mlp}.layers.{number}.0.")
-        key = key.replace("resblocks", "layers").replace(".attn.", ".self_attn.")
-        key = key.replace("ln_1", "layer_norm1").replace("ln_2", "layer_norm2")
-        key = key.replace("c_fc", "fc1").replace("c_proj", "fc2")
-        key = key.replace("predictor.", "model.transformer_module.", 1)
-        key = key.replace("text.", "model.text_mapper.", 1) if key.startswith("text.") else key
-        if key.startswith("task_mlp."):
-            key = f"model.task_encoder.{key}"
-        if ".self_attn.self_attn.in_proj_" in key:
-            kind = key.rpartition("_")[2]
-            for letter, part in zip("qkv", value.chunk(3), strict=True):
-                out[key.replace(f"in_proj_{kind}", f"{letter}_proj.{kind}")] = part
-        else:
-            out["criterion.logit_scale" if key == "logit_scale" else key] = value
-    return out
-
-
-def test_convert_transformers():
+def test_transformers_there_and_back():
+    """Only the masked decoder's self attention has q, k, v apart."""
     state = make().state_dict()
-    given = transformers_state(state)
+    given = to_transformers(state)
     assert "model.transformer_module.decoder.layers.1.self_attn.self_attn.q_proj.bias" in given
+    assert len(given) == len(state) + 4 * 2
     got = convert_transformers(given | {"model.pixel_level_module.x": torch.zeros(1)})
     assert got.keys() == state.keys() and all(torch.equal(got[k], state[k]) for k in state)
+    with pytest.raises(ValueError, match="none of OneFormer's names"):
+        to_transformers({"pixels.x": torch.zeros(1)})
 
 
 def tiny_transformers():
@@ -131,3 +105,26 @@ def test_transformers_model_gives_the_same():
         (got.texts, want.text_queries),
     ):
         torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_transformers_takes_our_weights():
+    """The other way: theirs computes what ours does, and its own weights come back unchanged."""
+    other = tiny_transformers()
+    text = TextMapper(TextEncoder(49408, 77, 64, 1, causal=False), 3)
+    predictor = Predictor(5, 12, 64, 4, 48, num_layers=3)
+    torch.manual_seed(1)
+    model = OneFormer(Theirs(other.model.pixel_level_module), predictor, text).eval()
+    state = other.state_dict()
+    back = to_transformers(convert_transformers(state))
+    assert all(torch.equal(back[key], state[key]) for key in back)
+    missing, unexpected = other.load_state_dict(to_transformers(model.state_dict()), strict=False)
+    assert not unexpected and all(
+        "pixel_level" in key or key == "criterion.empty_weight" for key in missing
+    )
+    images, texts = torch.rand(1, 3, 64, 64), torch.randint(1, 49000, (1, 9, 77))
+    with torch.no_grad():
+        want = other.model(images, task_ids(["instance"]).float(), texts)
+        got = model(images, "instance", texts)
+    masks = want.transformer_decoder_mask_predictions
+    torch.testing.assert_close(got.last.mask_logits, masks, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got.texts, want.text_queries, atol=1e-5, rtol=1e-4)

@@ -36,6 +36,7 @@ RUNS = {
     "ttvsr": [("ttvsr.py", "ttvsr", "--flow", flow, *STEPS) for flow in ("true", "net")],
     "tokenbridge": [("tokenbridge.py", *STEPS)],
     "vwformer": [("vwformer.py", what, *STEPS) for what in ("vw", "zeros", "cues")],
+    "oneformer": [("oneformer.py", *STEPS), ("oneformer.py", "--rival", "single", *STEPS)],
     "restok": [("restok.py", *STEPS)],
     "split_matching": [("split_matching.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".questions": ("KINDS", "Question"),
     ".retrieval": ("Retrieval",),
     ".scenes": ("Scenes",),
+    ".stuff": ("STUFF", "StuffScenes", "stuff_scenes"),
     ".text": ("TextPictures", "text_image"),
     ".textures": ("TextureScenes", "TextureWorld"),
     ".video": ("Video",),

@@ -49,7 +49,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".oneformer_loss": ("joint_loss",),
     ".oneformer_nets": ("ConvPyramid",),
     ".oneformer_tasks": ("instances", "panoptic_segments", "semantic_scores", "task_targets"),
-    ".oneformer_text": ("TextEncoder", "TextMapper", "WordTokenizer", "task_ids", "text_list"),
-    ".oneformer_weights": ("convert_official", "convert_transformers"),
+    ".oneformer_text": (
+        "TextEncoder", "TextMapper", "WordTokenizer", "draw_task", "task_ids", "text_list",
+    ),
+    ".oneformer_weights": ("convert_official", "convert_transformers", "to_transformers"),
     ".zero_shot": ("FeatureScenes", "SeenTargets", "annotate", "feature_scenes", "seen_targets"),
 })

@@ -1,4 +1,4 @@
-"""OneFormer's weights by other names: the release's, and those of transformers."""
+"""OneFormer's weights by other names: the release's, and those of transformers (both ways)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -91,3 +91,64 @@ def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
             parts = [out.pop(f"{stem}{letter}_proj.{kind}") for letter in "qkv"]
             out[f"{stem}in_proj_{kind}"] = torch.cat(parts)
     return out
+
+
+# ------------------------------------------------------------------------------------ the way back
+TEXT_BACK = (
+    (".resblocks.", ".layers."),
+    (".attn.", ".self_attn."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".c_fc.", ".fc1."),
+    (".c_proj.", ".fc2."),
+)
+PREDICTOR_BACK = (
+    ("predictor.query_embed.", "queries_embedder."),
+    ("predictor.level_embed.", "level_embed."),
+    ("predictor.class_transformer.", "decoder.query_transformer."),
+    ("predictor.class_input_proj.", "decoder.query_input_projection."),
+    ("predictor.", "decoder."),
+)
+STACKS = ("mask_embed.layers.", "task_mlp.layers.", "text_projector.layers.")
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of `OneFormer` under the names of transformers, `pixels` left out: the inverse of
+    `convert_transformers`. ValueError if nothing is left."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = _transformers_name(key)
+        if name is None:
+            continue
+        if ".self_attn.self_attn.in_proj_" in name:                 # of the masked decoder alone
+            kind = name.rpartition("_")[2]
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                found[name.replace(f"in_proj_{kind}", f"{letter}_proj.{kind}")] = part
+        else:
+            found[name] = value
+    if not found:
+        raise ValueError(f"state holds none of OneFormer's names but {sorted(state)[:3]}")
+    return found
+
+
+def _transformers_name(key: str) -> str | None:
+    """A name of `OneFormer` as transformers has it; None for those of `pixels`."""
+    for stack in STACKS:                       # mlp.layers.0.weight -> mlp.layers.0.0.weight
+        head, found, tail = key.partition(stack)
+        if found:
+            number, _, kind = tail.partition(".")
+            key = f"{head}{stack}{number}.0.{kind}"
+    if key == "logit_scale":
+        return "criterion.logit_scale"
+    if key.startswith("task_mlp."):
+        return f"model.task_encoder.{key}"
+    if key.startswith("text."):
+        for old, new in TEXT_BACK:
+            key = key.replace(old, new)
+        return "model.text_mapper." + key.removeprefix("text.")
+    for short, long in LAYER_PARTS.items():    # transformer_ffn_layers.2.x -> layers.2.ffn.x
+        number, _, rest = key.removeprefix(f"predictor.{long}.").partition(".")
+        if key.startswith(f"predictor.{long}."):
+            return f"model.transformer_module.decoder.layers.{number}.{short}.{rest}"
+    named = _renamed(key, PREDICTOR_BACK)
+    return None if named is None else f"model.transformer_module.{named}"

@@ -12,6 +12,8 @@ import torch
 
 from .. import checkpoints
 from ..generation.diffusion import Denoiser
+from .oneformer import OneFormer
+from .oneformer_small import small
 from .segmenter import Segmenter
 from .split_matching import SplitMatching
 
@@ -44,3 +46,14 @@ def diffusion_camouflage(device: Device = None) -> Denoiser:
     the objects', on no mask and no label. Parameters ask for no gradient.
     """
     return checkpoints.load("diffusion_camouflage", Denoiser, device).requires_grad_(False)
+
+
+def oneformer_emoji(device: Device = None) -> OneFormer:
+    """Semantic, instance and panoptic masks by one small `OneFormer`: `model.segment(images, task,
+    oneformer_small.THINGS)`.
+
+    Images (B, 3, H, W) in [0, 1] of 96 px. Eight classes, `oneformer_small.NAMES`: three kinds of
+    stuff and five pictograms. The header of "oneformer_emoji" says what it finds under each task's
+    sentence; `checkpoints.seeds("oneformer_emoji_notoken")` and the like how its rivals did.
+    """
+    return checkpoints.load("oneformer_emoji", small, device)
