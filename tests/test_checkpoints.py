@@ -18,7 +18,7 @@ from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import crossget_clip
-from vtlib.segmentation import Segmenter, SplitMatching, oneformer_small
+from vtlib.segmentation import CamouflageSegmenter, Segmenter, SplitMatching, oneformer_small
 from vtlib.segmentation import pretrained as segmentation
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
@@ -31,6 +31,7 @@ from vtlib.vlm import TinyVLM, image_text_emoji
 from vtlib.vlm.image_text import emoji_encoder
 
 BUILD = {
+    "camouflage": CamouflageSegmenter,
     "catanet": CATANet, "crossget": CrossGETCLIP, "diffusion": Denoiser,
     "ett": tokenizers.ETT, "image": emoji_encoder,
     "oneformer": oneformer_small.small, "recurrent": superres.video, "restok": HAR,
@@ -42,6 +43,7 @@ BUILD = {
 }
 NAMES = checkpoints.names()
 LOADERS = (
+    segmentation.camouflage,
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
     segmentation.diffusion_camouflage, segmentation.vwformer_emoji,

@@ -28,6 +28,7 @@ RUNS = {
     "crossget": [("crossget.py", *STEPS)],
     "diffusion": [("diffusion.py", *STEPS)],
     "image_text": [("image_text.py", *STEPS)],
+    "camouflage": [("camouflage.py", kind, *STEPS) for kind in ("full", "vit", "pixels")],
     "caswit": [("caswit.py", kind, *STEPS) for kind in ("stages", "crop", "pretraining")],
     "catanet": [("catanet.py", *STEPS), ("catanet.py", "--local", "--seed", "1", *STEPS)],
     "spynet": [("spynet.py", *STEPS), ("spynet.py", "--refine", *STEPS)],
@@ -44,7 +45,10 @@ RUNS = {
         ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")
     ],
 }
-NEEDS = {"tokenbridge": "tokenizer_kl", "restok": "tokenizer_restok"}  # checkpoints they read
+NEEDS = {  # checkpoints they read
+    "camouflage": "diffusion_camouflage", "restok": "tokenizer_restok",
+    "tokenbridge": "tokenizer_kl",
+}
 WORKS = ("ttvsr.py", "tinyvlm.py", "tinyvlm_dino.py")  # what takes --work
 
 

@@ -12,6 +12,7 @@ import torch
 
 from .. import checkpoints
 from ..generation.diffusion import Denoiser
+from .camouflage import CamouflageSegmenter
 from .oneformer import OneFormer
 from .oneformer_small import small
 from .segmenter import Segmenter
@@ -57,3 +58,23 @@ def oneformer_emoji(device: Device = None) -> OneFormer:
     sentence; `checkpoints.seeds("oneformer_emoji_notoken")` and the like how its rivals did.
     """
     return checkpoints.load("oneformer_emoji", small, device)
+
+
+def camouflage(variant: str | None = None, device: Device = None) -> CamouflageSegmenter:
+    """Instances in textured camouflage at 64 px, with names from a list: the trained head alone.
+
+        head, text = camouflage(), textures.vectors()[list(textures.SEEN)]
+        out = head(*denoiser_maps(diffusion_camouflage(), images, prompt), text, size=(32, 32))
+
+    The names are its vectors' (P, 32), of any textures; it was trained with the six SEEN ones. Its
+    maps come from `camouflage_inputs`. ValueError for other arguments.
+
+    Args:
+        variant: None, for `denoiser_maps` of `diffusion_camouflage`; "vit", trained alike, for
+            `vit_maps` of `vtlib.vit.vit_emoji`.
+        device: where the head goes; None: the CPU.
+    """
+    if variant not in (None, "vit"):
+        raise ValueError(f"variant={variant!r} must be None or 'vit'")
+    name = f"camouflage_{variant}" if variant else "camouflage"
+    return checkpoints.load(name, CamouflageSegmenter, device)
