@@ -18,7 +18,13 @@ from vtlib.multiscale import pretrained as multiscale
 from vtlib.multiscale.tokenformer import TokenFormer
 from vtlib.pruning.crossget_encoder import CrossGETCLIP
 from vtlib.pruning.pretrained import crossget_clip
-from vtlib.segmentation import CamouflageSegmenter, Segmenter, SplitMatching, oneformer_small
+from vtlib.segmentation import (
+    CamouflageSegmenter,
+    CASWiT,
+    Segmenter,
+    SplitMatching,
+    oneformer_small,
+)
 from vtlib.segmentation import pretrained as segmentation
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
@@ -31,7 +37,7 @@ from vtlib.vlm import TinyVLM, image_text_emoji
 from vtlib.vlm.image_text import emoji_encoder
 
 BUILD = {
-    "camouflage": CamouflageSegmenter,
+    "camouflage": CamouflageSegmenter, "caswit": CASWiT,
     "catanet": CATANet, "crossget": CrossGETCLIP, "diffusion": Denoiser,
     "ett": tokenizers.ETT, "image": emoji_encoder,
     "oneformer": oneformer_small.small, "recurrent": superres.video, "restok": HAR,
@@ -48,7 +54,7 @@ LOADERS = (
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
     segmentation.diffusion_camouflage, segmentation.vwformer_emoji,
     segmentation.split_matching_scenes,
-    segmentation.oneformer_emoji,
+    segmentation.oneformer_emoji, segmentation.caswit_emoji,
     image_text_emoji,
 )
 

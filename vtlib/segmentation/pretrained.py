@@ -2,6 +2,7 @@
 
     net = vwformer_emoji()
     net(images).argmax(1)                    # (B, H, W)
+    slide(caswit_emoji(), large, (64, 64), factor=4).argmax(1)
 
 How each was trained and did on data it had not seen: `vtlib.checkpoints.info("vwformer_emoji")`;
 how its rivals did: `vtlib.checkpoints.seeds("vwformer_emoji_fpn")`. The result is the same whatever
@@ -13,6 +14,7 @@ import torch
 from .. import checkpoints
 from ..generation.diffusion import Denoiser
 from .camouflage import CamouflageSegmenter
+from .caswit import CASWiT
 from .oneformer import OneFormer
 from .oneformer_small import small
 from .segmenter import Segmenter
@@ -78,3 +80,14 @@ def camouflage(variant: str | None = None, device: Device = None) -> CamouflageS
         raise ValueError(f"variant={variant!r} must be None or 'vit'")
     name = f"camouflage_{variant}" if variant else "camouflage"
     return checkpoints.load(name, CamouflageSegmenter, device)
+
+
+def caswit_emoji(device: Device = None) -> CASWiT:
+    """Silhouettes by the biome they stand in: a small `CASWiT` for `EmojiWorld.biomes`.
+
+    Three stages. Crops of 64 x 64 pixels in [0, 1] and windows of 256 pixels shrunk four times,
+    `cut(images, corner, (64, 64), 4)` -> scores of ground, land, sea. What rivals score on the same
+    crops: `vtlib.checkpoints.seeds` of "caswit_emoji_late" (fused after the last stage only),
+    "_noaux" (no auxiliary loss), "_crop" (no context), "_pretraining".
+    """
+    return checkpoints.load("caswit_emoji", CASWiT, device)
