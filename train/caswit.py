@@ -12,7 +12,7 @@ stages; crops and contexts are the same for all, in the same order:
     stages      caswit_emoji: fusion after each stage, auxiliary loss 0.4 on the context branch
     late        fusion after the last stage only
     noaux       as stages, without the auxiliary loss
-    crop        the crop's encoder alone
+    crop        the crop's encoder alone (no score of it is shipped)
     pretraining     masked reconstruction (SimMIM's loss) with the right context, with the context
                 of another crop, and with the crop's copy in the context left visible; then a linear
                 classifier on the frozen maps

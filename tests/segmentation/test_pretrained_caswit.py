@@ -56,8 +56,6 @@ def test_the_file_and_what_it_is_compared_with():
     assert score["own context"]["mIoU"] > score["context branch alone"]["mIoU"] + 0.3
     late, noaux = (checkpoints.seeds(f"{NAME}_{k}")[0]["score"] for k in ("late", "noaux"))
     assert late.keys() == score.keys() and noaux.keys() < score.keys()
-    alone = checkpoints.seeds(f"{NAME}_crop")[0]["score"]
-    assert alone["biome"] < score["own context"]["biome"] - 0.05
     made = checkpoints.seeds(f"{NAME}_pretraining")[0]["score"]
     leak, own = made["own, centre visible"], made["own"]
     assert leak["L1, own"] < own["L1, own"] - 0.02             # the loss falls,

@@ -88,6 +88,6 @@ def caswit_emoji(device: Device = None) -> CASWiT:
     Three stages. Crops of 64 x 64 pixels in [0, 1] and windows of 256 pixels shrunk four times,
     `cut(images, corner, (64, 64), 4)` -> scores of ground, land, sea. What rivals score on the same
     crops: `vtlib.checkpoints.seeds` of "caswit_emoji_late" (fused after the last stage only),
-    "_noaux" (no auxiliary loss), "_crop" (no context), "_pretraining".
+    "caswit_emoji_noaux" (no auxiliary loss) and "caswit_emoji_pretraining".
     """
     return checkpoints.load("caswit_emoji", CASWiT, device)
