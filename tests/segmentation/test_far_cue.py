@@ -25,10 +25,11 @@ def test_maps_hold_one_object_and_one_cue():
     assert torch.equal(distance, cues.distance)
 
 
-def test_distances_are_equally_likely():
+def test_near_cues_are_likelier():
     counts = far_cues(7000, seeded(1), size=8).distance.bincount()
     assert counts[0] == 0 and len(counts) == 8
-    assert (counts[1:] > 850).all() and (counts[1:] < 1150).all()
+    want = 7000 / torch.arange(1, 8) / (1 / torch.arange(1, 8)).sum()
+    assert ((counts[1:] - want).abs() < 4 * want.sqrt()).all()
     assert torch.equal(far_cues(5, seeded(2)).maps, far_cues(5, seeded(2)).maps)
 
 

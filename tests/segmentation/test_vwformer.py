@@ -23,6 +23,8 @@ from vtlib.segmentation import (
     query_windows,
     vwformer,
 )
+from vtlib.segmentation.conv_module import ConvModule
+from vtlib.segmentation.vwformer import embed_densely, folded_contexts
 from vtlib.teach.meter import activation_bytes, flops
 
 LEVELS = (3, 4, 5, 6)
@@ -501,3 +503,23 @@ def test_no_error_from_deep_inside():
     }
     found = {name: raw_errors(*call, part=True) for name, call in calls.items()}
     assert {name: errors for name, errors in found.items() if errors} == {}
+
+
+@pytest.mark.parametrize("ratio, padding", [(1, "zeros"), (2, "copy_shift"), (4, "zeros")])
+def test_folded_contexts_are_both_steps_at_once(ratio, padding):
+    x = rand(2, 3, 8, 12)
+    want = fold(context_windows(x, ratio, 4, padding), ratio)
+    assert torch.equal(folded_contexts(x, ratio, 4, padding), want)
+
+
+@pytest.mark.parametrize("ratio", [4, 5, 8])
+def test_a_matrix_and_a_sum_are_the_convolution(ratio):
+    """With odd kernels, and gradients alike."""
+    torch.manual_seed(0)
+    layer, x = ConvModule(6, 3, ratio).eval(), torch.rand(2, 6, 9, 11, requires_grad=True)
+    before, after = ratio // 2 - 1 + ratio % 2, ratio // 2
+    want = layer(F.pad(x, (before, after, before, after)))
+    got = embed_densely(x, layer, ratio)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (got, want)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)

@@ -13,6 +13,7 @@ from vtlib import checkpoints, teach
 from vtlib.multiscale import crossformer, crossvit, tokenformer
 from vtlib.pruning import aim, hiprune, holov, visiondrop
 from vtlib.pruning.registry import METHODS
+from vtlib.segmentation import CASWiT, vwformer
 from vtlib.superres import catanet, ttvsr, uplift
 from vtlib.teach import diagrams, drawings, figures
 from vtlib.teach.drawings import sketches
@@ -245,7 +246,26 @@ def of_tokenflow():
     return [codes, *codes.split((32, 8), dim=-1)]
 
 
+def of_vwformer():
+    x = torch.empty(1, 64, 16, 16)
+    small = vwformer.VWHead((8, 64, 8, 8), 3, 64, 1, ratios=(4,)).eval().embed(x, 0)
+    context = vwformer.context_windows(small, 4)
+    padded = vwformer.copy_shift_padding(small, 4)
+    return [x, padded, context, vwformer.fold(context, 4)]
+
+
+def of_caswit():
+    net = CASWiT(**checkpoints.info("caswit_emoji")["config"]).eval()
+    around, found = net.embed(torch.empty(1, 3, 64, 64), net.lr, "context"), []
+    for layer in net.lr.layers[:2]:
+        around = layer(around)
+        found.append(around.permute(0, 3, 1, 2))
+        around = layer.downsample(around)
+    return found
+
+
 MODELS = {
+    "vwformer": of_vwformer, "caswit": of_caswit,
     "vit": of_vit, "crossvit": of_crossvit, "crossformer": of_crossformer, "ttvsr_step": of_ttvsr,
     "crossformer_cel": of_cel, "catanet_tab": of_tab, "uplift": of_uplift,
     "uplift_step": of_uplift_step, "pruning": of_pruning, "fastervlm": of_fastervlm,

@@ -18,9 +18,8 @@ from .vwformer import (
     PADDINGS,
     VWA,
     choice,
-    context_windows,
     embed_densely,
-    fold,
+    folded_contexts,
     merge_windows,
     query_windows,
 )
@@ -38,7 +37,10 @@ class Cues(NamedTuple):
 def far_cues(
     batch: int, generator: torch.Generator, size: int = 16, num_colours: int = 4
 ) -> Cues:
-    """Random maps: every distance that exists is equally likely, then every place.
+    """Random maps: a distance d is drawn with a chance in proportion to 1 / d, then the places.
+
+    So each of 1, 2-3, 4-7, 8-15 is about equally likely, and a net that sees little has something
+    to learn from.
 
     Args:
         batch: B.
@@ -54,7 +56,7 @@ def far_cues(
     apart = torch.maximum(apart[:, None, :, None], apart[None, :, None, :])          # y x v u
     apart = apart.flatten()
     count = apart.bincount()
-    weight = torch.where(apart > 0, 1.0 / count[apart], 0.0)
+    weight = torch.where(apart > 0, 1.0 / (apart * count[apart]), 0.0)
     drawn = torch.multinomial(weight.double(), batch, replacement=True, generator=generator)
     own, cue = drawn // size**2, drawn % size**2
     colour = torch.randint(num_colours, (batch,), generator=generator)
@@ -113,8 +115,8 @@ class ScaleNet(nn.Module):
         """Scores; with return_attn also the weights (B * 64, 1, P^2, P^2)."""
         x = self.stem(maps)
         small = embed_densely(x, self.ds, self.ratio)
-        context = context_windows(small, self.ratio, self.num_windows, self.padding)
+        context = folded_contexts(small, self.ratio, self.num_windows, self.padding)
         query = query_windows(x, self.num_windows)
-        out, attn = self.attn(query, fold(context, self.ratio), return_attn=True)
+        out, attn = self.attn(query, context, return_attn=True)
         scores = self.conv_seg(x + merge_windows(out, self.num_windows))
         return (scores, attn) if return_attn else scores

@@ -15,7 +15,7 @@ channels, so that a wide one costs what a narrow one does.
     d -> h + (R-1) P                        copy_shift_padding CSP, width first: strips of the map
                                             itself, [(R+1)P/2, RP) from each side
     (C/R^2, RP, RP) every P pixels          context_windows
-    -> (R^2 C/R^2, P, P), order (r, s, c)   fold
+    -> (R^2 C/R^2, P, P), order (r, s, c)   fold; both at once: folded_contexts
     BN(W softmax(theta phi^T / sqrt(C/m)) g) VWA               m heads, contiguous channels
     short path, image pool, R = 2, 4, 8     VWHead.scales      concatenated, 1x1 conv
     c1 in 48 channels, at a quarter         VWHead.sharpen
@@ -116,6 +116,8 @@ def pad_axis(x: Tensor, axis: int, ratio: int, num_windows: int, padding: str) -
     size = x.shape[axis]
     window = size // num_windows
     inner, outer = (ratio + 1) * window // 2, ratio * window
+    if inner == outer:
+        return x
     left = x.narrow(axis, inner, outer - inner)
     right = x.narrow(axis, size - outer, outer - inner)
     if padding == "zeros":
@@ -134,11 +136,32 @@ def context_windows(
         num_windows: on each side of the map.
         padding: as for `copy_shift_padding`.
     """
+    windows = _cut_contexts(x, ratio, num_windows, padding)
+    return rearrange(windows, "b c i j p q -> (b i j) c p q")
+
+
+def folded_contexts(
+    x: Tensor, ratio: int, num_windows: int = 8, padding: str = "copy_shift"
+) -> Tensor:
+    """`fold(context_windows(x))`, copied once: (B, c, h, w) -> (B * 64, R^2 c, P_h, P_w).
+
+    Args:
+        x: (B, c, h, w), sides divisible by num_windows.
+        ratio: R, at most num_windows.
+        num_windows: on each side of the map.
+        padding: as for `copy_shift_padding`.
+    """
+    windows = _cut_contexts(x, ratio, num_windows, padding)
+    split = dict(r=ratio, s=ratio)
+    return rearrange(windows, "b c i j (p r) (q s) -> (b i j) (r s c) p q", **split)
+
+
+def _cut_contexts(x: Tensor, ratio: int, num_windows: int, padding: str) -> Tensor:
+    """All contexts as a view of the padded map, (B, C, 8, 8, R P_h, R P_w)."""
     padded = copy_shift_padding(x, ratio, num_windows, padding)
     height, width = (side // num_windows for side in x.shape[2:])
     windows = padded.unfold(2, ratio * height, height).unfold(3, ratio * width, width)
-    windows = windows[:, :, :num_windows, :num_windows]        # P = 1 makes room for one too many
-    return rearrange(windows, "b c i j p q -> (b i j) c p q")
+    return windows[:, :, :num_windows, :num_windows]           # P = 1 makes room for one too many
 
 
 def fold(windows: Tensor, ratio: int) -> Tensor:
@@ -344,11 +367,9 @@ class VWHead(nn.Module):
         index = self._check_scale(x, index)
         ratio = self.ratios[index]
         if self.pre_scaling:
-            windows = context_windows(self.embed(x, index), ratio, self.num_windows, self.padding)
-        else:
-            windows = context_windows(x, ratio, self.num_windows, self.padding)
-            windows = self.embed(windows, index)
-        return fold(windows, ratio)
+            return folded_contexts(self.embed(x, index), ratio, self.num_windows, self.padding)
+        windows = context_windows(x, ratio, self.num_windows, self.padding)
+        return fold(self.embed(windows, index), ratio)
 
     def scale(self, x: Tensor, index: int, return_attn: bool = False) -> Any:
         """One scale: (B, C, h, w) -> (B, C, h, w).

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",
         "uplift_neighbours", "uplift_step",
     ),
+    ".segmentation_scale": ("caswit", "vwformer"),
     ".tokenizers_judging": ("tokbench",),
     ".tokenizers_vq": ("tokenflow", "vq_autoencoder"),
     ".tokenizers_bridge": ("ett", "tokenbridge", "tokenbridge_head"),

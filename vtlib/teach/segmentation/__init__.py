@@ -1,0 +1,15 @@
+"""Pictures, measurements and widgets of the segmentation notebooks.
+
+    from vtlib.teach import segmentation
+
+    segmentation.scale.window_panel(pictures).show()      # a query window and its context
+    segmentation.scale.context_panel(net, crops, contexts).show()
+
+Drawings return a Figure for `teach.show`, or draw on the axes they get.
+"""
+
+from ..._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".scale": ("colour_cells", "context_panel", "painted", "window_panel"),
+})
