@@ -10,13 +10,15 @@ from torch import nn
 from tests.hub.tiny import make_dinov2
 from vtlib import hub
 from vtlib.data import photographs
-from vtlib.hub import Merging, hourglass
+from vtlib.hub import Dropping, Merging, hourglass
 from vtlib.nn import IMAGENET_MEAN, IMAGENET_STD
 from vtlib.segmentation import Expedit, Pooling
 from vtlib.vit import ViT, tiny
 
 GLASS = Expedit((4, 4), window=3, tau=2.0, k=4, normalise="sum")
-REDUCTIONS = {"expedit": GLASS, "pooling": Pooling((4, 4)), "merging": Merging(16)}
+REDUCTIONS = {
+    "expedit": GLASS, "pooling": Pooling((4, 4)), "merging": Merging(16), "dropping": Dropping(16),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +161,23 @@ def test_bad_arguments(vit, told):
     with pytest.raises(ValueError, match=told), hourglass(**given):
         pass
     assert num_hooks(vit) == 0
+
+
+def test_dropping_gives_each_place_the_nearest_that_is_left():
+    features = torch.arange(30.0).reshape(1, 5, 6, 1)
+    tokens, back = Dropping(7, seed=3).reduce(features)
+    kept = [divmod(int(value), 6) for value in tokens.flatten()]
+    assert len(set(kept)) == 7 and kept == sorted(kept)
+    full = back(tokens).reshape(5, 6)
+    for row in range(5):
+        for col in range(6):
+            apart = [(row - r) ** 2 + (col - c) ** 2 for r, c in kept]
+            r, c = kept[apart.index(min(apart))]
+            assert full[row, col] == features[0, r, c, 0]
+    assert torch.equal(Dropping(7, seed=3).reduce(features)[0], tokens)
+    assert not torch.equal(Dropping(7, seed=4).reduce(features)[0], tokens)
+    whole, same = Dropping(1.0).reduce(features)
+    assert torch.equal(same(whole), features.flatten(1, 2))
 
 
 def test_models_it_cannot_shorten():

@@ -8,7 +8,7 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".clip": ("merge_tokens", "question_signals"),
-    ".dense": ("Merging", "hourglass"),
+    ".dense": ("Dropping", "Merging", "hourglass"),
     ".dino": ("tinyvlm_dino",),
     ".official": (
         "available", "convert_crossformer", "convert_timm_crossvit", "load_official",

@@ -10,7 +10,8 @@ and put back in front; they are neither clustered nor rebuilt. What is read earl
 (DPT's taps) is rebuilt for the reader alone, the next block goes on with few tokens.
 
 A reduction has `reduce(features (B, H, W, D))`, which gives tokens (B, M, D) and the function back
-from (B, M, D) to (B, N, D): `vtlib.segmentation.Expedit`, its rival `Pooling`, or `Merging` here.
+from (B, M, D) to (B, N, D): `vtlib.segmentation.Expedit`, its rival `Pooling`, or `Merging` and
+`Dropping` here.
 Placements: Segmenter's location l is after = l + 1; its release leaves the map small for the
 decoder, restore=False.
 
@@ -66,6 +67,34 @@ class Merging:
         if slot is None:                                                    # nothing was merged
             return tokens, nn.Identity()
         return plan.apply(tokens), lambda refined: take(refined, slot)
+
+
+@dataclass(frozen=True)
+class Dropping:
+    """The rival that forgets: `keep` tokens drawn at random stay, and each place gets the one that
+    lies nearest to it on the map (the first, where several do).
+
+    Args:
+        keep: an int, or a fraction of N.
+        seed: of the draw, which is the same for every picture of a size.
+    """
+
+    keep: int | float = 100
+    seed: int = 0
+
+    def reduce(self, features: Tensor) -> tuple[Tensor, Any]:
+        """As `Reduction.reduce`."""
+        check_axes(features, "features", "(B, H, W, D)")
+        (height, width), device = features.shape[1:3], features.device
+        keep = resolve_keep(self.keep, height * width)
+        generator = torch.Generator(device="cpu").manual_seed(check_int(self.seed, "seed"))
+        chosen = torch.randperm(height * width, generator=generator, device="cpu")[:keep]
+        chosen = chosen.sort().values.to(device)                                # m
+        place = torch.arange(height * width, device=device)
+        rows = (place // width)[:, None] - chosen // width                      # n m
+        cols = (place % width)[:, None] - chosen % width
+        nearest = (rows**2 + cols**2).argmin(1)
+        return features.flatten(1, 2)[:, chosen], lambda refined: refined[:, nearest]
 
 
 @contextlib.contextmanager
