@@ -21,11 +21,13 @@ from vtlib.pruning.pretrained import crossget_clip
 from vtlib.segmentation import (
     CamouflageSegmenter,
     CASWiT,
+    LinearSegmenter,
     Segmenter,
     SplitMatching,
     oneformer_small,
 )
 from vtlib.segmentation import pretrained as segmentation
+from vtlib.segmentation.linear_segmenter import tuned_part
 from vtlib.superres import pretrained as superres
 from vtlib.superres.catanet import CATANet
 from vtlib.superres.cross_attention import CrossAttentionUpsampler
@@ -55,6 +57,7 @@ LOADERS = (
     segmentation.diffusion_camouflage, segmentation.vwformer_emoji,
     segmentation.split_matching_scenes,
     segmentation.oneformer_emoji, segmentation.caswit_emoji,
+    segmentation.segmenter_emoji,
     image_text_emoji,
 )
 
@@ -68,6 +71,10 @@ def build(name):
         return multiscale.KINDS[checkpoints.info(name)["kind"]]
     if name.startswith("uplift_emoji_cross"):
         return CrossAttentionUpsampler
+    if name == "segmenter_emoji":
+        return lambda **config: tuned_part(
+            LinearSegmenter(**config), checkpoints.info(name)["frozen"]
+        )
     return BUILD[name.split("_")[0]]
 
 

@@ -40,6 +40,7 @@ RUNS = {
     "oneformer": [("oneformer.py", *STEPS), ("oneformer.py", "--rival", "single", *STEPS)],
     "restok": [("restok.py", *STEPS)],
     "split_matching": [("split_matching.py", *STEPS)],
+    "segmenter": [("segmenter.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [
         ("tinyvlm_dino.py", step, *STEPS) for step in ("features", "align", "read", "ship")

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".cross_entropy": ("pixel_cross_entropy",),
     ".far_cue": ("ScaleNet", "far_cues"),
     ".heads": ("ASPPHead", "ConvHead", "MLPHead", "UPerHead"),
+    ".linear_segmenter": ("LinearSegmenter",),
     ".losses": ("class_loss", "mask_losses", "sample_points", "uncertain_points"),
     ".matching": ("Match", "assign", "match", "match_cost"),
     ".measures": ("MeanIoU", "PanopticQuality", "segments"),

@@ -9,12 +9,16 @@ how its rivals did: `vtlib.checkpoints.seeds("vwformer_emoji_fpn")`. The result 
 torch's defaults are, and no global random number is drawn.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from .. import checkpoints
 from ..generation.diffusion import Denoiser
 from .camouflage import CamouflageSegmenter
 from .caswit import CASWiT
+from .linear_segmenter import LinearSegmenter, linear_start, tuned_part
 from .oneformer import OneFormer
 from .oneformer_small import small
 from .segmenter import Segmenter
@@ -91,3 +95,19 @@ def caswit_emoji(device: Device = None) -> CASWiT:
     "caswit_emoji_noaux" (no auxiliary loss) and "caswit_emoji_pretraining".
     """
     return checkpoints.load("caswit_emoji", CASWiT, device)
+
+
+def segmenter_emoji(device: Device = None) -> LinearSegmenter:
+    """A plain ViT that says for every pixel which of `vtlib.data.EASY` is there, or class 0, the
+    background: images (B, 3, 128, 128) in [0, 1] -> logits (B, 13, 128, 128).
+
+    Patch 8 (16 x 16 tokens), D = 128, 6 blocks, of which the first four are `vit_emoji`'s.
+    """
+    first, whole = checkpoints.info("segmenter_emoji")["frozen"], []
+
+    def build(**config: Any) -> nn.ModuleDict:
+        whole.append(linear_start(**config))
+        return tuned_part(whole[0], first)
+
+    checkpoints.load("segmenter_emoji", build)
+    return whole[0].eval().to(device)
