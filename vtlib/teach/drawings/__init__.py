@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "tokenformer", "tokenformer_pattention",
     ),
     ".reducing": ("aim", "crossget", "recoverable", "transprune", "visiondrop"),
+    ".segmentation_expedit": ("expedit",),
     ".selecting": ("divprune", "fastervlm", "fastv", "hiprune", "holov", "zooprune"),
     ".superres": (
         "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",

@@ -4,6 +4,7 @@
 
     segmentation.scale.window_panel(pictures).show()      # a query window and its context
     segmentation.scale.context_panel(net, crops, contexts).show()
+    segmentation.hourglass_panel(net, pictures, alt, taus, tau).show()      # fewer tokens
 
 Drawings return a Figure for `teach.show`, or draw on the axes they get.
 """
@@ -11,5 +12,9 @@ Drawings return a Figure for `teach.show`, or draw on the axes they get.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".hourglasses": (
+        "agreement", "cluster_picture", "hourglass_panel", "mask_picture", "masks_of",
+        "neighbour_cosines", "owners", "saliency_panel", "score_curves",
+    ),
     ".scale": ("colour_cells", "context_panel", "painted", "window_panel"),
 })
