@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
     ".reducing": ("aim", "crossget", "recoverable", "transprune", "visiondrop"),
     ".segmentation_expedit": ("expedit",),
     ".selecting": ("divprune", "fastervlm", "fastv", "hiprune", "holov", "zooprune"),
+    ".segmentation_one_model": ("oneformer",),
     ".superres": (
         "catanet", "catanet_groups", "catanet_tab", "ttvsr", "ttvsr_step", "uplift",
         "uplift_neighbours", "uplift_step",
