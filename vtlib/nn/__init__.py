@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
         "apply_rope", "mirrored", "places_2d", "resize_pos_embed", "rope_1d", "rope_2d", "rope_at",
         "sincos_2d",
     ),
+    ".regions": ("region_tokens",),
     ".warping": ("warp",),
     ".weights": ("load_weights", "unwrap"),
     ".windows": (

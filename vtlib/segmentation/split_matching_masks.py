@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from .. import nn
 from ..nn.checks import (
     check_axes,
     check_finite,
@@ -185,8 +187,7 @@ def region_tokens(
 ) -> list[Tensor]:
     """Way (a): the class token, in the last blocks, attends only to the places of a region.
 
-    A copy of it a region goes through the blocks beside the ordinary tokens, reading itself and its
-    region; nothing reads the copies. With all places in a region it is the class token.
+    See `nn.region_tokens`. With all places in a region it is the class token.
 
     Args:
         tokens: (B, 1 + N, D), the class token first, before the last blocks.
@@ -203,20 +204,8 @@ def region_tokens(
         if m.shape[1] * m.shape[2] != length - 1:
             raise ValueError(f"masks[{b}] is {describe(m)} but there are {length - 1} places")
     counts = [len(m) for m in found]
-    most = max(counts)
-    allowed = torch.zeros(
-        batch, 1, length + most, length + most, dtype=torch.bool, device=tokens.device
-    )
-    allowed[:, :, :, :length] = True
-    allowed[:, :, length:, :length] = False
-    for b, m in enumerate(found):
-        allowed[b, 0, length : length + len(m), 1:length] = m.flatten(1)
-    copies = torch.arange(length, length + most, device=tokens.device)
-    allowed[:, :, copies, copies] = True
-    x = torch.cat([tokens, tokens[:, :1].expand(-1, most, -1)], dim=1)
-    for block in blocks:
-        x = block(x, allowed)
-    out = unit(head(x[:, length:]))
+    rows = pad_sequence([m.flatten(1) for m in found], batch_first=True)         # b t n
+    out = unit(head(nn.region_tokens(tokens, rows, blocks)))
     return [each[:count] for each, count in zip(out, counts, strict=True)]
 
 

@@ -14,8 +14,7 @@ by one of these, all of frozen weights:
                        others, ECCV 2022, arXiv 2112.01071)
                        "hidden": patch tokens as they come out
     ImageText.region   "mask": in the last blocks a copy of [CLS] for each region attends to its
-                       patches only, and nobody to it (relative mask attention, Ding and others,
-                       ICML 2023, arXiv 2208.08984)
+                       patches only, and nobody to it (`nn.region_tokens`)
                        "mean": mean of dense features, the plain way
 """
 
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..nn import Block
+from ..nn import Block, region_tokens
 from ..nn.checks import check_images, check_int, check_multiple, describe
 from ..vit import ViT
 
@@ -238,16 +237,8 @@ class ImageText(nn.Module):
         x, _ = self.vit.embed(images)
         for block in self.vit.blocks[: depth - blocks]:
             x = block(x)
-        count, num_regions = x.shape[1], inside.shape[1]
-        x = torch.cat([x, x[:, :1].expand(-1, num_regions, -1)], dim=1)          # b 1+n+m d
-        own = torch.eye(num_regions, dtype=torch.bool, device=x.device)
-        sees = torch.zeros(len(x), x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-        sees[:, :count, :count] = True
-        sees[:, count:, 1:count] = inside
-        sees[:, count:, count:] = own
-        for block in self.vit.blocks[depth - blocks :]:
-            x = block(x, bias=sees[:, None])
-        joint = self._joint(self.vit.norm(x[:, count:]))
+        copies = region_tokens(x, inside, self.vit.blocks[depth - blocks :])
+        joint = self._joint(self.vit.norm(copies))
         return joint * inside.any(-1, keepdim=True)
 
     def _joint(self, x: Tensor) -> Tensor:
