@@ -55,7 +55,7 @@ LOADERS = (
     multiscale.emoji, vit_emoji, TinyVLM.pretrained, crossget_clip, superres.spynet_emoji,
     superres.ttvsr_small, superres.recurrent_small, superres.catanet_small, superres.uplift_emoji,
     segmentation.diffusion_camouflage, segmentation.vwformer_emoji,
-    segmentation.split_matching_scenes,
+    segmentation.split_matching,
     segmentation.oneformer_emoji, segmentation.caswit_emoji,
     segmentation.segmenter_emoji,
     image_text_emoji,

@@ -39,7 +39,9 @@ RUNS = {
     "vwformer": [("vwformer.py", what, *STEPS) for what in ("vw", "zeros", "cues")],
     "oneformer": [("oneformer.py", *STEPS), ("oneformer.py", "--rival", "single", *STEPS)],
     "restok": [("restok.py", *STEPS)],
-    "split_matching": [("split_matching.py", *STEPS)],
+    "split_matching": [
+        ("split_matching.py", kind, *STEPS) for kind in ("scenes", "pictures")
+    ],
     "segmenter": [("segmenter.py", *STEPS)],
     "tinyvlm": [("tinyvlm.py", step, *STEPS) for step in ("see", "read", "all", "few", "ship")],
     "tinyvlm_dino": [

@@ -36,14 +36,23 @@ def vwformer_emoji(device: Device = None) -> Segmenter:
     return checkpoints.load("vwformer_emoji", Segmenter, device)
 
 
-def split_matching_scenes(device: Device = None) -> SplitMatching:
-    """Zero-shot masks: a small `SplitMatching` for the features of `zero_shot.feature_scenes`.
+def split_matching(kind: str = "scenes", device: Device = None) -> SplitMatching:
+    """Zero-shot masks: a small `SplitMatching` for dense features, twelve queries.
 
-    Six seen and two unseen classes; eight seen queries and four candidates. The header of
-    "split_matching_scenes" holds the names' vectors ("text"), the numbers of "seen" and "unseen"
-    classes, the "noise", and the scores of rivals trained on the same scenes.
+    Its header, `checkpoints.info("split_matching_scenes")`, holds the numbers of "seen" and
+    "unseen" classes and the scores of rivals trained on the same scenes. ValueError for another
+    kind.
+
+    Args:
+        kind: "scenes", features of `zero_shot.feature_scenes`, whose names' vectors ("text") and
+            "noise" are in the header too; "pictures", features (B, 12, 12, 64) of
+            `vlm.image_text_emoji().dense(images)` with images of 96 px that show pictograms of
+            `data.EASY`.
+        device: where the model goes; None: the CPU.
     """
-    return checkpoints.load("split_matching_scenes", SplitMatching, device)
+    if kind not in ("scenes", "pictures"):
+        raise ValueError(f"kind={kind!r} must be 'scenes' or 'pictures'")
+    return checkpoints.load(f"split_matching_{kind}", SplitMatching, device)
 
 
 def diffusion_camouflage(device: Device = None) -> Denoiser:
