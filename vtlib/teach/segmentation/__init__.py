@@ -13,10 +13,12 @@ Drawings return a Figure for `teach.show`, or draw on the axes they get.
 from ..._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, __path__, {
+    ".camouflage": ("contrast_panel", "iou", "surest"),
     ".hourglasses": (
         "agreement", "cluster_picture", "hourglass_panel", "mask_picture", "masks_of",
         "neighbour_cosines", "owners", "saliency_panel", "score_curves",
     ),
     ".one_model": ("query_viewer", "task_switch"),
     ".scale": ("colour_cells", "context_panel", "painted", "window_panel"),
+    ".zero_shot": ("coloured", "lit", "map_row", "matching_panel", "query_panel", "regions"),
 })
