@@ -28,12 +28,13 @@ COLOURS = torch.tensor(
     ]
 )
 """Of the classes in `oneformer_small.NAMES`; stuff is pale."""
+SHADE, DARKEST = 0.7, 3                    # each further copy is darker, up to the third
 
 
 def painted(image: Tensor, masks: Tensor, classes: Sequence[int], alpha: float = 0.75) -> Tensor:
     """A picture with masks in their classes' colours and a white line around each: (3, H, W).
 
-    What no mask covers is dark.
+    What no mask covers is dark. Further masks of one class, its copies, are in darker shades.
 
     Args:
         image: (3, H, W).
@@ -43,8 +44,10 @@ def painted(image: Tensor, masks: Tensor, classes: Sequence[int], alpha: float =
     """
     image, masks = image.detach().cpu(), masks.detach().cpu()
     out = 0.3 * image
-    for mask, number in zip(masks, classes, strict=True):
-        colour = COLOURS[int(number)][:, None]
+    copies: dict[int, int] = {}
+    for mask, number in zip(masks, map(int, classes), strict=True):
+        copies[number] = copies.get(number, -1) + 1
+        colour = COLOURS[number][:, None] * SHADE ** min(copies[number], DARKEST - 1)
         out[:, mask] = (1 - alpha) * image[:, mask] + alpha * colour
     for mask in masks:
         shrunk = -F.max_pool2d(-mask[None].float(), 3, 1, 1)[0]
@@ -96,23 +99,26 @@ def _texts(ax, lines: Sequence[str], title: str) -> None:
     ax.text(0.0, 0.97, told, fontsize=8, va="top", linespacing=1.4, transform=ax.transAxes)
 
 
-def _cosines(ax, cosines: Tensor, chosen: str) -> None:
-    """Bars: the chosen task's token against all three."""
-    row = cosines[TASKS.index(chosen)].tolist()
-    colours = ["0.25" if task == chosen else "0.65" for task in TASKS]
-    ax.barh(range(3), row, color=colours)
-    ax.set_yticks(range(3), TASKS)
-    ax.set(xlim=(-1.05, 1.05), title="cosine to each task token")
-    ax.invert_yaxis()
-    ax.axvline(0, color="0.3", linewidth=0.8)
+def _places(ax, inside: Tensor, title: str) -> None:
+    """A map (1, h, w) of bools or probabilities in a frame, 1 white and 0 dark."""
+    draw_image(ax, 0.25 + 0.75 * inside.float(), title)
+    height, width = inside.shape[-2:]
+    ax.set_axis_on()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="0.5")
+    if width <= 12:
+        ax.hlines([i - 0.5 for i in range(1, height)], -0.5, width - 0.5, "0.5", linewidth=0.6)
+        ax.vlines([i - 0.5 for i in range(1, width)], -0.5, height - 0.5, "0.5", linewidth=0.6)
 
 
 @torch.no_grad()
 def task_switch(model: Any, images: Tensor, codes: Tensor, count: int = 12) -> Panel:
     """A widget: the sentence and the scene, and what all queries say together.
 
-    Left the panoptic reading (whatever the sentence), in the middle the three tokens' cosines,
-    right the text list that this scene would have in training.
+    Left the scene, in the middle the panoptic reading (whatever the sentence), right the text list
+    that this scene would have in training.
 
     Args:
         model: a trained `OneFormer` of the small scenes.
@@ -120,9 +126,6 @@ def task_switch(model: Any, images: Tensor, codes: Tensor, count: int = 12) -> P
         codes: (B, 96, 96).
         count: texts of a list.
     """
-    tokens = torch.cat([model.task_token(task, images[:1]) for task in TASKS])
-    tokens = F.normalize(model.predictor.decoder_norm(tokens), dim=1)
-    cosines = (tokens @ tokens.T).cpu()
     size = images.shape[-2:]
     shown = {}
     for task in TASKS:
@@ -136,15 +139,15 @@ def task_switch(model: Any, images: Tensor, codes: Tensor, count: int = 12) -> P
     def draw(task, scene):
         picture, number, texts = shown[task, scene]
         fig, axes = figure(3, size=(8.0, 2.6), width_ratios=(1, 1, 1.1))
-        draw_image(axes[0], picture, f'"the task is {task}": {number} segments')
-        _cosines(axes[1], cosines, task)
+        draw_image(axes[0], images[scene].cpu(), "the scene")
+        draw_image(axes[1], picture, f'"the task is {task}": {number} segments')
         _texts(axes[2], texts, "text list in training")
         return fig
 
     return panel(
         draw,
-        alt="A scene in the colours of the segments that are found under the sentence 'the task is "
-        "panoptic'; bars with the cosines of the three task tokens; the scene's text list.",
+        alt="A scene; the same in the colours of the segments that are found under the sentence "
+        "'the task is panoptic'; the scene's text list in training.",
         task=ipywidgets.ToggleButtons(options=TASKS, value="panoptic", description="the task is"),
         scene=ipywidgets.IntSlider(0, 0, len(images) - 1, description="scene"),
     )
@@ -176,7 +179,7 @@ def query_viewer(model: Any, images: Tensor, task: str = "panoptic") -> Panel:
         fig, axes = figure(3, size=(8.0, 2.6))
         draw_image(axes[0], images[scene].cpu(), "the scene")
         title = f"before layer {layer + 1}" if layer < len(steps) - 1 else "at the end"
-        draw_image(axes[1], logits[0].sigmoid(), f"{title}: {name} {float(chances[number]):.0%}")
+        _places(axes[1], logits[0].sigmoid(), f"{title}: {name} {float(chances[number]):.0%}")
         if layer == len(steps) - 1:
             inside = logits.sigmoid() >= 0.5
             told = "its final mask"
@@ -184,10 +187,10 @@ def query_viewer(model: Any, images: Tensor, task: str = "panoptic") -> Panel:
             size = sizes[layer % len(sizes)]
             small_mask = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             inside = small_mask.sigmoid() >= 0.5
-            told = f"may look at {int(inside.sum())} of {inside.numel()} places"
+            told = f"white: may look ({int(inside.sum())} of {inside.numel()})"
             if not inside.any():
                 inside, told = ~inside, "mask is nowhere: looks everywhere"
-        draw_image(axes[2], inside[0].float(), told)
+        _places(axes[2], inside[0], told)
         return fig
 
     most = len(order[0]) - 1
