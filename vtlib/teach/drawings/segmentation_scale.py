@@ -64,6 +64,6 @@ def caswit() -> None:
             ("k1", "fuse1", ""),
             ("k2", "fuse2", ""),
         ],
-        note="Queries come from the crop, keys and values from the window. The lower branch never "
-        "sees the crop. Stage 3 fuses as well.",
+        note="Queries come from the crop, keys and values from the window. The lower branch gets "
+        "nothing from the upper one. Stage 3 fuses as well.",
     )

@@ -102,8 +102,8 @@ def _costs(side: int, ratio: int) -> dict[str, float]:
 def context_panel(net, crops: Tensor, contexts: Tensor, names: Sequence[str]) -> Panel:
     """The widget "what a pixel asks its surroundings": cross-attention of a CASWiT.
 
-    Left: the crop, a pixel marked. Middle: the context, and how that pixel's token weighs it at a
-    stage, mean of the heads. Right: the classes found in the crop.
+    Left: the crop, a pixel marked. Middle: the context, the crop framed, and how that pixel's
+    token weighs it at a stage, mean of the heads. Right: the classes found in the crop.
 
     Args:
         net: a CASWiT, in eval mode.
@@ -135,6 +135,7 @@ def context_panel(net, crops: Tensor, contexts: Tensor, names: Sequence[str]) ->
         place = (row // unit * unit + (unit - 1) / 2, column // unit * unit + (unit - 1) / 2)
         box(left, place, unit, color="#F0E442", width=1.8)
         overlay(middle, given[context][picture], heat, title=f"context ({context}), stage {stage}")
+        box(middle, ((contexts.shape[-1] - 1) / 2,) * 2, side / net.factor, color="#F0E442")
         image(right, painted(labels[picture]), _shares(labels[picture], names))
         return fig
 
