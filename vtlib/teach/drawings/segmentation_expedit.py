@@ -13,7 +13,7 @@ def expedit() -> None:
             "cluster": (2, 1, "cluster\n5 rounds", "idea"),
             "late": (3, 1, "other blocks\nalpha + 1 ... 6", "layer"),
             "rebuild": (4, 1, "rebuild\nk nearest", "idea"),
-            "head": (4, 2, "head\na class a pixel", "layer"),
+            "head": (4, 2, "head\na class a token", "layer"),
             "centres": (3, 0, "alikeness of each\ntoken and each centre", "step"),
         },
         arrows=[
