@@ -1,7 +1,7 @@
 """diffusion_camouflage: a small denoiser conditioned on text, trained on textured camouflage.
 
     python train/diffusion.py                about 12 minutes on one core
-    python train/diffusion.py --steps 3 --out /tmp/somewhere
+    python train/diffusion.py --steps 3 --out FOLDER
 
 Pictures of `vtlib.data.textures` with the six SEEN textures, silhouettes of the train split. Half
 of the steps see complete camouflage up to half as much amplitude on objects, the other half also
