@@ -24,7 +24,7 @@ WRITTEN_DOWN = {
 }
 NO_ATTENTION = (
     "spynet", "ttvsr", "ttvsr_recurrent", "uplift", "uplift_patch_6", "uplift_generative",
-    "tokenizer_cnn", "tokenizer_ibq",
+    "tokenizer_cnn", "tokenizer_ibq", "segmenter_fpn", "segmenter_aspp",
 )
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 MATH = "aten::_scaled_dot_product_attention_math"

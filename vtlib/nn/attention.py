@@ -76,7 +76,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     Channels that are not side by side in memory (a map's, rearranged) are copied, for the same
     reason.
     """
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    q, k, v = (t if t.stride(-1) == 1 else side_by_side(t) for t in (q, k, v))
     head_dim, value_dim = q.shape[-1], v.shape[-1]
     if head_dim == value_dim:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -99,6 +99,12 @@ def start_alike(weight: Tensor) -> None:
         raise ValueError(f"weight has shape {tuple(weight.shape)} but needs (3 D, D)")
     queries, keys, _ = weight.chunk(3)
     keys.copy_(queries)
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """A copy whose last axis has stride 1. `contiguous` leaves an axis of one channel as it is, and
+    the fused kernel then refuses it."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 class Attention(nn.Module):
