@@ -1,5 +1,6 @@
 """The widget of camouflage: contrast, two heads, and the class list."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import ipywidgets
@@ -56,8 +57,12 @@ def contrast_panel(
     """
     world, words = textures.TextureWorld(64, "test"), textures.vectors()
 
+    @functools.lru_cache(64)
+    def made(scene: int, contrast: float) -> textures.TextureScenes:
+        return world.scenes(1, seed + scene, objects=1, contrast=contrast, scale=0.6)
+
     def draw(scene: int, contrast: float, texts: str) -> Figure:
-        drawn = world.scenes(1, seed + scene, objects=1, contrast=contrast, scale=0.6)
+        drawn = made(scene, contrast)
         picture, truth, label = drawn.images[0], drawn.masks[0, 0], drawn.label[0, 0].item()
         rows = [k for k in range(len(words)) if texts == LISTS[0] or k != label]
         table = words[rows] * float(texts != LISTS[2])

@@ -158,7 +158,8 @@ def matching_panel(
             pairs += [(q + first, t + labels) for q, t in paired(costs[first:, labels:])]
         else:
             pairs = paired(costs)
-        fig, axes = figure(2, size=(7.4, 3.4), layout="constrained", width_ratios=(1, 2.4))
+        fig, axes = figure(2, size=(7.4, 3.4), width_ratios=(1, 2.4))
+        fig.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.12, wspace=0.3)
         image(axes[0], coloured(hidden[scene]), "annotated\n(grey: nobody)")
         rows = [f"seen {q}" if q < first else f"candidate {q}" for q in range(len(costs))]
         columns = [f"label\n{t}" for t in range(labels)]
