@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import begin, command, cosine, fit, options, rounded, ship
+from common import begin, command, cosine, decayed, fit, options, rounded, ship
 from torch.optim import AdamW
 
 from vtlib import checkpoints, hub
@@ -121,11 +121,9 @@ def train(args, source):
         row = {name: getattr(parts, name).item() for name in ("total", "classes", "bce", "dice")}
         return parts.total, row
 
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [dict(params=weights, weight_decay=0.05), dict(params=others, weight_decay=0.0)]
     rate = cosine(PEAK, args.steps, min(WARMUP, args.steps))
-    fitted = fit(batch, loss, AdamW(groups, PEAK), args.steps, rate, every=args.every)
+    optimizer = AdamW(decayed(model.parameters(), 0.05), PEAK)
+    fitted = fit(batch, loss, optimizer, args.steps, rate, every=args.every)
     return model, config, fitted
 
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +104,27 @@ def cosine(
         return peak * rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / total)))
 
     return rate
+
+
+def decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: matrices and kernels decay, biases, norms and single numbers don't.
+
+    Args:
+        parameters: those that are trained.
+        weight_decay: of the first group.
+    """
+    every = list(parameters)
+    return [
+        dict(params=[p for p in every if p.dim() > 1], weight_decay=weight_decay),
+        dict(params=[p for p in every if p.dim() <= 1], weight_decay=0.0),
+    ]
+
+
+def same_captions(captions: list[str]) -> Tensor:
+    """(B, B) bool: pictures with equal captions are right answers for each other."""
+    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    ids = torch.tensor([number[caption] for caption in captions])
+    return ids[:, None] == ids
 
 
 def fit(

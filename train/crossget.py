@@ -13,7 +13,18 @@ seed's numbers go to crossget_clip_seeds.json (`vtlib.checkpoints.seeds`).
 import random
 
 import torch
-from common import begin, command, cosine, fit, options, rounded, ship, stored
+from common import (
+    begin,
+    command,
+    cosine,
+    decayed,
+    fit,
+    options,
+    rounded,
+    same_captions,
+    ship,
+    stored,
+)
 
 from vtlib.nn import patchify
 from vtlib.pruning import pretrained
@@ -44,23 +55,12 @@ WAYS = {
 MEAN, STD = 0.5, 0.25
 
 
-def same(captions):
-    """(B, B) bool: pictures with equal captions are right answers for each other."""
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[caption] for caption in captions])
-    return ids[:, None] == ids
-
-
 def train(args, words, config):
     torch.manual_seed(args.seed)
     model = CrossGETCLIP(**config)
     world, rng = pretrained.world("train"), random.Random(args.seed)
     weights = list(model.parameters())
-    groups = [
-        dict(params=[p for p in weights if p.dim() > 1], weight_decay=0.05),
-        dict(params=[p for p in weights if p.dim() <= 1], weight_decay=0.0),
-    ]
-    optimizer = torch.optim.AdamW(groups, PEAK, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(decayed(weights, 0.05), PEAK, betas=(0.9, 0.98))
     model.train()
 
     def batch(step):
@@ -70,7 +70,7 @@ def train(args, words, config):
         r, guidance = rng.choice(RATES), rng.choice(GUIDANCE)
         images = (part.images - MEAN) / STD
         losses = model.losses(
-            images, words(part.captions), same(part.captions), r=r, guidance=guidance
+            images, words(part.captions), same_captions(part.captions), r=r, guidance=guidance
         )
         value = (1 - WEIGHT) * losses["ita"] + WEIGHT * losses["kd"]
         return value, {name: losses[name].item() for name in ("ita", "kd")}
@@ -106,7 +106,7 @@ def fate(plans, num_tokens):
 def recall(model, words, part, image):
     """Right answers, picture to text and back."""
     logits = model.logits(image.feature, model.encode_text(words(part.captions)).feature)
-    right = same(part.captions)
+    right = same_captions(part.captions)
     return torch.stack([right.gather(1, logits.argmax(axis)[:, None]).sum() for axis in (1, 0)])
 
 
@@ -161,7 +161,7 @@ def held_out_losses(model, words, batch=BATCH, batches=16):
     world, found = pretrained.world("test"), []
     for i in range(batches):
         part = pretrained.pictures(world, batch, 980_000 + i)
-        losses = model.losses(part.images, words(part.captions), same(part.captions), r=8)
+        losses = model.losses(part.images, words(part.captions), same_captions(part.captions), r=8)
         found.append([losses["ita"], losses["kd"]])
     means = torch.tensor(found).mean(0).tolist()
     return rounded(dict(zip(("ita", "kd"), means, strict=True)), 4)

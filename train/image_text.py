@@ -15,7 +15,7 @@ pictogram shows; which of 12 a patch and a region shows, by each way there is.
 
 import torch
 import torch.nn.functional as F
-from common import begin, command, cosine, fit, options, rounded, ship
+from common import begin, command, cosine, decayed, fit, options, rounded, same_captions, ship
 
 from vtlib.data import EASY
 from vtlib.vit.pretrained import vit_emoji
@@ -27,13 +27,6 @@ VISION = dict(
 )
 TEXT = dict(embed_dim=64, num_layers=1, num_heads=2, context=16)
 STEPS, BATCH, PEAK, WARMUP = 700, 96, 1e-3, 30
-
-
-def same(captions):
-    """(B, B) bool: pictures with equal captions are right answers for each other."""
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[caption] for caption in captions])
-    return ids[:, None] == ids
 
 
 def start(vit):
@@ -49,18 +42,14 @@ def train(args, model):
     start(model.vit)
     world = pretrained.world("train")
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        dict(params=[p for p in weights if p.dim() > 1], weight_decay=0.05),
-        dict(params=[p for p in weights if p.dim() <= 1], weight_decay=0.0),
-    ]
-    optimizer = torch.optim.AdamW(groups, PEAK, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(decayed(weights, 0.05), PEAK, betas=(0.9, 0.98))
     model.train()
 
     def batch(step):
         return pretrained.pictures(world, args.batch, args.seed * 10**6 + step)
 
     def loss(part):
-        return contrast(model(part.images, part.captions), same(part.captions))
+        return contrast(model(part.images, part.captions), same_captions(part.captions))
 
     return fit(batch, loss, optimizer, args.steps, cosine(PEAK, args.steps, WARMUP),
                every=args.every, autocast=False)
@@ -72,7 +61,7 @@ def retrieval(model, pool, pools):
     world, hits = pretrained.world("test"), torch.zeros(2)
     for i in range(pools):
         part = pretrained.pictures(world, pool, 990_000 + i)
-        logits, right = model(part.images, part.captions), same(part.captions)
+        logits, right = model(part.images, part.captions), same_captions(part.captions)
         for k, axis in enumerate((1, 0)):
             hits[k] += right.gather(1, logits.argmax(axis)[:, None]).sum() / (pool * pools)
     return dict(zip(("i2t", "t2i"), hits.tolist(), strict=True))

@@ -18,7 +18,7 @@ import random
 import time
 
 import torch
-from common import begin, command, cosine, fit, options, rounded, ship
+from common import begin, command, cosine, decayed, fit, options, rounded, ship
 
 from vtlib.segmentation import AveragePrecision, MeanIoU, PanopticQuality, joint_loss, text_list
 from vtlib.segmentation import oneformer_small as small
@@ -79,12 +79,7 @@ def train(args, steps, task=None, rival=None):
     generator, words = torch.Generator().manual_seed(args.seed), small.words()
     count = CONFIG["num_queries"] - CONFIG["num_context"]
     weights = (2.0, 5.0, 5.0, 0.0 if rival == "nocontrast" else CONTRAST)
-    parameters = list(model.parameters())
-    groups = [
-        dict(params=[p for p in parameters if p.dim() > 1], weight_decay=0.05),
-        dict(params=[p for p in parameters if p.dim() <= 1], weight_decay=0.0),
-    ]
-    optimizer = torch.optim.AdamW(groups, PEAK, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(decayed(model.parameters(), 0.05), PEAK, betas=(0.9, 0.98))
 
     def batch(step):
         images, codes = pool(step, rng)
@@ -104,7 +99,8 @@ def train(args, steps, task=None, rival=None):
 
     rate = cosine(PEAK, steps, WARMUP)
     fitted = fit(
-        batch, loss, optimizer, steps, rate, parts=[parameters], autocast=False, every=args.every
+        batch, loss, optimizer, steps, rate, parts=[list(model.parameters())],
+        autocast=False, every=args.every
     )
     return model, fitted
 

@@ -22,23 +22,10 @@ from torch import Tensor
 from .. import checkpoints, data
 from ..data.questions import article, things, where
 from ..tokens.vision import VisionOutputs
+from ..vlm.pretrained import SILENT
 from .crossget_encoder import CrossGETCLIP
 
 SPOKEN = data.EASY
-SILENT = (
-    "penguin",
-    "crab",
-    "honeybee",
-    "owl",
-    "banana",
-    "strawberry",
-    "birthday cake",
-    "bus",
-    "airplane",
-    "sailboat",
-    "balloon",
-    "christmas tree",
-)
 SIZE, OBJECTS, SCALE = 64, 3, (0.28, 0.45)
 PLACES = "at the top left right bottom on in middle and a an"
 

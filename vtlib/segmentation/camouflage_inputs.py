@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn import IMAGENET_MEAN, IMAGENET_STD
 from ..nn.checks import check_images, check_int, check_ints
 
 Maps = tuple[list[Tensor], Tensor]
@@ -72,7 +73,7 @@ def dino_maps(
     """
     check_images(images)
     patch = backbone.config.patch_size
-    mean, std = (images.new_tensor(v)[:, None, None] for v in (MEAN, STD))
+    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     side = check_int(grid, "grid", 1) * patch
     x = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
     states = backbone((x - mean) / std, output_hidden_states=True).hidden_states
@@ -81,10 +82,6 @@ def dino_maps(
         for layer in check_ints(layers, "layers", 0)
     ]
     return maps, maps[-1]
-
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet: what DINOv2 takes."""
 
 
 @torch.no_grad()

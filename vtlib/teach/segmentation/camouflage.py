@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 import ipywidgets
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -21,7 +20,7 @@ Maps = Callable[[Tensor, Tensor | None], tuple[list[Tensor], Tensor]]
 
 
 def surest(head: CamouflageSegmenter, maps: Maps, picture: Tensor, words: Tensor):
-    """(mask of any object (H, W), the surest query's mask, number of its class or None).
+    """(mask of any object (H, W), number of the surest query's class or None).
 
     Args:
         head: trained.
@@ -34,9 +33,8 @@ def surest(head: CamouflageSegmenter, maps: Maps, picture: Tensor, words: Tensor
     out = head(found, last, words, size=(size[0] // 2, size[1] // 2))
     share = out.last.class_logits[0].softmax(-1)
     query = share[:, :-1].sum(1).argmax()
-    logits = F.interpolate(out.last.mask_logits[:, query][:, None], size=size, mode="bilinear")
     named = share[query, :-1].argmax().item() if bool(words.any()) else None
-    return foreground(out, size)[0] > 0.5, logits[0, 0] > 0, named
+    return foreground(out, size)[0] > 0.5, named
 
 
 def iou(mask: Tensor, truth: Tensor) -> float:
@@ -71,7 +69,7 @@ def contrast_panel(
         image(axes[1], lit(picture, truth), "the object")
         for ax, (name, (head, maps)) in zip(axes[2:], heads.items(), strict=True):
             with torch.no_grad():
-                mask, _, best = surest(head, maps, picture, table)
+                mask, best = surest(head, maps, picture, table)
             said = "no text" if best is None else textures.NAMES[rows[best]]
             image(ax, lit(picture, mask), f"{name}: IoU {iou(mask, truth):.2f}\n{said}")
         fig.subplots_adjust(top=0.84)
