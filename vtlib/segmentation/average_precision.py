@@ -102,19 +102,33 @@ class AveragePrecision:
         height, width = masks.shape[1:]
         image = len(self._images) + 1
         self._images.append({"id": image, "height": height, "width": width})
-        for mask, number, area in zip(encode(truth_masks), truth_classes.tolist(), areas.tolist(),
-                                      strict=True):
-            self._truth.append({
-                "id": len(self._truth) + 1, "image_id": image, "category_id": number + 1,
-                "segmentation": mask, "area": area, "iscrowd": 0,
-            })
-        areas = masks.flatten(1).sum(1)                                                  # P
-        for mask, score, number, area in zip(encode(masks), scores.tolist(), classes.tolist(),
-                                             areas.tolist(), strict=True):
-            self._pred.append({
-                "id": len(self._pred) + 1, "image_id": image, "category_id": number + 1,
-                "segmentation": mask, "area": area, "iscrowd": 0, "score": score,
-            })
+        self._record(self._truth, image, truth_masks, truth_classes)
+        self._record(self._pred, image, masks, classes, scores)
+
+    @staticmethod
+    def _record(
+        records: list[dict], image: int, masks: Tensor, classes: Tensor,
+        scores: Tensor | None = None,
+    ) -> None:
+        """Append COCO's annotations of one picture; ids go on from 1.
+
+        Args:
+            records: of all pictures so far.
+            image: its id.
+            masks: (n, H, W) bool.
+            classes: (n,).
+            scores: (n,), of predictions.
+        """
+        fields = {
+            "category_id": [number + 1 for number in classes.tolist()],
+            "segmentation": encode(masks),
+            "area": masks.flatten(1).sum(1).tolist(),
+        }
+        if scores is not None:
+            fields["score"] = scores.tolist()
+        for values in zip(*fields.values(), strict=True):
+            row = dict(zip(fields, values, strict=True))
+            records.append({"id": len(records) + 1, "image_id": image, "iscrowd": 0, **row})
 
     def per_class(self) -> Tensor:
         """AP, AP50, AP75 of each class (K, 3), float64, NaN for a class without a true object.

@@ -254,11 +254,17 @@ def _check_same(pred: Tensor, truth: Tensor) -> None:
         )
 
 
-def check_classes(classes: Any, num_classes: int) -> list[int]:
-    """The numbers as a list. ValueError for one out of range, given twice, or no number at all."""
-    found = list(check_ints(classes, "classes", 0))
+def check_classes(classes: Any, num_classes: int, name: str = "classes") -> list[int]:
+    """The numbers as a list. ValueError for one out of range, given twice, or no number at all.
+
+    Args:
+        classes: the numbers.
+        num_classes: K; they lie in 0 ... K - 1.
+        name: what the message calls them.
+    """
+    found = list(check_ints(classes, name, 0))
     if not found or max(found) >= num_classes or len(set(found)) < len(found):
-        raise ValueError(f"classes={found}: needs different numbers in 0 ... {num_classes - 1}")
+        raise ValueError(f"{name}={found}: needs different numbers in 0 ... {num_classes - 1}")
     return found
 
 

@@ -24,10 +24,10 @@ from ..nn.checks import (
     check_generator,
     check_index,
     check_int,
-    check_ints,
     check_number,
 )
 from ..tokens.cosine import unit
+from .measures import check_classes
 
 UNANNOTATED = 255
 
@@ -58,15 +58,6 @@ class FeatureScenes(NamedTuple):
     text: Tensor
 
 
-def check_seen(seen: Sequence[int], num_classes: int) -> tuple[int, ...]:
-    """The seen classes as a tuple. ValueError for none, one out of range, or one given twice."""
-    found = check_ints(seen, "seen", 0)
-    if not found or max(found) >= num_classes or len(set(found)) < len(found):
-        needs = f"one class at least, different ones, in 0 ... {num_classes - 1}"
-        raise ValueError(f"seen={list(found)}: needs {needs}")
-    return found
-
-
 def annotate(
     labels: Tensor, seen: Sequence[int], num_classes: int, ignore: int = UNANNOTATED
 ) -> Tensor:
@@ -81,11 +72,11 @@ def annotate(
     """
     check_index(labels, "labels", "(B, H, W)")
     num_classes = check_int(num_classes, "num_classes", 1)
-    found, ignore = check_seen(seen, num_classes), check_int(ignore, "ignore")
+    found, ignore = check_classes(seen, num_classes, "seen"), check_int(ignore, "ignore")
     nobody = labels == ignore
     check_index(labels.masked_fill(nobody, 0), "labels", stop=num_classes)
     table = torch.full((num_classes,), UNANNOTATED, device=labels.device)
-    table[list(found)] = torch.arange(len(found), device=labels.device)
+    table[found] = torch.arange(len(found), device=labels.device)
     return table[labels.masked_fill(nobody, 0)].masked_fill(nobody, UNANNOTATED)
 
 
