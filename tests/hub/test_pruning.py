@@ -1160,22 +1160,21 @@ def test_recoverable_with_a_clip(llava, clip):
 
 
 def test_a_method_of_ones_own_by_name(llava):
-    """VisionZip, which the package does not have: the plan is the function's, by name as by
-    value."""
+    """One that the package does not have: the plan is the function's, by name as by value."""
 
-    def visionzip(vision, keep):
+    def looked_at(vision, keep):
         dominant = top_tokens(vision.cls_row.mean(1), keep - 1)
         return merge_to_targets(vision.keys[:, vision.num_prefix :], dominant, 1)
 
-    own = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
-    with register(own), torch.no_grad(), prune(llava, "visionzip", 5) as pruned:
+    own = Method("looked_at", "Looked at", prune=looked_at, reads=("cls_row", "keys"))
+    with register(own), torch.no_grad(), prune(llava, "looked_at", 5) as pruned:
         named = llava(**PROMPT).logits
         assert len(pruned.plan) == 5 and pruned.plan.merges
     with torch.no_grad(), prune(llava, own, 5):
         assert torch.equal(llava(**PROMPT).logits, named)
-    forgot = Method("forgot", "Forgot", prune=visionzip)
+    forgot = Method("forgot", "Forgot", prune=looked_at)
     with prune(llava, forgot, 5), pytest.raises(ValueError, match="did not ask for"):
         llava(**PROMPT)
-    message = "needs query, key, patches, text"
+    message = "needs text"
     with prune(llava, "recoverable", 5), pytest.raises(ValueError, match=message):
         llava(**PROMPT)

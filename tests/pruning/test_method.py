@@ -13,13 +13,13 @@ from vtlib.tokens.merge import merge_to_targets
 QUESTIONS = ["is there a crab?", "how many times does the key appear?"]
 
 
-def visionzip(vision, keep):
-    few = max(1, keep // 5)
+def looked_at(vision, keep):
+    few = keep // 5
     dominant = top_tokens(vision.cls_row.mean(dim=1), keep - few)
     return merge_to_targets(vision.keys[:, vision.num_prefix :], dominant, few)
 
 
-VISIONZIP = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
+LOOKED_AT = Method("looked_at", "Looked at", prune=looked_at, reads=("cls_row", "keys"))
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +34,27 @@ def images():
 
 @torch.no_grad()
 def test_own_method_by_name_and_as_it_is(model, images):
-    with registry.register(VISIONZIP):
-        named = bench.reduce(model, images, "visionzip", 10)
-        assert "visionzip" in registry.METHODS
-    assert "visionzip" not in registry.METHODS
-    given = bench.reduce(model, images, VISIONZIP, 10)
-    plan = visionzip(bench.encode(model, images, [VISIONZIP]), 10)
+    with registry.register(LOOKED_AT):
+        named = bench.reduce(model, images, "looked_at", 10)
+        assert "looked_at" in registry.METHODS
+    assert "looked_at" not in registry.METHODS
+    given = bench.reduce(model, images, LOOKED_AT, 10)
+    plan = looked_at(bench.encode(model, images, [LOOKED_AT]), 10)
     assert named.tokens.shape == (2, 10, 32) and torch.equal(named.tokens, given.tokens)
     assert torch.equal(named.plan.source(), plan.source())
     assert len(model.answer(named.tokens, QUESTIONS, named.stages, named.positions).texts) == 2
 
 
 def test_register_replaces_its_own_and_refuses_the_packages():
-    other = Method("visionzip", "Another", prune=visionzip)
-    with registry.register(VISIONZIP):
+    other = Method("looked_at", "Another", prune=looked_at)
+    with registry.register(LOOKED_AT):
         with registry.register(other):
-            assert registry.find("visionzip") is other
-        assert registry.find("visionzip") is VISIONZIP
+            assert registry.find("looked_at") is other
+        assert registry.find("looked_at") is LOOKED_AT
     with pytest.raises(ValueError, match="package's own"):
-        registry.register(Method("divprune", "Mine", prune=visionzip))
+        registry.register(Method("divprune", "Mine", prune=looked_at))
     with pytest.raises(ValueError, match="needs a vtlib.pruning.method.Method"):
-        registry.register(visionzip)
+        registry.register(looked_at)
 
 
 @torch.no_grad()
@@ -65,6 +65,31 @@ def test_scores_and_indices_do(model, images):
     assert torch.equal(made.index, top_tokens(size, 7))
     first = torch.tensor([[5, 2, 9]] * 2)
     assert torch.equal(bench.reduce(model, vision, lambda vision, keep: first, 3).plan.index, first)
+
+
+def test_a_mask_does():
+    """The marked tokens, rising; where rows mark unequally many, empty slots behind."""
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, [5, 1, 2]] = mask[1, [0, 7, 3]] = True
+    assert torch.equal(as_plan(mask, 2, 8).index, torch.tensor([[1, 2, 5], [0, 3, 7]]))
+    mask[1, 3] = False
+    plan = as_plan(mask, 2, 8, 3)
+    assert torch.equal(plan.index, torch.tensor([[1, 2, 5], [0, 7, -1]]))
+    tokens = torch.rand(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plan.apply(tokens)[1, 2], torch.zeros(4))
+    assert torch.equal(plan.kept(), mask)
+    assert len(as_plan(mask.zero_(), 2, 8, 3)) == 0
+
+
+def test_a_mask_while_compiling():
+    """Its values cannot be looked at: as many slots as the budget allows."""
+    def index(x):
+        return as_plan(x > 0.5, 1, 6, 3).index
+
+    x = torch.tensor([[0.9, 0.1, 0.2, 0.8, 0.3, 0.4]])
+    assert torch.equal(index(x), torch.tensor([[0, 3]]))
+    got = torch.compile(index, backend="eager", fullgraph=True)(x)
+    assert torch.equal(got, torch.tensor([[0, 3, -1]]))
 
 
 @torch.no_grad()
@@ -85,7 +110,7 @@ def test_a_signal_by_its_name(model, images):
 
 @torch.no_grad()
 def test_forgotten_reads_are_named(model, images):
-    forgot = Method("forgot", "Forgot", prune=visionzip)
+    forgot = Method("forgot", "Forgot", prune=looked_at)
     with pytest.raises(ValueError, match="'forgot' reads what it did not ask for.*cls_row, keys"):
         bench.reduce(model, images, forgot, 10)
 
@@ -98,6 +123,10 @@ def test_forgotten_reads_are_named(model, images):
     (keep_all(2, 9), "a plan for 9 tokens; needs a Plan for 48"),
     (keep_all(2, 48), "made 48 slots although keep=12"),
     (torch.rand(2, 47), "needs a Plan for 48 tokens"),
+    (torch.ones(2, 47).bool(), r"the method: made a torch.bool tensor \(2, 47\); .* or a mask "),
+    (torch.ones(3, 48).bool(), r"a mask \(2, 48\) bool"),
+    (torch.arange(48).expand(2, -1) < 13, "made 13 slots although keep=12"),
+    (torch.zeros(2, 48, dtype=torch.uint8), "uint8 tensor.* or a mask"),
     ([1, 2], "made a list"),
 ])
 def test_wrong_plans(made, message):
@@ -124,7 +153,7 @@ def test_what_is_a_method():
         def prune(self, vision, keep):
             return vision.features.norm(dim=-1)
 
-    assert as_method(Own()).prune is not None and as_method(VISIONZIP) is VISIONZIP
+    assert as_method(Own()).prune is not None and as_method(LOOKED_AT) is LOOKED_AT
     with pytest.raises(ValueError, match=r"a class: pass an object of it, Own\(...\)"):
         as_method(Own)
     with pytest.raises(ValueError, match="neither `prune` nor `stages`"):
@@ -137,7 +166,7 @@ def test_what_is_a_method():
         (dict(keep_before=3), "keep_before of method .* is a int"),
     ):
         with pytest.raises(ValueError, match=message):
-            Method("wrong", "Wrong", **{"prune": visionzip, **wrong})
+            Method("wrong", "Wrong", **{"prune": looked_at, **wrong})
 
 
 def test_every_method_is_found():

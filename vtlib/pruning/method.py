@@ -9,17 +9,22 @@ A method of your own is a function and a `Method`, and runs wherever the package
     from vtlib.tokens import top_tokens
     from vtlib.tokens.merge import merge_to_targets
 
-    def visionzip(vision, keep):
-        few = max(1, keep // 5)
-        dominant = top_tokens(vision.cls_row.mean(dim=1), keep - few)
-        return merge_to_targets(vision.keys[:, vision.num_prefix :], dominant, few)
+    def looked_at(vision, keep):
+        few = keep // 5
+        kept = top_tokens(vision.cls_row.mean(dim=1), keep - few)
+        return merge_to_targets(vision.keys[:, vision.num_prefix :], kept, few)
 
-    METHOD = Method("visionzip", "VisionZip", prune=visionzip, reads=("cls_row", "keys"))
+    METHOD = Method("looked_at", "Looked at", prune=looked_at, reads=("cls_row", "keys"))
 
 `vision` is a `VisionOutputs`. The function returns a `Plan`; or, for short, a score (B, N), of
-which the `keep` highest stay, or indices (B, T) long. A cut inside the language model is a function
-`stages(num_layers, keep, num_visual)` that returns a list of `Stage`. METHOD can be given wherever
-a method's name can; `register(METHOD)` makes it known by its name.
+which the `keep` highest stay, indices (B, T) long, or a mask (B, N) bool of those that stay. A cut
+inside the language model is a function `stages(num_layers, keep, num_visual)` that returns a list
+of `Stage`. METHOD can be given wherever a method's name can; `register(METHOD)` makes it known by
+its name.
+
+An argument `text` of the function is the question, (B, D): the mean of the unit embeddings of its
+words, in the space of `vision.tokens`, which an argument `patches` is. TinyVLM gives both
+(`bench.SIGNALS`), and so does `vtlib.hub.prune`, from the words behind the image.
 """
 
 import inspect
@@ -31,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.checks import check_callable, check_flag, check_int
+from ..nn.checks import check_callable, check_flag, check_int, readable
 from ..tokens import SPACES, Plan, Stage, VisionOutputs, resolve_keep, top_tokens
 from ..tokens.checks import is_fraction
 
@@ -47,9 +52,9 @@ class Method:
         name: by which it is found, a word.
         title: as tables and widgets print it.
         paper: slug of its paper; None for a baseline.
-        prune: (vision, keep, **options) -> Plan, score (B, N) or indices (B, T) long; acts before
-            the language model. An argument `generator` is handed on; others without a default
-            are `signals`.
+        prune: (vision, keep, **options) -> Plan, score (B, N), indices (B, T) long or mask (B, N)
+            bool; acts before the language model. An argument `generator` is handed on; others
+            without a default are `signals`.
         stages: (num_layers, keep, num_visual, **options) -> list of `Stage`; cuts inside it.
         reads: of READS, what `prune` reads of the `VisionOutputs`; all else may be None there.
         reads_without_cls: the same where the encoder has no [CLS]; None: `reads`. The mean
@@ -164,8 +169,8 @@ class Method:
     def plan(self, vision: VisionOutputs, keep: int | float | None, **options: Any) -> Plan:
         """Run `prune` on what was read and check its plan.
 
-        Scores and indices become plans. ValueError for what is no plan for the tokens of `space`,
-        and where `prune` trips over something that it did not ask for.
+        Scores, indices and masks become plans. ValueError for what is no plan for the tokens of
+        `space`, and where `prune` trips over something that it did not ask for.
         """
         try:
             made = self.prune(vision, keep, **options)
@@ -227,10 +232,13 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
             name: str = "the method") -> Plan:
     """What a method made, as a `Plan` for (batch, num_tokens) tokens.
 
-    A score (B, N) leaves its `keep` highest tokens, indices (B, T) long these in their order.
+    A score (B, N) leaves its `keep` highest tokens, indices (B, T) long these in their order, a
+    mask (B, N) bool the marked ones: as many slots as the row with most has, and where others have
+    fewer, empty ones (-1) behind. While compiling, where a mask cannot be counted, it has as many
+    slots as `keep` allows.
 
     Args:
-        made: a `Plan`, a score or indices.
+        made: a `Plan`, a score, indices or a mask.
         batch: B, of the tokens that it has to fit.
         num_tokens: N, likewise.
         keep: the budget, a number of tokens or a fraction of N, which must not be exceeded. None:
@@ -248,11 +256,15 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
             made = Plan(top_tokens(made, keep), num_tokens)
         elif made.dtype in (torch.int32, torch.int64) and made.dim() == 2:
             made = Plan(made.long(), num_tokens)
+        elif made.dtype == torch.bool and shape == (batch, num_tokens):
+            made = Plan(_marked(made, keep), num_tokens)
         else:
             raise ValueError(f"{name}: made a {made.dtype} tensor {shape}; {wanted}, or a float "
-                             f"score ({batch}, {num_tokens}), or indices (B, T) long")
+                             f"score ({batch}, {num_tokens}), or indices (B, T) long, or a mask "
+                             f"({batch}, {num_tokens}) bool")
     if not isinstance(made, Plan):
-        raise ValueError(f"{name}: made a {type(made).__name__}; {wanted}, a score or indices")
+        raise ValueError(f"{name}: made a {type(made).__name__}; {wanted}, a score, indices or a "
+                         "mask")
     index = made.index
     if made.num_tokens != num_tokens:
         raise ValueError(f"{name}: made a plan for {made.num_tokens} tokens; {wanted}")
@@ -262,6 +274,18 @@ def as_plan(made: Any, batch: int, num_tokens: int, keep: int | float | None = N
     if keep is not None and len(made) > _most_slots(keep, num_tokens):
         raise ValueError(f"{name}: made {len(made)} slots although keep={keep}")
     return made
+
+
+def _marked(mask: Tensor, keep: int | float | None) -> Tensor:
+    """(B, T) long: the marked places of mask (B, N), rising; -1 where a row has fewer than T."""
+    num_tokens = mask.shape[1]
+    if readable(mask):
+        most = int(mask.sum(dim=1).amax()) if len(mask) else 0
+    else:
+        most = num_tokens if keep is None else min(_most_slots(keep, num_tokens), num_tokens)
+    places = torch.arange(num_tokens, device=mask.device)
+    first = torch.where(mask, places, num_tokens).sort(dim=1).values[:, :most]
+    return first.masked_fill(first == num_tokens, -1)
 
 
 def _most_slots(keep: Any, num_tokens: int) -> int:
