@@ -1,6 +1,7 @@
 """What holds for all methods at once: identity at keep = N, the number of tokens, repeatability,
 and one call for all."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.vlm.tiny import make_tinyvlm
 from vtlib.pruning import bench
-from vtlib.pruning.registry import METHODS
+from vtlib.pruning.registry import KINDS, METHODS
 from vtlib.tokens import Plan, Stage
 from vtlib.vlm import exam
 
@@ -36,11 +37,14 @@ def run(model, vision, name, keep, seed=0, positions=None):
         return done, model.answer(done.tokens, QUESTIONS, done.stages, done.positions)
 
 
-def test_all_ten_papers_and_five_baselines_are_there():
+def test_all_ten_papers_five_baselines_and_seven_rivals_are_there():
     papers = {m.paper for m in METHODS.values()} - {None}
     assert papers == {"fastervlm", "divprune", "hiprune", "visiondrop", "holov", "zooprune",
                       "transprune", "aim", "crossget", "recoverable-compression"}
-    assert sum(m.paper is None for m in METHODS.values()) == 5
+    kinds = [m.kind for m in METHODS.values()]
+    assert {kind: kinds.count(kind) for kind in kinds} == dict(baseline=5, paper=11, rival=7)
+    assert kinds == sorted(kinds, key=KINDS.index)
+    assert all(re.fullmatch(r"\d{4}\.\d{5}", m.arxiv) for m in METHODS.values() if m.arxiv)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -452,8 +452,9 @@ def test_nudges_choose_as_zooprune_does(made):
 
 
 def test_looks_are_those_of_the_registry():
-    """A name of LOOKS that no method bears would never be used."""
-    titles = {method.title.split(" (")[0] for method in METHODS.values()}
+    """A name of LOOKS that no method bears would never be used. Rivals are in no plot yet."""
+    drawn = [method for method in METHODS.values() if method.kind != "rival"]
+    titles = {method.title.split(" (")[0] for method in drawn}
     assert set(pruning.LOOKS) == titles - {"AIM, merging alone"} | {"Oracle"}
     looks = [tuple(look.values()) for look in pruning.LOOKS.values()]
     assert len(set(looks)) == len(looks)

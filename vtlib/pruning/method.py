@@ -20,7 +20,7 @@ A method of your own is a function and a `Method`, and runs wherever the package
 which the `keep` highest stay, indices (B, T) long, or a mask (B, N) bool of those that stay. A cut
 inside the language model is a function `stages(num_layers, keep, num_visual)` that returns a list
 of `Stage`. METHOD can be given wherever a method's name can; `register(METHOD)` makes it known by
-its name.
+its name. `vtlib.pruning.others` has seven known methods written in this way.
 
 An argument `text` of the function is the question, (B, D): the mean of the unit embeddings of its
 words, in the space of `vision.tokens`, which an argument `patches` is. TinyVLM gives both
@@ -51,7 +51,7 @@ class Method:
     Args:
         name: by which it is found, a word.
         title: as tables and widgets print it.
-        paper: slug of its paper; None for a baseline.
+        paper: slug of its paper, one of the course's; None for a baseline, a rival, your own.
         prune: (vision, keep, **options) -> Plan, score (B, N), indices (B, T) long or mask (B, N)
             bool; acts before the language model. An argument `generator` is handed on; others
             without a default are `signals`.
@@ -67,6 +67,7 @@ class Method:
         keep_before: (keep, N) -> what `prune` leaves of N when `stages` bring it to `keep`;
             None: keep.
         positions: "renumber" or "keep", where the release counts so; None: it does not matter.
+        arxiv: number of its paper, of a rival: a method of others that is none of the course's.
 
     ValueError for an empty name, a method that does nothing, and unknown reads, space or positions.
     """
@@ -85,6 +86,7 @@ class Method:
     asks: bool = False
     keep_before: Callable[[int, int], int] | None = None
     positions: str | None = None
+    arxiv: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -119,6 +121,13 @@ class Method:
         if self.stages is None:
             return "before"
         return "inside" if self.prune is None else "both"
+
+    @property
+    def kind(self) -> str:
+        """"paper" (of the course), "rival", or "baseline"."""
+        if self.paper is not None:
+            return "paper"
+        return "baseline" if self.arxiv is None else "rival"
 
     @property
     def draws(self) -> bool:

@@ -1,9 +1,10 @@
 """All methods and baselines of the package by name, and the door for one of your own.
 
     METHODS["divprune"].title       "DivPrune"; what a `Method` says: `vtlib.pruning.method`
+    METHODS["visionzip"].kind       "rival": of `others`; DivPrune is a "paper", Random a "baseline"
     register(METHOD)                one of your own, for good, or as a context
 
-Nothing here is typed by hand: every module of vtlib.pruning that holds a `Method` is in METHODS.
+Nothing here is typed by hand: every `Method` that a module of vtlib.pruning holds is in METHODS.
 `vtlib.pruning.bench` runs them on TinyVLM, `vtlib.hub.prune` on transformers' models.
 """
 
@@ -15,19 +16,21 @@ from typing import Any
 from .. import pruning
 from .method import Method, as_method
 
+KINDS = ("baseline", "paper", "rival")
+"""What a method can be, in the order of METHODS."""
 TOOLS = ("bench", "method", "pretrained", "registry")
 """Modules of vtlib.pruning that run methods and hold none."""
 
 
 def discover() -> dict[str, Method]:
-    """Every `Method` that a module of vtlib.pruning holds, by its name: baselines first."""
+    """Every `Method` that a module of vtlib.pruning holds, by its name, in the order of KINDS."""
     found = []
     for info in pkgutil.iter_modules(pruning.__path__):
         if info.name in TOOLS:
             continue
         module = importlib.import_module(f"{pruning.__name__}.{info.name}")
         found += [value for value in vars(module).values() if isinstance(value, Method)]
-    found.sort(key=lambda method: method.paper is not None)
+    found.sort(key=lambda method: KINDS.index(method.kind))
     return {method.name: method for method in found}
 
 
