@@ -19,6 +19,7 @@ WRITTEN_DOWN = {
     "vtlib/pruning/aim.py": "the method reads the weights: PageRank over them",
     "vtlib/pruning/crossget.py": "two numbers a pair, no attention",
     "vtlib/pruning/fastervlm.py": "the method reads the weights: the row of [CLS]",
+    "vtlib/pruning/others.py": "how much each word sees the picture, no attention",
     "vtlib/pruning/pretrained.py": "the row of [CLS], for the widgets",
     "vtlib/pruning/recoverable.py": "the method reads the weights",
     "vtlib/pruning/transprune.py": "a softmax over tokens' turns, no attention",

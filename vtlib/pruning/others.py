@@ -135,9 +135,15 @@ def cdpruner(vision: VisionOutputs, keep: int, patches: Tensor, text: Tensor) ->
         L    = diag(r) S diag(r), S_nm = cos(token_n, token_m)
         keep   greedily the largest det L of the chosen: a determinantal point process
 
-    patches (B, N, D) and text (B, D) are of one space: those of the language model, or CLIP's
-    (`vtlib.hub.question_signals`). The release has CLIP's, and turns the sign: there a patch is
-    least like the words that it shows. Give -text for that. It moves r over the whole batch.
+    The release has CLIP's space, and turns the sign: there a patch is least like the words that it
+    shows. Give -text for that. It moves r over the whole batch.
+
+    Args:
+        vision: what the encoder made.
+        keep: how many.
+        patches: (B, N, D) in the question's space: the language model's (`vision.tokens`), or
+            CLIP's (`vtlib.hub.question_signals`).
+        text: (B, D), the question there.
     """
     check_signals(patches, text, vision)
     like = finite_cosines(vision.tokens, "vision.tokens")               # b n n
@@ -263,6 +269,11 @@ def pyramiddrop(num_layers: int, keep: int | float, num_visual: int) -> list[Sta
 
     The release's share is 0.5, keep = N / 8; another `keep` is another share, (keep / N)^(1/3).
     Left out: training with the cuts in place, where each turn's last word asks.
+
+    Args:
+        num_layers: of the decoder.
+        keep: an int or a fraction of num_visual.
+        num_visual: visual tokens at the start.
     """
 
     def plan(state, keep: int) -> Plan:
@@ -288,6 +299,11 @@ def sparsevlm(num_layers: int, keep: int | float, num_visual: int) -> list[Stage
     the words. Left out: the merging of what was dropped ("recycling", gone in the release's second
     version, too), the rank that may skip a layer, and SparseVLM+'s choice of heads. The release's
     numbers of tokens are tables for four budgets; here each cut leaves the same share.
+
+    Args:
+        num_layers: of the decoder.
+        keep: an int or a fraction of num_visual.
+        num_visual: visual tokens at the start.
     """
     rated: dict[str, Tensor] = {}
 
