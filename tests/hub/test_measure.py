@@ -193,6 +193,11 @@ def test_options_by_a_function(llava):
     assert row.visual_tokens == 2 and row.prompt_tokens == WORDS + (4 * (L - 1) + 2) / L
 
 
+def test_options_go_to_prune(llava):
+    rows = [quick(llava, PROMPT, ["divprune"], [4], positions=way)[1] for way in ("keep", "new")]
+    assert rows[0].reason is None and "positions='new'" in rows[1].reason
+
+
 # -------------------------------------------------------------------------------------- the table
 def test_table():
     rows = [
@@ -314,6 +319,13 @@ def test_command_with_a_chat_template(templated, tmp_path):
     assert rows["unpruned", None]["cache_bytes"] == half
 
 
+def test_command_with_options(folder, tmp_path):
+    asked = ("--methods", "hiprune", "--option", "object_layer=2", "positions=keep")
+    _, kept = command(folder, tmp_path, *asked)
+    assert kept["options"] == {"object_layer": 2, "positions": "keep"}
+    assert all(row["reason"] is None for row in kept["rows"])
+
+
 def test_command_on_the_packages_photographs(folder, capsys):
     main([str(folder), "--methods", "divprune", "--limit", "4", "--tokens", "2", "--repeats", "1"])
     assert "prompts 4," in capsys.readouterr().out
@@ -340,6 +352,7 @@ def test_command_says_what_is_wrong(folder, tmp_path, capsys):
     for wrong, told in (
         (["--methods", "divprun"], "is not known"),
         (["--keep", "few"], "invalid budget value: 'few'"),
+        (["--option", "keep"], "invalid option value: 'keep'"),
         (["--pictures", str(tmp_path)], "there is no picture"),
         (["--repeats", "0"], "repeats=0"),
     ):

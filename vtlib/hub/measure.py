@@ -25,8 +25,8 @@ all prompts:
 
 One different token shifts all behind it, so `tokens` is a harsh judge of long answers. Whatever
 cannot be run, say a method that reads [CLS] where the encoder has none, is a row with its reason.
-Of a method with two parts `vtlib.hub.prune` runs the part before the decoder; for both, or for any
-other option, give `measure` a `prune` of your own.
+Options of `vtlib.hub.prune` go to every run (--option NAME=VALUE). Of a method with two parts it
+runs the part before the decoder; for both give `measure` a `prune` of your own.
 """
 
 import argparse
@@ -187,18 +187,20 @@ class Bench:
         model: of transformers.
         prompts: what its processor gives, a list.
         new_tokens: of an answer, at most.
-        prune: (model, method, keep) -> context, `vtlib.hub.prune` or a function like it.
+        prune: `vtlib.hub.prune` or a function like it.
+        options: of it.
     """
 
     model: Any
     prompts: list[Mapping[str, Any]]
     new_tokens: int
     prune: Callable[..., Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def opened(self, trial: Trial) -> Any:
         if trial.keep is None:
             return contextlib.nullcontext()
-        return self.prune(self.model, trial.method, trial.keep)
+        return self.prune(self.model, trial.method, trial.keep, **self.options)
 
     def begin(self, trial: Trial) -> None:
         """What does not depend on the clock, which warms up, too."""
@@ -318,6 +320,7 @@ def measure(
     repeats: int = 3,
     prune: Callable[..., Any] = hub_prune,
     progress: Callable[[str], Any] | None = None,
+    **options: Any,
 ) -> list[Row]:
     """The unpruned model, then each method at each keep, on all prompts: a list of `Row`.
 
@@ -328,9 +331,9 @@ def measure(
         keeps: likewise.
         new_tokens: k, of an answer at most.
         repeats: timed runs of each combination.
-        prune: (model, method, keep) -> context; to give options, say
-            `functools.partial(vtlib.hub.prune, positions="keep")`.
+        prune: (model, method, keep, **options) -> context, in place of `vtlib.hub.prune`.
         progress: called with a line of text before each round of a combination.
+        options: of `prune`, such as positions="keep".
 
     ValueError for inputs that are no prompts, for an unknown method and for counts below 1; what
     the unpruned model raises. A pruned run that fails is a row with `reason`.
@@ -343,7 +346,7 @@ def measure(
     check_callable(prune, "prune", "a function (model, method, keep) -> context")
     known = [find(method) for method in check_list(methods, "methods", "a list of methods")]
     keeps = check_list(keeps, "keeps", "a list of budgets")
-    bench = Bench(model, prompts, new_tokens, prune)
+    bench = Bench(model, prompts, new_tokens, prune, options)
     trials = [Trial("unpruned", None, None)]
     trials += [Trial(method.name, method, keep) for method in known for keep in keeps]
     tell = progress or (lambda line: None)
@@ -363,6 +366,17 @@ def budget(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
+def option(text: str) -> tuple[str, Any]:
+    """"positions=keep" or "alpha=0.5": a name, and a value in JSON's spelling, or a word."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise ValueError("needs NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def parser() -> argparse.ArgumentParser:
     """The switches of the command."""
     made = argparse.ArgumentParser(prog="python -m vtlib.hub.measure", description=__doc__)
@@ -372,6 +386,8 @@ def parser() -> argparse.ArgumentParser:
                       help=f"of {', '.join(sorted(METHODS))}, or all")
     made.add_argument("--keep", nargs="+", type=budget, default=[64], metavar="KEEP",
                       help="visual tokens of a picture: 64, or a fraction: 0.25")
+    made.add_argument("--option", nargs="+", type=option, default=[], metavar="NAME=VALUE",
+                      help="for vtlib.hub.prune, such as positions=keep")
     made.add_argument("--pictures", type=Path, help="a folder (default: photographs from here)")
     made.add_argument("--questions", type=Path, help='a file, {"question": ..., "picture": ...} '
                       "a line; without picture it is asked of all")
@@ -400,7 +416,8 @@ def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     inputs = [prompt(processor, shown[name], question) for name, question in pairs]
     inputs = [made.to(model.device, dtype=model.dtype) for made in inputs]
     rows = measure(model, inputs, methods, given.keep, new_tokens=given.tokens,
-                   repeats=given.repeats, progress=lambda line: print(line, file=sys.stderr))
+                   repeats=given.repeats, progress=lambda line: print(line, file=sys.stderr),
+                   **dict(given.option))
     gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
     about = {
         "model": given.model,
@@ -410,6 +427,7 @@ def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         "prompts": len(inputs),
         "new_tokens": given.tokens,
         "repeats": given.repeats,
+        **({"options": dict(given.option)} if given.option else {}),
         "vtlib": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
