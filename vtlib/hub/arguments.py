@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..nn.checks import describe
 
 ALIGNED = ("token_type_ids", "mm_token_type_ids")  # (B, S) arguments that are cut along
+VISUAL = ("image", "video")
+PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_patches")
+"""What a forward brings images and videos in."""
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What says where the sequences of a row begin, for flash attention."""
 
@@ -33,10 +36,20 @@ def named(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
 
 
 def has_images(kwargs: dict[str, Any]) -> bool:
-    """Whether a forward brings images."""
+    """Whether a forward brings images or videos."""
     ready = kwargs.get("mm_encoder_outputs")
-    given = ready.get("image") if isinstance(ready, Mapping) else None
-    return kwargs.get("pixel_values") is not None or given is not None
+    given = isinstance(ready, Mapping) and any(ready.get(k) is not None for k in VISUAL)
+    return given or any(kwargs.get(name) is not None for name in PIXELS)
+
+
+def flat_mask(kwargs: dict[str, Any]) -> Any:
+    """attention_mask (B, S) of a prompt for which `generate` has made (B, 1, S, keys), as it does
+    for static caches: what the last token sees. Others as they are."""
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or not isinstance(ids, Tensor):
+        return mask
+    last = mask[:, 0, -1, : ids.shape[1]]
+    return (last if last.dtype == torch.bool else last == 0).long()
 
 
 def aligned(kwargs: dict[str, Any], draft: int) -> dict[str, Tensor]:
@@ -64,11 +77,6 @@ def check_prompt(core: nn.Module, kwargs: dict[str, Any], parts: Sequence[int]) 
         kwargs: arguments of its forward.
         parts: how many parts position_ids of three axes may have; none: they have two axes.
     """
-    if getattr(kwargs.get("past_key_values"), "is_compileable", False):
-        raise ValueError(
-            "past_key_values is a static cache: layers of different lengths need a dynamic one, "
-            "the default"
-        )
     _check_ids(kwargs)
     ids = kwargs["input_ids"]
     if kwargs.get("pixel_values") is not None:

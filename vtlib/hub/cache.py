@@ -62,16 +62,19 @@ def _pruned(kind: type) -> type:
             self._check()
             return super().update(key_states, value_states, *args, **kwargs)
 
-        def get_mask_sizes(self, *args: Any, **kwargs: Any):
-            self._check()
-            return super().get_mask_sizes(*args, **kwargs)
+        def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+            """In the decoder those of what a layer holds; otherwise of the whole sequence."""
+            length, offset = super().get_mask_sizes(query_length, layer_idx)
+            run = self.pruned_run
+            inside = run.turn is not None and run.turn.inside
+            return (length if inside else length + run.gone(layer_idx)), offset
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
-            """Inside a forward what a layer holds; otherwise the length of the sequence."""
+            """In the decoder what a layer holds; otherwise the length of the sequence."""
             here, run = super().get_seq_length(layer_idx), self.pruned_run
-            if run.turn is not None or not here:
+            if not here or (run.turn is not None and run.turn.inside):
                 return here
-            return here + run.full - run.held(layer_idx)
+            return here + run.gone(layer_idx)
 
         def batch_repeat_interleave(self, repeats: int) -> NoReturn:
             self._rows("batch_repeat_interleave")

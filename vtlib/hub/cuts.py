@@ -25,17 +25,21 @@ have equally many tokens, so they are one group, an `Images` with row = [0, 1]. 
 With 5 layers level_of = [0, 0, 1, 1, 1]: the first two hold 6 tokens in their caches, the others 4.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..tokens import Plan, Stage, VisionOutputs, take
-from ..vlm.decoder import State, Transition, rotate, transition
+from ..vlm.decoder import State, Transition, causal, transition
 from ..vlm.prefill import check_slots
 from .hooks import Own
+from .probe import along, attention_of, probe, queries_and_keys, tree
+
+CARRIED = ("attention_mask", "past_key_values", "position_ids")
+"""Arguments of a layer that do not go along with its tokens, or in a way of their own."""
 
 
 def take_positions(positions: Tensor, index: Tensor) -> Tensor:
@@ -44,39 +48,123 @@ def take_positions(positions: Tensor, index: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------- what a stage may look at
-class Block:
-    """A decoder layer of transformers as `State` wants it."""
-
-    def __init__(self, layer: nn.Module):
-        self.layer, self.self_attn = layer, self
-
-    def qk(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rotated queries and keys (B, heads or kv heads, S, P) of the layer for its input x."""
-        attn, y = self.layer.self_attn, self.layer.input_layernorm(x)
-        q, k = (proj(y).unflatten(-1, (-1, attn.head_dim)) for proj in (attn.q_proj, attn.k_proj))
-        if hasattr(attn, "q_norm"):
-            q, k = attn.q_norm(q), attn.k_norm(k)
-        return rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)
-
-    def repeat(self, x: Tensor) -> Tensor:
-        groups = self.layer.self_attn.num_key_value_groups
-        return x if groups == 1 else x.repeat_interleave(groups, dim=1)
-
-
 @dataclass
 class HubState(State):
     """`State`, one image a row: M images of B prompts, each seen as text | n visual tokens | text,
     with padding (not valid) where prompts are shorter.
 
     positions (M, S), or (3 or 4, M, S) where they have parts. text (M, S) bool: words; `asking`
-    leaves out other images' tokens.
+    leaves out other images' tokens. place (M, S): where each token stands in its prompt; words
+    between an image's tokens are shown before them, and masks go by their places. read: a function
+    (layer) -> (q, k) of `qk`.
     """
 
     text: Tensor | None = None
+    place: Tensor | None = None
+    read: Callable[[int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def asking(self) -> Tensor:
         return super().asking & self.text
+
+    def layer_qk(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.read(number)
+
+    def causal(self, rows: slice = slice(None)) -> Tensor:
+        """(M, 1, rows, S) bool: earlier or same place in the prompt, and a valid key."""
+        here = self.place[:, rows, None] >= self.place[:, None, :]
+        seen = here & self.valid[:, None, :]
+        order = torch.arange(self.place.shape[1], device=self.place.device)
+        same = order[rows, None] == order
+        return (seen | (~seen.any(dim=2, keepdim=True) & same))[:, None]
+
+
+# ----------------------------------------------------------------------------- places and masks
+def slots_of(places: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """(slots, seed), each (M, T): where a plan's tokens go, and the places of those they were.
+
+    They stay where they were; where a plan has another order, or one place for two, they go to the
+    image's first places.
+
+    Args:
+        places: (M, n) of the image's tokens, ascending.
+        index: (M, T) of the plan.
+    """
+    seed = take(places, index)
+    stays = index.shape[1] < 2 or bool((index.diff(dim=1) > 0).all())
+    return (seed if stays else places[:, : index.shape[1]]), seed
+
+
+def closed(stay: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """(index (B, S'), valid (B, S'), ragged) of prompts without what does not stay.
+
+    Rows that become shorter than others are filled with padding, first their own, then tokens that
+    were dropped.
+
+    Args:
+        stay: (B, S) bool.
+        valid: (B, S) bool, False for padding.
+    """
+    left = stay.sum(dim=1)
+    if not bool((left != left[0]).any()):
+        index = stay.nonzero()[:, 1].view(len(stay), -1)  # b s'
+        return index, take(valid, index), False
+    real = stay & valid
+    length = int(real.sum(dim=1).amax())
+    rank = torch.where(real, 2, stay.long())
+    best = rank.argsort(dim=1, stable=True)[:, stay.shape[1] - length :]
+    index = best.sort(dim=1).values  # b s'
+    return index, take(real, index), True
+
+
+def cut_mask(mask: Tensor, index: Tensor, entered: int, rows: bool) -> Tensor:
+    """Columns of a mask, and rows, that belong to some of the tokens it was made for.
+
+    Args:
+        mask: (B or 1, 1, queries, keys), or (B, keys).
+        index: (B, S) of 0 ... entered - 1: those tokens; keys behind `entered` all stay.
+        entered: how many tokens the mask was made for, without new ones.
+        rows: whether its rows are those tokens, too.
+    """
+    batch = index.shape[0]
+    new = torch.arange(entered, mask.shape[-1], device=index.device).expand(batch, -1)
+    keys = torch.cat([index, new], dim=1)
+    if mask.dim() == 2:
+        return take(mask, keys)
+    mask = mask.expand(batch, -1, -1, -1)
+    if rows:
+        at = index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        mask = mask.gather(2, at)
+    return mask.gather(3, keys[:, None, None].expand(-1, *mask.shape[1:3], -1))
+
+
+def hide(mask: Tensor | None, valid: Tensor, language: nn.Module, hidden: Tensor) -> Tensor:
+    """A mask that also hides padding.
+
+    Args:
+        mask: (B, 1, queries, keys), bool or added to logits; (B, keys); or None: causal.
+        valid: (B, keys) bool.
+        language: the decoder.
+        hidden: (B, queries, D) what enters the layer.
+    """
+    kind = str(getattr(language.config, "_attn_implementation", None) or "sdpa")
+    if "flash" in kind or (mask is not None and mask.dim() == 2):
+        return valid if mask is None else mask * valid.to(mask.dtype)
+    queries, keys = hidden.shape[1], valid.shape[1]
+    allowed = causal(valid, slice(keys - queries, None))
+    if mask is None:
+        least = torch.finfo(hidden.dtype).min
+        return allowed if kind != "eager" else hidden.new_zeros(()).where(allowed, least)
+    known = valid[:, None, None]
+    alone = allowed & ~known  # rows that see nothing see themselves
+    if mask.dtype == torch.bool:
+        return mask & known | alone
+    return mask.masked_fill(~(known | alone), torch.finfo(mask.dtype).min)
+
+
+def _rows(place: Tensor, x: Tensor) -> Tensor:
+    """place (M, L) as an index along axis 2 of x (M, heads, S, P)."""
+    return place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
 
 
 # --------------------------------------------------------------- what runs, and what is left of it
@@ -112,16 +200,21 @@ class Images:
 class Level:
     """Layers that see the same tokens.
 
-    index (B, S): which of those that entered the decoder; columns (B, S): the column of input_ids
-    each comes from (a merged one: its seed's); positions (..., B, S); valid (B, S) bool.
-    shift: by how much the positions of later tokens are lower than in the first layer.
+    index (B, S): the places, of those that entered the decoder; seed (B, S): of those, which token
+    stands there (a merged one: its seed); columns (B, S): its column of input_ids; positions
+    (..., B, S); valid (B, S) bool.
+    shift (B,): by how much the positions of later tokens are lower than in the first layer.
+    ragged: whether cuts left some rows shorter than others, so that there is padding that the
+    decoder's own mask does not know.
     """
 
     index: Tensor
+    seed: Tensor
     columns: Tensor
     positions: Tensor
     valid: Tensor
-    shift: int
+    shift: Tensor
+    ragged: bool = False
 
     @property
     def size(self) -> int:
@@ -129,8 +222,8 @@ class Level:
 
     def without(self, draft: int) -> "Level":
         """All but the last tokens."""
-        parts = (self.index, self.columns, self.positions, self.valid)
-        return Level(*(t[..., :-draft] for t in parts), self.shift)
+        parts = (self.index, self.seed, self.columns, self.positions, self.valid)
+        return Level(*(t[..., :-draft] for t in parts), self.shift, self.ragged)
 
 
 @dataclass
@@ -138,17 +231,42 @@ class Turn:
     """One forward of a run: its prompt (prefilling), or new tokens behind it.
 
     draft: tokens at the prompt's end that are guesses, or the answer so far: no cut looks at them.
-    positions: of the new tokens in the first layer.
+    inside: whether the decoder runs; before that the multimodal model reckons with whole prompts.
+    positions: of the new tokens in the first layer. new: how many there are since the prompt.
     entered: what the layer before was given, if a stage comes now.
-    memo: tables and mask of each level. watched {layer: {module: output}}: for transitions.
+    given {layer: arguments}: as the decoder hands them to its layers, of those run so far.
+    memo: ((level, kind), what it was made of, a mask or tables).
+    watched {layer: {module: output}}: for transitions. probing: whether a layer runs for its
+    queries and keys alone.
     """
 
     prefilling: bool
-    positions: Tensor
+    positions: Tensor | None = None
+    new: int = 0
     draft: int = 0
+    inside: bool = False
     entered: Tensor | None = None
-    memo: dict[int, tuple] = field(default_factory=dict)
+    given: dict[int, dict[str, Any]] = field(default_factory=dict)
+    memo: list[tuple[tuple[int, str], Any, Any]] = field(default_factory=list)
+    probing: bool = False
     watched: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+
+    def remember(self, level: int, kind: str, source: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, once for each level, kind and object it is made of.
+
+        Args:
+            level: its number.
+            kind: "tables", "mask", or the name of another argument.
+            source: the object.
+            make: a function without arguments.
+        """
+        for key, known, made in self.memo:
+            if key == (level, kind) and known is source:
+                return made
+        made = make()
+        self.memo.append(((level, kind), source, made))
+        return made
 
 
 class CurrentTurn(Own):
@@ -162,18 +280,22 @@ class Run:
     """One prompt; after its prefill nothing here changes but `turn`.
 
     full: length of the prompt before pruning. dropped (B,): tokens that went before the decoder.
-    levels, and for each layer which one it is on. renumber: count positions anew after cuts.
-    padded: whether there is padding in what entered. delta: see `encoders.Qwen.positions`.
+    index (B, S'): the places of the whole prompt that entered the decoder. levels, and for each
+    layer which one it is on. renumber: count positions anew after cuts. padded: whether there is
+    padding in what entered; masked: whether the multimodal model makes the decoder's masks.
+    delta: see `Family.delta`.
     """
 
     full: int
     dropped: Tensor
+    index: Tensor
     images: list[Images]
     levels: list[Level]
     level_of: list[int]
     renumber: bool
     language: nn.Module
     padded: bool
+    masked: bool = False
     delta: Tensor | None = None
     own: CurrentTurn = field(default_factory=CurrentTurn)
 
@@ -189,18 +311,19 @@ class Run:
     def turn(self, turn: Turn | None) -> None:
         self.own.turn = turn
 
-    @property
-    def layers(self) -> list[Block]:
-        return [Block(layer) for layer in self.language.layers]
-
     def held(self, layer: int) -> int:
         """How many tokens of the prompt a layer's cache holds."""
         return self.levels[self.level_of[layer]].size
+
+    def gone(self, layer: int) -> int:
+        """How many tokens of the prompt a layer's cache lacks."""
+        return self.full - self.held(layer)
 
     def forget(self, draft: int) -> None:
         """Let the prompt's last tokens be new ones behind it: some may be taken back."""
         if draft:
             self.full -= draft
+            self.index = self.index[:, :-draft]
             self.levels = [level.without(draft) for level in self.levels]
 
     def tables(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +334,17 @@ class Run:
     # ---------------------------------------------------------------------------------------- a cut
     def views(self, group: Images) -> tuple[Tensor, Tensor, slice]:
         """(place (M, S'), inside (M, S'), visual): each image's prompt moved so that all images
-        start at the same place, and no draft behind it."""
+        start at the same place, and no draft behind it. Words between the tokens of an image (the
+        ends of its rows) come before them."""
         size = self.levels[-1].size - self.turn.draft
-        start, count = group.places[:, 0], group.places.shape[1]
+        count, last = group.places.shape[1], group.places.amax(dim=1, keepdim=True)
+        kind = (torch.arange(size, device=last.device) > last).long() * 2  # m size
+        kind = kind.scatter(1, group.places, 1)
+        order, start = kind.argsort(dim=1, stable=True), (kind == 0).sum(dim=1)
         before, behind = torch.stack([start, size - start - count]).amax(dim=1).tolist()
-        place = torch.arange(-before, count + behind, device=start.device) + start[:, None]
-        inside = (place >= 0) & (place < size)
-        return place.clamp(0, size - 1), inside, slice(before, before + count)
+        at = torch.arange(before + count + behind, device=last.device) - (before - start)[:, None]
+        inside = (at >= 0) & (at < size)
+        return order.gather(1, at.clamp(0, size - 1)), inside, slice(before, before + count)
 
     def state(self, group: Images, number: int, hidden: Tensor) -> HubState:
         """What a stage sees.
@@ -236,10 +363,17 @@ class Run:
         def view(t: Tensor) -> Tensor:
             return take(t[group.row], place)
 
+        turn, which = self.turn, len(self.levels) - 1
+
+        def read(layer: int) -> tuple[Tensor, Tensor]:
+            x = hidden if layer == number else entered
+            q, k = self.queries_and_keys(turn, layer, which, x)
+            q, k = (t[group.row].gather(2, _rows(place, t)) for t in (q, k))
+            return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+
         valid = view(level.valid) & inside
-        decoder = SimpleNamespace(layers=self.layers, rope=lambda p: self.tables(hidden, p))
         return HubState(
-            decoder=decoder,
+            decoder=self.language,
             after=number,
             hidden=view(hidden),
             entered=None if entered is None else view(entered),
@@ -251,7 +385,27 @@ class Run:
             transitions=dict(group.transitions),
             running=valid,
             text=view(words) & inside,
+            place=place,
+            read=read,
         )
+
+    def queries_and_keys(
+        self, turn: Turn, number: int, which: int, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotated queries (B, heads, S, P) and keys (B, kv heads, S, P) of a layer.
+
+        Args:
+            turn: the prompt's.
+            number: the layer, 0-based.
+            which: the level of its tokens.
+            hidden: (B, S, D), its input.
+        """
+        given = self.arguments(turn, number, which, hidden)
+        turn.probing = True
+        try:
+            return queries_and_keys(probe(self.language.layers[number]), hidden, given)
+        finally:
+            turn.probing = False
 
     def cut(self, number: int, hidden: Tensor) -> Tensor:
         """Carry out the stages after `number` layers: hidden (B, S, D) -> (B, S', D)."""
@@ -271,28 +425,27 @@ class Run:
     def _cut(self, number: int, hidden: Tensor, pairs: list[tuple[Images, Stage]]) -> Tensor:
         """One stage of each image of `pairs`: hidden (B, S, D) -> (B, S', D).
 
-        In two steps. First what a plan leaves, also merged tokens, is written over the first of its
+        In two steps. First what a plan leaves, also merged tokens, is written over some of its
         image's places (slots), in sequences of the old length. Then `_shorten` closes the gap: the
         rest of those places goes, in all rows and for all images at once.
         """
         level, x, entered = self.levels[-1], hidden, self.turn.entered
-        stay, columns = torch.ones_like(level.valid), level.columns.clone()
-        moved = level.positions.clone()
+        stay, where = torch.ones_like(level.valid), self._places(level)
+        was = where.clone()
         for group, stage in pairs:
             row = group.row[:, None]
             plan = self._plan(group, stage, number, hidden)
-            slots, rest = group.places[:, : len(plan)], group.places[:, len(plan) :]
+            slots, seed = slots_of(group.places, plan.index)
             if len(plan):
                 x = x.index_put((row, slots), plan.apply(hidden[row, group.places]))
                 if entered is not None:
                     before = self.turn.entered[row, group.places]
                     entered = entered.index_put((row, slots), plan.apply(before))
-            seed = take(group.places, plan.index)
-            moved[..., row, slots] = level.positions[..., row, seed]
-            columns[row, slots] = level.columns[row, seed]
-            stay[row, rest] = False
+            where[row, slots] = was[row, seed]
+            stay[row, group.places] = False
+            stay[row, slots] = True
             group.places = slots
-        index = self._shorten(number, stay, moved, columns)
+        index = self._shorten(stay, where)
         self.turn.entered = None if entered is None else take(entered, index)
         return take(x, index)
 
@@ -314,27 +467,75 @@ class Run:
         }
         return plan
 
-    def _shorten(self, number: int, stay: Tensor, moved: Tensor, columns: Tensor) -> Tensor:
-        """The level behind a cut; -> index (B, S') of the places that `stay` (B, S)."""
-        level, left = self.levels[-1], stay.sum(dim=1)
-        if (left != left[0]).any():
-            raise ValueError(
-                f"the cut after layer {number} leaves {left.tolist()} tokens in the prompts of a "
-                "batch: they need equally many images"
-            )
-        index = stay.nonzero()[:, 1].view(len(stay), -1)  # b s'
-        place = stay.long().cumsum(dim=1) - 1
+    @staticmethod
+    def _places(level: Level) -> Tensor:
+        """(B, S): 0 ... S - 1 in each row."""
+        return torch.arange(level.size, device=level.index.device).repeat(len(level.index), 1)
+
+    def _shorten(self, stay: Tensor, where: Tensor) -> Tensor:
+        """The level behind a cut; -> index (B, S') of the places that `stay`.
+
+        Args:
+            stay: (B, S) bool.
+            where: (B, S), which token stands at each place now.
+        """
+        level = self.levels[-1]
+        index, valid, ragged = closed(stay, level.valid)
+        new = torch.arange(index.shape[1], device=index.device).expand_as(index)
+        place = torch.zeros_like(where).scatter(1, index, new)
         for group in self.images:
             group.places = place[group.row[:, None], group.places]
-        shift = level.shift
+        gone, shift = (~stay).long().cumsum(dim=1), level.shift
+        token = take(where, index)
+        positions = take_positions(level.positions, token)
         if self.renumber:
-            moved = level.positions - (~stay).long().cumsum(dim=1)
-            shift = shift + stay.shape[1] - index.shape[1]
-        parts = take(level.index, index), take(columns, index), take_positions(moved, index)
-        self.levels.append(Level(*parts, take(level.valid, index), shift))
+            positions, shift = take_positions(level.positions - gone, index), shift + gone[:, -1]
+        parts = take(level.index, index), take(level.seed, token), take(level.columns, token)
+        self.levels.append(Level(*parts, positions, valid, shift, level.ragged or ragged))
         return index
 
     # -------------------------------------------------------------------------------------- a layer
+    def arguments(self, turn: Turn, number: int, which: int, hidden: Tensor) -> dict[str, Any]:
+        """What a layer is given in the prompt, for the tokens of a level: tables and all else but
+        the mask.
+
+        Args:
+            turn: the prompt's.
+            number: the layer, 0-based.
+            which: the level.
+            hidden: states of the level, whose dtype and device the tables have.
+        """
+        given = turn.given[number]
+        if which == 0:
+            return given
+        level, size = self.levels[which], self.levels[0].size
+
+        def cut(name: str, value: Any) -> Any:
+            def make() -> Any:
+                return tree(value, lambda t: along(t, level.seed, size))
+
+            return value if name in CARRIED else turn.remember(which, name, value, make)
+
+        given = {name: cut(name, value) for name, value in given.items()}
+        return {**given, **self._new_tables(turn, given, which, hidden, level.positions)}
+
+    def _new_tables(
+        self, turn: Turn, given: dict, which: int, hidden: Tensor, positions: Tensor
+    ) -> dict[str, Any]:
+        """Rotary tables of a level whose tokens are counted anew.
+
+        Args:
+            turn: the prompt's, or of new tokens.
+            given: a layer's arguments.
+            which: the level.
+            hidden: see `arguments`.
+            positions: (..., B, S) of the tokens.
+        """
+        if not self.renumber or "position_embeddings" not in given:
+            return {}
+        made = turn.remember(which, "tables", None, lambda: self.tables(hidden, positions))
+        return {"position_embeddings": made}
+
     def adapt(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a layer with the rotary tables and the mask of its level.
 
@@ -343,40 +544,44 @@ class Run:
             hidden: (B, S, D) what enters it.
             kwargs: its arguments as for the first layer.
         """
+        which, turn = self.level_of[number], self.turn
+        if which:
+            level, mask = self.levels[which], kwargs.get("attention_mask")
+            if turn.prefilling:
+                kwargs = self.arguments(turn, number, which, hidden)
+            else:
+                positions = turn.positions - level.shift[:, None]
+                kwargs = {**kwargs, **self._new_tables(turn, kwargs, which, hidden, positions)}
+            linear = attention_of(self.language.layers[number]) is None
+            kind = "linear mask" if linear else "mask"
+            made = turn.remember(which, kind, mask, lambda: self.mask(level, mask, hidden, linear))
+            kwargs = {**kwargs, "attention_mask": made}
         # flash attention would take positions with gaps for several sequences in one; nothing else
         # looks at them there
-        kwargs = {**kwargs, "position_ids": None}
-        which, turn = self.level_of[number], self.turn
-        if which == 0:
-            return kwargs
-        if which not in turn.memo:
-            level = self.levels[which]
-            positions = level.positions if turn.prefilling else turn.positions - level.shift
-            mask = self.mask(level.index, kwargs.get("attention_mask"))
-            turn.memo[which] = self.tables(hidden, positions), mask
-        tables, mask = turn.memo[which]
-        return {**kwargs, "position_embeddings": tables, "attention_mask": mask}
+        return {**kwargs, "position_ids": None} if "position_ids" in kwargs else kwargs
 
-    def mask(self, index: Tensor, mask: Any) -> Tensor | None:
-        """Rows (in prefill) and columns of the first layer's mask that belong to index (B, S).
-        mask: None, (B, 1, queries, keys) or (B, keys)."""
-        if mask is None:
-            return None
-        if not isinstance(mask, Tensor):
+    def mask(self, level: Level, mask: Any, hidden: Tensor, linear: bool) -> Any:
+        """The first layer's mask for the tokens of a level.
+
+        Args:
+            level: which.
+            mask: None, (B or 1, 1, queries, keys) or (B, keys).
+            hidden: (B, queries, D) what enters the layer.
+            linear: whether the layer has no softmax attention: it wants (B, S), in the prompt.
+        """
+        if mask is not None and not isinstance(mask, Tensor):
             raise ValueError(
                 f"attention masks of type {type(mask).__name__} cannot be cut: use sdpa, eager or "
                 "flash attention"
             )
-        batch, entered = index.shape[0], self.levels[0].size
-        new = torch.arange(entered, mask.shape[-1], device=index.device).expand(batch, -1)
-        keys = torch.cat([index, new], dim=1)
-        if mask.dim() == 2:
-            return take(mask, keys)
-        mask = mask.expand(batch, -1, -1, -1)
-        if self.turn.prefilling:
-            rows = index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-            mask = mask.gather(2, rows)
-        return mask.gather(3, keys[:, None, None].expand(-1, *mask.shape[1:3], -1))
+        if mask is not None:
+            mask = cut_mask(mask, level.index, self.levels[0].size, self.turn.prefilling)
+        if not level.ragged:
+            return mask
+        if linear and mask is None:
+            return level.valid.long() if self.turn.prefilling else None
+        ones = level.valid.new_ones(len(level.valid), self.turn.new)
+        return hide(mask, torch.cat([level.valid, ones], dim=1), self.language, hidden)
 
     # ------------------------------------------------------------------------------------- watching
     def watch(self, number: int, module: str, output: Tensor) -> None:
@@ -384,7 +589,7 @@ class Run:
 
         Args:
             number: the layer, 1-based.
-            module: "norm1", "attention", "norm2" or "mlp".
+            module: its name, of `WATCHED`.
             output: (B, S, D).
         """
         groups = [
@@ -398,8 +603,8 @@ class Run:
         seen[module] = output
         if module != "mlp":
             return
-        attention = transition(seen["norm1"], seen["attention"])
-        mlp = transition(seen["norm2"], seen["mlp"])
+        attention = transition(seen["input_layernorm"], seen["self_attn"])
+        mlp = transition(seen["post_attention_layernorm"], seen["mlp"])
         del self.turn.watched[number]
         for group in groups:
             place, inside, visual = self.views(group)

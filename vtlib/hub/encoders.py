@@ -8,6 +8,7 @@ Images of one size share an entry. How it is read, `tower` says; of what, `llava
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from .general import general
 from .hooks import Hooks
 from .llava import Llava
 from .qwen import Qwen
@@ -17,14 +18,14 @@ FAMILIES = {"llava": Llava, "qwen2_5_vl": Qwen}
 
 
 def family(model: Any) -> Family:
-    """What this package knows of a model: `Llava` or `Qwen`. ValueError for any other class."""
+    """What this package knows of a model: `Llava` or `Qwen`, whose towers are read, or `General`.
+    ValueError for one that cannot be pruned, with the reason."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in FAMILIES or not hasattr(getattr(model, "model", None), "language_model"):
-        raise ValueError(
-            f"model={type(model).__name__} is not supported: needs LlavaForConditionalGeneration "
-            "or Qwen2_5_VLForConditionalGeneration, or CLIPModel for CrossGET"
-        )
-    return FAMILIES[kind](model)
+    if kind in FAMILIES and hasattr(getattr(model, "model", None), "language_model"):
+        known = FAMILIES[kind]
+        if known.knows(model):
+            return known(model)
+    return general(model)
 
 
 def read(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..nn.checks import check_index, check_int
 from ..tokens import take
+from .arguments import flat_mask
 from .cuts import Level, Run
 
 IGNORED = -100  # the label that transformers' losses leave out
@@ -40,7 +41,7 @@ def wishes(kwargs: dict[str, Any], parameters: set[str]) -> Wishes:
         if isinstance(keep, Tensor) or keep:
             raise ValueError("labels and logits_to_keep together: a loss needs all logits")
     more = {name: value for name, value in kwargs.items() if name not in parameters}
-    return Wishes(labels, keep, kwargs.get("attention_mask"), more)
+    return Wishes(labels, keep, flat_mask(kwargs), more)
 
 
 def _check_labels(labels: Any, ids: Any) -> None:
@@ -116,7 +117,8 @@ def chosen(out: Any, run: Run, wish: Wishes) -> Any:
     here = places(run.levels[-1], wish, run.full)
     if isinstance(out, tuple):
         return take(out[0], here), *out[1:]
-    out.last_hidden_state = take(out.last_hidden_state, here)
+    name = "last_hidden_state" if hasattr(out, "last_hidden_state") else "logits"
+    out[name] = take(out[name], here)
     return out
 
 

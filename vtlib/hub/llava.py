@@ -4,7 +4,6 @@ decoder that counts places from 0."""
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..tokens import VisionOutputs
@@ -24,28 +23,23 @@ class Llava(Family):
         super().__init__(model)
         self.language, self.tower = self.core.language_model, self.core.vision_tower
         self.image_token = model.config.image_token_id
-        select = model.config.vision_feature_layer
         inner = getattr(self.tower, "vision_model", self.tower)
-        if not hasattr(getattr(inner, "encoder", None), "layers") or not isinstance(select, int):
-            raise ValueError(
-                f"vision tower {type(self.tower).__name__} with vision_feature_layer={select!r} "
-                "is not supported: needs CLIP's or SigLIP's tower and one layer"
-            )
         self.attentions = [layer.self_attn for layer in inner.encoder.layers]
         self.num_layers = len(self.attentions)
         self.num_prefix = int(hasattr(inner.embeddings, "class_embedding"))
-        self.selected = select % (self.num_layers + 1)  # index into the hidden states
-        if self.selected == 0:
-            raise ValueError(f"vision_feature_layer={select}: the embeddings have no attention")
-        self._check_strategy(model.config.vision_feature_select_strategy)
+        self.selected = model.config.vision_feature_layer % (self.num_layers + 1)
 
-    def _check_strategy(self, strategy: str) -> None:
-        if strategy != ("default" if self.num_prefix else "full"):
-            raise ValueError(
-                f"vision_feature_select_strategy={strategy!r} does not fit "
-                f"{type(self.tower).__name__}, whose patches stand behind {self.num_prefix} other "
-                "tokens"
-            )
+    @classmethod
+    def knows(cls, model: Any) -> bool:
+        """CLIP's tower without its [CLS], or SigLIP's in full, and one layer with attention."""
+        config, tower = model.config, model.model.vision_tower
+        inner = getattr(tower, "vision_model", tower)
+        select = config.vision_feature_layer
+        layers = getattr(getattr(inner, "encoder", None), "layers", None)
+        if layers is None or not isinstance(select, int) or select % (len(layers) + 1) == 0:
+            return False
+        clip = hasattr(inner.embeddings, "class_embedding")
+        return config.vision_feature_select_strategy == ("default" if clip else "full")
 
     # -------------------------------------------------------------------------------- the tower
     def attach(self, hooks: Hooks, reads: Reads) -> None:
@@ -94,29 +88,3 @@ class Llava(Family):
                     f"{name}={given!r} in a forward call is not supported while pruning: set it "
                     "in the model's configuration"
                 )
-
-    # ---------------------------------------------------------------------------- the positions
-    def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, None]:
-        """Position ids (B, S): 0, 1, 2 ..."""
-        ids = inputs["input_ids"]
-        return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1), None
-
-    def delta(self, positions: Tensor, mask: Tensor | None, draft: int) -> None:
-        """Nothing: words behind a prompt go on counting places.
-
-        Args:
-            positions: (..., B, S) of the prompt.
-            mask: its attention_mask.
-            draft: how many of its last tokens are guesses.
-        """
-
-    def after(self, past: int, new: Tensor, mask: Tensor | None, delta: None) -> Tensor:
-        """Position ids (B, n) of new tokens.
-
-        Args:
-            past: how many tokens are before them.
-            new: (B, n, ...) the tokens.
-            mask: the attention_mask of all.
-            delta: what `positions` or `delta` gave for the prompt.
-        """
-        return torch.arange(past, past + new.shape[1], device=new.device).expand(len(new), -1)

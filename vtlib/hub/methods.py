@@ -2,7 +2,7 @@
 and its cuts.
 
     text = method.text(x, words, row, places)       the question of each image, where one is asked
-    plan, tokens = method.reduce(vision, more, which, text)
+    plan, tokens = method.reduce(vision, more, which, keep, text)
 """
 
 import copy
@@ -25,8 +25,6 @@ BY_IMAGE = ("index", "origin", "slot", "weight", "role")
 """Parts of a `Plan` that have one row an image."""
 STAND_INS = (None, "received")
 """What `cls` may be."""
-
-
 SIGNALS = ("query", "key", "patches", "text")
 """Arguments of a `prune` that can be found here, as `vtlib.pruning.bench` finds them on TinyVLM."""
 
@@ -46,7 +44,6 @@ class Method:
     Args:
         method: a `vtlib.pruning.method.Method`, or None.
         family: of the model.
-        keep: visual tokens per image, an int or a fraction.
         stages: more cuts, see `prune`.
         attention: layers whose maps the caller wants read, 0-based.
         hidden: hidden states that the caller wants read.
@@ -62,7 +59,6 @@ class Method:
         self,
         method: Any,
         family: Family,
-        keep: int | float | None,
         stages: Any,
         attention: Sequence[int],
         hidden: Sequence[int],
@@ -78,7 +74,7 @@ class Method:
             raise ValueError("method=None and stages=None: there is nothing to do")
         if stages is not None and not callable(stages):
             stages = check_list(stages, "stages", "a list of Stages, a function or None")
-        self.method, self.family, self.keep = method, family, keep
+        self.method, self.family = method, family
         self.more, self.options = stages, options
         self.before = method is not None and method.prune is not None
         self.inside = stages is not None or not self.before
@@ -96,6 +92,9 @@ class Method:
         """The layers that the caller names go before the method's own."""
         if not self.before:
             return Reads(frozenset(), attention, hidden)
+        if not self.family.reads_tower:
+            self.family.check_reads(self.method)
+            return Reads()
         method, family = self.method, self.family
         need = frozenset(method.needs(family.num_prefix))
         if not attention:
@@ -149,6 +148,7 @@ class Method:
         vision: VisionOutputs,
         more: dict[str, Any],
         which: Tensor,
+        keep: Any,
         text: Tensor | None = None,
     ) -> tuple[Plan, Tensor]:
         """(plan, tokens (M, T, D)) of some images.
@@ -161,6 +161,7 @@ class Method:
             more: further options of the method, tensors with one row for each image of vision;
                 of `SIGNALS` it may hold more than this method takes.
             which: (M,) rows of vision, which may be there several times.
+            keep: tokens of each that stay, an int or a fraction.
             text: (M, D), the question of each, as `text` makes it.
         """
         if not self.before:
@@ -181,7 +182,7 @@ class Method:
             vision = self._with_received(vision)
         given.update(self._found(vision, missing))
         self._check_signals(given)
-        plan = self.method.plan(vision, self.keep, **given)
+        plan = self.method.plan(vision, keep, **given)
         tokens = self._tokens(plan, vision)
         parts = {name: getattr(plan, name) for name in BY_IMAGE}
         rows = {name: part[which] for name, part in parts.items() if part is not None}
@@ -201,7 +202,7 @@ class Method:
     def _found(self, vision: VisionOutputs, missing: Sequence[str]) -> dict[str, Tensor]:
         """Of the missing signals those that follow from what was read."""
         found = {"patches": vision.tokens} if "patches" in missing else {}
-        last, entered = _last_layer(self.family.tower), self.family.num_layers - 1
+        last, entered = _last_layer(getattr(self.family, "tower", None)), self.family.num_layers - 1
         if last is not None and entered in vision.hidden:
             x = last.layer_norm1(vision.hidden[entered])
             for name, layer in (("query", last.self_attn.q_proj), ("key", last.self_attn.k_proj)):
@@ -226,13 +227,18 @@ class Method:
         return vision.project(plan.apply(getattr(vision, self.space)))
 
     # ------------------------------------------------------------------------ inside the decoder
-    def stages(self, num_visual: int) -> list[Stage]:
-        """All cuts inside the decoder for images of which num_visual tokens get there, in order.
-        ValueError for those that come after the last layer, and for layers that have not run."""
+    def stages(self, num_visual: int, keep: Any) -> list[Stage]:
+        """All cuts inside the decoder for some images, in order. ValueError for those that come
+        after the last layer, and for layers that have not run.
+
+        Args:
+            num_visual: how many tokens of each get there.
+            keep: as `reduce`.
+        """
         layers, cuts = len(self.family.language.layers), []
         if self.method is not None and not self.before:
             cuts += self.method.stages(
-                num_layers=layers, keep=self.keep, num_visual=num_visual, **self.options
+                num_layers=layers, keep=keep, num_visual=num_visual, **self.options
             )
         if self.more is not None:
             more = self.more(layers, num_visual) if callable(self.more) else self.more

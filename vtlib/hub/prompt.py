@@ -1,7 +1,8 @@
-"""The images of a prompt of transformers' LLaVA and Qwen2.5-VL: what was read of them, where their
-tokens stand, and the prompt without those that a plan leaves out."""
+"""The images of a prompt: what was read of them, where their tokens stand, and the prompt without
+those that a plan leaves out."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import Plan, VisionOutputs, take
-from .cuts import Images, take_positions
+from .cuts import slots_of, take_positions
 
 
 class Seen:
@@ -55,6 +56,87 @@ class Seen:
         return order
 
 
+def sizes_of(out: Any) -> list[int] | None:
+    """How many tokens each image of what get_image_features or get_video_features gave has; None
+    where that does not say it."""
+    tokens = getattr(out, "pooler_output", None)
+    if isinstance(tokens, (list, tuple)) and all(isinstance(t, Tensor) for t in tokens):
+        return [t.numel() // t.shape[-1] for t in tokens]
+    if isinstance(tokens, Tensor) and tokens.dim() == 3:
+        return [tokens.shape[1]] * tokens.shape[0]
+    return None
+
+
+def runs(placeholder: Tensor) -> list[tuple[int, Tensor]]:
+    """(row, places (n,)) of each block of neighbours in placeholder (B, S)."""
+    found = []
+    for row, here in enumerate(placeholder):
+        at = here.nonzero()[:, 0]
+        ends = (at.diff() > 1).nonzero()[:, 0] + 1
+        found += [(row, part) for part in torch.tensor_split(at, ends.cpu()) if len(part)]
+    return found
+
+
+def sets(placeholder: Tensor, sizes: list[int] | None) -> list[tuple[int, Tensor]]:
+    """(row, places (n,)) of each image, in the order of the prompts.
+
+    Args:
+        placeholder: (B, S) bool.
+        sizes: how many tokens each has. None, or sizes that do not fit the rows: each block of
+            neighbours is an image.
+    """
+    if sizes is None or sum(sizes) != int(placeholder.sum()):
+        return runs(placeholder)
+    row, place = placeholder.nonzero().unbind(dim=1)
+    found = [
+        (int(rows[0]), places)
+        for rows, places in zip(row.split(sizes), place.split(sizes), strict=True)
+        if len(rows) and bool((rows == rows[0]).all())
+    ]
+    return found if len(found) == sum(size > 0 for size in sizes) else runs(placeholder)
+
+
+def frames(videos: list[tuple[int, Tensor]], counts: list[int]) -> list[tuple[int, Tensor]]:
+    """Videos as images, one a frame: a video of counts[i] frames and n tokens has n // counts[i] of
+    them a frame; what is left at its end (a newline) belongs to none.
+
+    Args:
+        videos: as `sets` gives them.
+        counts: how many frames each has; videos beyond them stay whole.
+    """
+    found = []
+    for (row, places), count in itertools.zip_longest(videos, counts[: len(videos)], fillvalue=1):
+        size = max(len(places) // count, 1)
+        found += [(row, part) for part in places.split(size) if len(part) == size]
+    return found
+
+
+def plain(
+    x: Tensor, shown: Tensor, images: list[tuple[int, Tensor]], first: int
+) -> Iterator["Group"]:
+    """Images as the decoder's input shows them: their tokens are all that is known.
+
+    Args:
+        x: (B, S, D) embeddings.
+        shown: (B, S, D), x, or what tells more of the images where x does not yet hold them.
+        images: as `sets` gives them.
+        first: the number of the first of them.
+    """
+    alike: dict[int, list[int]] = {}
+    for number, (_, places) in enumerate(images):
+        alike.setdefault(len(places), []).append(number)
+    for size, numbers in alike.items():
+        row = torch.tensor([images[i][0] for i in numbers], device=x.device)
+        places = torch.stack([images[i][1] for i in numbers])
+        side = math.isqrt(size)
+        grid = (side, side) if side * side == size else (1, size)
+        tokens = shown[row[:, None], places]
+        vision = VisionOutputs(tokens, grid, lambda t: t, num_prefix=0)
+        vision.tokens = tokens
+        which = torch.arange(len(numbers), device=x.device)
+        rows = None if shown is x else x[row[:, None], places]
+        yield Group([first + i for i in numbers], vision, which, row, places, rows)
+
 def _same(flat: Tensor, tokens: Tensor) -> bool:
     first = flat[: len(tokens)].to(tokens)
     return first.shape == tokens.shape and torch.allclose(
@@ -65,13 +147,46 @@ def _same(flat: Tensor, tokens: Tensor) -> bool:
 @dataclass
 class Group:
     """Images of one size in a prompt. images: numbers in the order of the prompts; vision; which
-    (M,): the row of vision each is; row (M,): its prompt; places (M, N): its placeholders."""
+    (M,): the row of vision each is; row (M,): its prompt; places (M, N): its placeholders; rows
+    (M, N, D): what stands there, if it is not vision's tokens. source (M,), total: where it is a
+    part of another group, the rows of that group's vision, and how many that has."""
 
     images: list[int]
     vision: VisionOutputs
     which: Tensor
     row: Tensor
     places: Tensor
+    rows: Tensor | None = None
+    source: Tensor | None = None
+    total: int = 0
+
+    def part(self, members: list[int]) -> "Group":
+        """Some of its images."""
+        rows = torch.tensor(members, device=self.row.device)
+        which = self.which[rows]
+        again = torch.arange(len(members), device=which.device)
+        images = [self.images[i] for i in members]
+        return Group(
+            images,
+            self.vision.rows(which),
+            again,
+            self.row[rows],
+            self.places[rows],
+            None if self.rows is None else self.rows[rows],
+            source=which,
+            total=len(self.vision.features),
+        )
+
+    def signals(self, more: dict[str, Any]) -> dict[str, Any]:
+        """Signals with a row for each image of the whole group's vision, for this part's."""
+        if self.source is None:
+            return more
+
+        def rows(value: Any) -> Any:
+            fits = isinstance(value, Tensor) and value.dim() and len(value) == self.total
+            return value[self.source] if fits else value
+
+        return {name: rows(value) for name, value in more.items()}
 
 
 def groups(placeholder: Tensor, seen: Seen, order: list[int]) -> Iterator[Group]:
@@ -125,8 +240,8 @@ class Sheet:
     stay: Tensor
 
     def put(self, group: Group, plan: Plan, tokens: Tensor, behind: int) -> Tensor:
-        """What is left of a group's images goes to its first places; -> these (M, T), -1 where
-        there is none.
+        """What is left of a group's images goes to its places; -> these (M, T), -1 where there is
+        none.
 
         Args:
             group: the images.
@@ -140,11 +255,10 @@ class Sheet:
                 f"the plan leaves {count} tokens but an image has {here.shape[1]} places in the "
                 "prompt"
             )
-        slots = here[:, :count]
+        slots, seed = slots_of(here, (plan.index - behind).clamp(min=0))
         self.x = self.x.index_put((at, slots), tokens.to(self.x.dtype))
         self.stay[at, here] = False
         self.stay[at, slots] = plan.index >= 0
-        seed = take(here, (plan.index - behind).clamp(min=0))
         self.moved[..., at, slots] = self.positions[..., at, seed]
         self.columns[at, slots] = seed
         return slots.masked_fill(plan.index < 0, -1)
@@ -168,17 +282,3 @@ class Sheet:
     def numbers(self, renumber: bool, index: Tensor) -> Tensor:
         """The positions of the tokens `index` (B, S')."""
         return take_positions(self.positions - self.gone if renumber else self.moved, index)
-
-
-def check_even(images: list[Images], stay: Tensor) -> None:
-    """ValueError unless all prompts keep equally many tokens and images their blocks: stay
-    (B, S)."""
-    left = stay.sum(dim=1)
-    if (left != left[0]).any() or any((group.places < 0).any() for group in images):
-        raise ValueError(
-            f"prompts of {left.tolist()} tokens in a batch: cuts inside the decoder need equally "
-            "many images in each, and no empty slots"
-        )
-    for group in images:
-        if (group.places.diff(dim=1) != 1).any():
-            raise ValueError("input_ids: the placeholders of an image must be neighbours")

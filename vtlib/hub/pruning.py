@@ -53,20 +53,23 @@ from ..nn import check_callable
 from ..tokens import Plan
 from ..vlm.decoder import POSITIONS
 from . import cache, encoders, head
-from .arguments import check_prompt, has_images, named
+from .arguments import aligned, check_prompt, flat_mask, has_images, named
+from .budget import Budget
 from .cuts import Images, Run, Turn
 from .hooks import Hooks, Members, Own, alone
 from .methods import Method, find
-from .prompt import Seen
-from .tower import Family
-from .turns import Shortening
+from .prompt import Seen, sizes_of
+from .tower import WATCHED, Family
+from .turns import Pending, Shortening
 
 
 def prune(
     model: Any,
     method: Any = None,
-    keep: int | float | None = None,
+    keep: Any = None,
     *,
+    clip: bool = False,
+    cls: str | None = None,
     stages: Any = None,
     positions: str | None = None,
     attention: Sequence[int] = (),
@@ -77,14 +80,17 @@ def prune(
     """A context in which `model` prunes visual tokens; gives a `Pruned`.
 
     Args:
-        model: LlavaForConditionalGeneration or Qwen2_5_VLForConditionalGeneration, also inside a
-            PEFT model or a pipeline; with a CLIPModel see `clip.merge_tokens`.
+        model: a vision-language model of transformers (`general`), also inside a PEFT model or a
+            pipeline; with a CLIPModel see `clip.merge_tokens`.
         method: a name of vtlib.pruning.registry.METHODS, a `vtlib.pruning.method.Method`, or a
             function (vision, keep, **options) -> Plan (a score, indices) that reads nothing but
             `vision.features`. One with `prune` acts before the language model, one with only
             `stages` inside it; of one with both (AIM, VisionDrop) the part before, the other one
             goes into `stages`.
-        keep: visual tokens per image, an int or a fraction.
+        keep: visual tokens per image (or frame): an int, a fraction, a list with one a picture in
+            the order of the prompts, or a function of an image's number of tokens.
+        clip: images of fewer than `keep` tokens keep all; otherwise they are a ValueError.
+        cls: "received": where the encoder has no [CLS], its row is the mean attention received.
         stages: (more) cuts inside the decoder: a list of `Stage` or a function (num_layers,
             num_visual) -> list, num_visual: tokens of an image that get there.
         positions: see the module; default: the method's, or the family's way.
@@ -102,8 +108,8 @@ def prune(
 
         return merge_tokens(model, method, keep, **options)
     family = encoders.family(model)
-    found = Method(find(method), family, keep, stages, attention, hidden, options)
-    return _attached(Pruned(family, found, positions, signals))
+    found = Method(find(method), family, stages, attention, hidden, options, cls)
+    return _attached(Pruned(family, found, Budget(keep, clip), positions, signals))
 
 
 def unwrapped(model: Any) -> Any:
@@ -127,12 +133,16 @@ class Current(Own):
     """What each thread is at, inside a block.
 
     prompt: input_ids of the `generate` that it is in. seen: what was read of the images that went
-    through get_image_features last. wish: what the forward that it is in asks of the head. run: the
-    prompt that this forward runs, or goes on from. last: its last prompt with images.
+    through get_image_features last; sizes: how many tokens each image and video had that went
+    through. pending: the prompt that is on its way to the decoder. wish: what the forward that it
+    is in asks of the head. run: the prompt that this forward runs, or goes on from. last: its last
+    prompt with images.
     """
 
     prompt: Tensor | None = None
     seen: Seen | None = None
+    sizes: dict[str, list[int] | None] | None = None
+    pending: Pending | None = None
     wish: head.Wishes | None = None
     run: Run | None = None
     last: Run | None = None
@@ -149,29 +159,37 @@ class Pruned:
     Its hooks in the order in which one `generate` runs them, and what they write in `own`:
 
         _generate             prompt: so that a forward can tell a draft from the prompt
-        _image_features       seen: the tower runs once, here
+        _features             seen, sizes: the tower runs once, here
         each forward, of the prompt and then of new tokens:
             _before_head      wish: labels and logits_to_keep of a prompt with images, else None
-            _before_model     run, and its turn: a new run of a prompt with images (last, too), else
-                              the one that the cache holds
+            _before_model     pending: a prompt with images; run, and its turn: the one that the
+                              cache holds
+            _door             run, of the pending prompt (last, too): all of the decoder's arguments
+                              are cut here
             _before_layer     nothing; layer by layer it cuts the prompt, adapts mask and tables
             _watch            nothing; behind a layer's modules, what stages watch goes to run.turn
             _behind_model     run: None again
             _behind_head      wish: None again; it adds the loss
         _generate             prompt: what it was before
 
-    A forward by hand has no _generate, and reads the tower in _before_model. `close` empties run,
-    seen and wish.
+    A forward by hand has no _generate, and its model reads the tower between _before_model and
+    _door. `close` empties what belongs to a forward.
 
     Args:
         family: what is known of the model.
         method: with its options.
+        budget: how many tokens images keep.
         positions: see `prune`.
         signals: see `prune`.
     """
 
     def __init__(
-        self, family: Family, method: Method, positions: str | None, signals: Callable | None
+        self,
+        family: Family,
+        method: Method,
+        budget: Budget,
+        positions: str | None,
+        signals: Callable | None,
     ):
         if signals is not None:
             check_callable(signals, "signals", "a function of a forward's arguments, or None")
@@ -184,13 +202,10 @@ class Pruned:
             needs = "keep" if fixed else " or ".join(POSITIONS)
             kind = type(family.model).__name__
             raise ValueError(f"positions={positions!r}: {kind} needs {needs!r}")
-        if self.method.inside and self.family.has_sliding_layers:
-            raise ValueError(
-                "the decoder has layers with sliding windows, which count places: cuts inside it "
-                "are not supported"
-            )
+        if self.method.inside:
+            self.family.check_inside()
         renumber = self.positions == "renumber"
-        self.shortening = Shortening(self.family, self.method, renumber, signals)
+        self.shortening = Shortening(self.family, self.method, budget, renumber, signals)
         self.own = Current()
         self.members: Members | None = None
         self._last: Run | None = None
@@ -200,27 +215,29 @@ class Pruned:
         family, method = self.family, self.method
         self.members = Members()
         family.attach(hooks, method.reads)
-        hooks.method(family.core, "get_image_features", self._image_features)
+        for kind in ("image", "video"):
+            if hasattr(family.core, f"get_{kind}_features"):
+                hooks.method(family.core, f"get_{kind}_features", self._features(kind))
+        if hasattr(family.core, "get_placeholder_mask"):
+            hooks.method(family.core, "get_placeholder_mask", self._places)
         hooks.method(family.model, "generate", self._generate)
         hooks.before(family.model, self._before_head)
         hooks.behind(family.model, self._behind_head, always_call=True)
         hooks.before(family.core, self._before_model)
         hooks.behind(family.core, self._behind_model, always_call=True)
+        hooks.before(family.language, self._door)
         for number, layer in enumerate(family.language.layers):
             hooks.before(layer, self._before_layer(number))
             if not method.inside:
                 continue
-            for name, module in (
-                ("norm1", layer.input_layernorm),
-                ("attention", layer.self_attn),
-                ("norm2", layer.post_attention_layernorm),
-                ("mlp", layer.mlp),
-            ):
-                hooks.behind(module, self._watch(number + 1, name))
+            for name in WATCHED:
+                if hasattr(layer, name):
+                    hooks.behind(getattr(layer, name), self._watch(number + 1, name))
 
     def close(self) -> None:
         """Forget what belongs to a forward."""
-        self.own.run = self.own.seen = self.own.wish = None
+        own = self.own
+        own.run = own.seen = own.sizes = own.pending = own.wish = None
 
     # ------------------------------------------------------------------------------- last prompt
     @property
@@ -255,17 +272,25 @@ class Pruned:
         return [self.last.held(layer) for layer in range(len(self.last.level_of))]
 
     # ------------------------------------------------------------------------ the model's methods
-    def _image_features(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        """get_image_features of the model, which `generate` calls before the forward: the same
-        tokens, and what pruning needs of the images stays with this thread."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+    def _features(self, kind: str) -> Callable:
+        """get_image_features or get_video_features of the model, which `generate` calls before the
+        forward: the same tokens, and what pruning needs of them stays with this thread."""
 
-        self.members.check()
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        inputs = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
-        seen = self.own.seen = Seen(self.method.read(inputs), inputs)
-        out = BaseModelOutputWithPooling(pooler_output=seen.tokens())
-        return out.to_tuple() if inputs.get("return_dict") is False else out
+        def features(original: Callable, *args: Any, **kwargs: Any) -> Any:
+            from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+            self.members.check()
+            if kind == "video" or not self.family.reads_tower:
+                out = original(*args, **kwargs)
+                self.own.sizes = {**(self.own.sizes or {}), kind: sizes_of(out)}
+                return out
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            inputs = {**given, **given.pop("kwargs", {})}
+            seen = self.own.seen = Seen(self.method.read(inputs), inputs)
+            out = BaseModelOutputWithPooling(pooler_output=seen.tokens())
+            return out.to_tuple() if inputs.get("return_dict") is False else out
+
+        return features
 
     def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         """generate of the model: it tells where the prompt ends and a draft begins."""
@@ -319,10 +344,8 @@ class Pruned:
         """Pre-hook of the multimodal model (without head)."""
         self._end()
         kwargs = named(core, args, kwargs)
-        store, ready = kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs") or {}
-        past, run, images = cache.held(store), cache.run_of(store), has_images(kwargs)
-        if kwargs.get("pixel_values_videos") is not None or ready.get("video") is not None:
-            raise ValueError("videos are not supported while pruning")
+        store = kwargs.get("past_key_values")
+        past, run, images = cache.held(store), cache.run_of(store), self._images(kwargs)
         if past and images:
             raise ValueError(
                 "images together with a cache: all images must be in the first forward of a "
@@ -336,30 +359,79 @@ class Pruned:
         if not images:
             return None  # a prompt without images
         self.members.check()
-        check_prompt(core, kwargs, self.family.position_parts)
-        return (), self._prompt(kwargs)
+        static = getattr(store, "is_compileable", False)
+        if self.method.inside and static:
+            raise ValueError(
+                "past_key_values is a static cache: layers of different lengths need a dynamic "
+                "one, the default"
+            )
+        flat = {**kwargs, "attention_mask": flat_mask(kwargs)} if static else kwargs
+        check_prompt(core, flat, self.family.position_parts)
+        return (), self._prompt(kwargs, flat)
+
+    def _images(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a forward brings images or videos of which tokens may go."""
+        if not has_images(kwargs):
+            return False
+        ids = kwargs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.is_meta or self.family.reads_tower:
+            return True
+        return bool((ids == self.family.image_token).any()) or (
+            self.family.video_token is not None and bool((ids == self.family.video_token).any())
+        )
 
     def _step(self, kwargs: dict[str, Any], run: Run, past: int) -> dict[str, Any]:
         """Begin a turn of new tokens behind a prompt; the forward's arguments."""
-        turn, short = self.shortening.step(kwargs, run, past)
+        turn, kwargs = self.shortening.step(kwargs, run, past)
         self._begin(run, turn)
-        return short
+        return kwargs
 
-    def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Begin a prompt's turn; the forward's arguments."""
-        ids = kwargs["input_ids"]
-        self.shortening.check_window(ids.shape[1])
-        ready = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
-        if ready is None:
-            seen = Seen(self.method.read(kwargs), kwargs)
-            order = list(range(seen.count))
-        else:
-            seen = self.own.seen or Seen([], {})
-            order = seen.order(ready.pooler_output)
-        run, turn, short = self.shortening.prompt(kwargs, seen, order, self.draft(ids))
+    def _prompt(self, kwargs: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+        """Let a prompt wait for the decoder; the forward's arguments.
+
+        Args:
+            kwargs: those.
+            flat: the same with the attention_mask (B, S), or None.
+        """
+        draft, ready = self.draft(kwargs["input_ids"]), kwargs.get("mm_encoder_outputs") or {}
+        self.shortening.check_window(kwargs["input_ids"].shape[1])
+        if ready.get("image") is None:
+            self.own.seen = None
+        elif self.family.reads_tower and self.own.seen is None:
+            self.own.seen = Seen([], {})
+        self.own.sizes = {kind: sizes_of(out) for kind, out in ready.items()}
+        longer = aligned(kwargs, draft)
+        longer["input_ids"] = kwargs["input_ids"].long()
+        self.own.pending = Pending({**flat, **longer}, draft)
+        return {**kwargs, **longer}
+
+    def _places(self, original: Callable, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """get_placeholder_mask of the model: a placeholder in a draft (copied from the prompt by
+        prompt lookup) is no image."""
+        pending = self.own.pending
+        if pending is not None and pending.draft and input_ids is not None:
+            input_ids = input_ids.clone()
+            tokens = (self.family.image_token, self.family.video_token)
+            other = next(i for i in range(3) if i not in tokens)
+            draft = input_ids[:, -pending.draft :]
+            for token in tokens:
+                if token is not None:
+                    draft.masked_fill_(draft == token, other)
+        return original(input_ids, *args, **kwargs)
+
+    def _door(self, language: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        """Pre-hook of the decoder: what it is given is cut."""
+        pending, self.own.pending = self.own.pending, None
+        if pending is None and self.own.run is None:
+            return None
+        kwargs = named(language, args, kwargs)
+        if pending is None:
+            return (), self.shortening.follow(self.own.run, kwargs)
+        pending.seen, pending.sizes = self.own.seen, self.own.sizes
+        run, turn, short = self.shortening.prompt(pending, kwargs)
         self._begin(run, turn)
         self.own.last = self._last = run
-        return short
+        return (), short
 
     def _behind_model(self, core: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         """Behind the forward, also a broken one: the logits that were asked for, and the end of
@@ -373,6 +445,7 @@ class Pruned:
         return out
 
     def _end(self) -> None:
+        self.own.pending = None
         if self.own.run is not None:
             self.own.run.turn = None
         self.own.run = None
@@ -387,12 +460,13 @@ class Pruned:
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
             run = self.own.run
-            if run is None:
+            if run is None or run.turn.probing:
                 return None
             first, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
             if number == 0 and kwargs.get("past_key_values") is not None:
                 cache.hold(kwargs["past_key_values"], run)
             if run.turn.prefilling:
+                run.turn.given[number] = kwargs
                 first = run.cut(number, first)
             return (first, *rest), run.adapt(number, first, kwargs)
 
@@ -403,7 +477,7 @@ class Pruned:
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
             run = self.own.run
-            if run is not None and run.turn.prefilling:
+            if run is not None and run.turn.prefilling and not run.turn.probing:
                 # a choice has no gradient, and checkpointing does not run this a second time
                 with torch.no_grad():
                     run.watch(number, name, out[0] if isinstance(out, tuple) else out)

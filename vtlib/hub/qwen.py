@@ -139,54 +139,6 @@ class Qwen(Family):
         back = (order[rows] - rows.start).argsort()
         return merged[:, back][:, :, back]
 
-    # ---------------------------------------------------------------------------- the positions
-    def positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Position ids (3, B, S), and by how much the words behind a prompt are shifted (B, 1),
-        None for not at all."""
-        ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")
-        if kinds is None or inputs.get("image_grid_thw") is None:
-            return torch.arange(ids.shape[1], device=ids.device).expand(3, len(ids), -1), None
-        positions, delta = self.core.get_rope_index(
-            ids.long(),
-            image_grid_thw=inputs["image_grid_thw"],
-            attention_mask=inputs.get("attention_mask"),
-            mm_token_type_ids=kinds,
-        )
-        self.core.rope_deltas = delta  # as its own forward does: `generate` reads it
-        return positions, delta
-
-    def parts(self, positions: Tensor) -> Tensor:
-        """(B, S) and (1, B, S) -> (3, B, S); three and four parts as they are."""
-        one = positions.dim() == 2 or len(positions) == 1
-        return positions.expand(3, *positions.shape[-2:]) if one else positions
-
-    def delta(self, positions: Tensor, mask: Tensor | None, draft: int) -> Tensor:
-        """By how much words behind a prompt are shifted, (B, 1).
-
-        Args:
-            positions: (..., B, S) of the prompt.
-            mask: its attention_mask.
-            draft: how many of its last tokens are guesses.
-        """
-        size = positions.shape[-1] - draft
-        last = positions[-3:, :, :size].amax(dim=(0, 2))
-        real = size if mask is None else mask[:, :size].sum(dim=1)
-        return (last + 1 - real)[:, None]
-
-    def after(self, past: int, new: Tensor, mask: Tensor | None, delta: Tensor | None) -> Tensor:
-        """Position ids (3, B, n) of new tokens.
-
-        Args:
-            past: how many tokens are before them.
-            new: (B, n, ...) the tokens.
-            mask: the attention_mask of all.
-            delta: what `positions` or `delta` gave for the prompt.
-        """
-        place = torch.arange(past, past + new.shape[1], device=new.device).expand(len(new), -1)
-        if mask is not None:
-            place = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        return (place if delta is None else place + delta.to(place.device)).expand(3, -1, -1)
-
 
 def _still_grids(inputs: dict[str, Any]) -> Tensor:
     """image_grid_thw (images, 3). ValueError where it is missing or of a video."""

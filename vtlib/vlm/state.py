@@ -88,10 +88,18 @@ class State:
                 f"after={self.after}: there is no {layer} layer in a decoder with "
                 f"{len(self.decoder.layers)}"
             )
+        return self.layer_qk(number)
+
+    def layer_qk(self, number: int) -> tuple[Tensor, Tensor]:
+        """`qk` of the layer `number`, 0-based: the one to come or the one that has just run."""
         block = self.decoder.layers[number]
-        x = self.hidden if layer == "next" else self.entered
+        x = self.hidden if number == self.after else self.entered
         q, k = block.qk(x, self.decoder.rope(self.positions))
         return q, block.self_attn.repeat(k)
+
+    def causal(self, rows: slice = slice(None)) -> Tensor:
+        """(B, 1, rows, S) bool: what the rows may attend to."""
+        return causal(self.valid, rows)
 
     def logits(self, rows=slice(None), layer="next", qk=None) -> Tensor:
         """Causal attention logits q k^T / sqrt(P) of the rows (a slice), in float32 at least:
@@ -110,7 +118,7 @@ class State:
         q, k = self.qk(layer) if qk is None else _pair(qk)
         with full_precision(q.device):
             logits = (widen(q[:, :, rows]) * q.shape[-1] ** -0.5) @ widen(k).transpose(-2, -1)
-        return logits.masked_fill(~causal(self.valid, rows), float("-inf"))
+        return logits.masked_fill(~self.causal(rows), float("-inf"))
 
     def attention(self, rows=slice(None), layer="next", qk=None) -> Tensor:
         """Softmax of `logits` over all keys: (B, heads, rows, S).
