@@ -41,7 +41,7 @@ def made(model, inputs, method, keep=5, which=None, more=None, text=None, **wish
     """(plan, tokens, vision) of the images of a prompt, by a hub Method that reads them itself."""
     family = encoders.family(model)
     wishes = {"stages": None, "attention": (), "hidden": (), "options": {}, **wishes}
-    own = hub_methods.Method(hub_methods.find(method), family, keep, **wishes)
+    own = hub_methods.Method(hub_methods.find(method), family, **wishes)
     hooks = Hooks()
     try:
         family.attach(hooks, own.reads)
@@ -49,7 +49,7 @@ def made(model, inputs, method, keep=5, which=None, more=None, text=None, **wish
     finally:
         hooks.remove()
     which = torch.arange(len(vision.features)) if which is None else which
-    return *own.reduce(vision, more or {}, which, text), vision
+    return *own.reduce(vision, more or {}, which, keep, text), vision
 
 
 # ------------------------------------------------------------------------------- without a [CLS]
@@ -132,7 +132,7 @@ WORDS = Method("words", "By the words", prune=by_words, space="tokens")
 def asked(model, ids, mask, method=WORDS, draft=0):
     """`Method.text` as a prompt's adapter calls it: one image a row."""
     family = encoders.family(model)
-    own = hub_methods.Method(method, family, 5, None, (), (), {})
+    own = hub_methods.Method(method, family, None, (), (), {})
     words = (ids != IMAGE) & mask.bool()
     words[:, ids.shape[1] - draft :] = False
     places = (ids == IMAGE).nonzero()[:, 1].view(len(ids), -1)

@@ -751,7 +751,7 @@ def test_bfloat16():
 # ----------------------------------------------------------------------------------- bad input
 def test_what_does_not_fit(llava, qwen):
     for model in (torch.nn.Linear(2, 2), llava.model.language_model, None):
-        needs = "is not supported: needs LlavaForConditionalGeneration"
+        needs = "is not supported: .*needs a vision-language model of transformers"
         with pytest.raises(ValueError, match=f"model={type(model).__name__} {needs}"):
             prune(model, "fastervlm", 4)
     for options, message in (
@@ -779,7 +779,7 @@ def test_what_does_not_fit(llava, qwen):
             pass
     model = make_llava()
     model.config.vision_feature_select_strategy = "full"
-    message = "vision_feature_select_strategy='full' does not fit CLIPVisionModel"
+    message = "top_cls reads cls_row of the vision tower, which is known for LLaVA 1.5 and Qwen2.5"
     with pytest.raises(ValueError, match=message):
         prune(model, top_cls, 4)
 
@@ -790,7 +790,7 @@ def test_forwards_that_cannot_be_pruned(llava):
     for inputs, message in (
         (
             {**PROMPT, "input_ids": ids.masked_fill(torch.arange(23) == 4, 1)},
-            "input_ids has 30 placeholders of images, but the 2 images in pixel_values have 32",
+            "Image features and image tokens do not match, tokens: 30",  # transformers' own
         ),
         (
             {"inputs_embeds": torch.zeros(2, 23, 48), "pixel_values": pixels},
@@ -894,15 +894,32 @@ def test_arguments_of_another_kind_are_named_at_the_door(llava):
         llava(**PROMPT)
 
 
-def test_cuts_inside_need_equally_many_images(llava):
-    cut = last_token(2, 4)
-    inputs = prompt([1, "i", 5, "i", 7], [1, "i", 7])
-    message = r"leaves \[11, 23\] tokens in the prompts of a batch: they need equally many images"
-    with prune(llava, stages=[cut]), pytest.raises(ValueError, match=message):
-        llava(**inputs)
-    message = "cuts inside the decoder need equally many images"
-    with prune(llava, top_cls, 4, stages=[cut]), pytest.raises(ValueError, match=message):
-        llava(**inputs)
+ROWS = ([1, 5, 6, "i", 7, "i", 8, 9, 10], [1, "i", 7, 8], [1, 4, 5])
+
+
+@pytest.mark.parametrize("decoder", ["sdpa", "eager"])
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+@pytest.mark.parametrize("method", ["fastv", "transprune", "both"])
+def test_rows_keep_different_counts_inside(method, positions, decoder):
+    """Two images, one, and none in a batch: each row is what it is alone, and so are its words."""
+    model, inputs = make_llava(decoder=decoder), prompt(*ROWS)
+    given = dict(method=method, keep=4)
+    if method == "both":
+        given = dict(method=top_cls, keep=9, stages=[last_token(2, 4)])
+    with prune(model, positions=positions, **given) as pruned:
+        out, words = model(**inputs), greedy(model, inputs)
+        valid, start = pruned.valid, 0
+        assert valid.sum(1).tolist() == [15, 7, 3]
+        for number, row in enumerate(ROWS):
+            count = row.count("i")
+            one = prompt(row)
+            one["pixel_values"] = inputs["pixel_values"][start : start + count]
+            if not count:
+                del one["pixel_values"]
+            start += count
+            alone = model(**one).logits
+            torch.testing.assert_close(out.logits[number][valid[number]], alone[0], **CLOSE)
+            assert torch.equal(words[number, -4:], greedy(model, one)[0, -4:])
 
 
 def test_caches_that_do_not_fit(llava):
@@ -917,11 +934,57 @@ def test_caches_that_do_not_fit(llava):
             llava(input_ids=word, attention_mask=mask, past_key_values=cache)
         with pytest.raises(ValueError, match="1 rows go on from a cache of 2"):
             llava(input_ids=word[:1], past_key_values=cache)
-    with prune(llava, top_cls, 4):
+    with prune(llava, "fastv", 4):
         with pytest.raises(ValueError, match="past_key_values is a static cache"):
             greedy(llava, PROMPT, cache_implementation="static")
         with pytest.raises(ValueError, match="prefill_chunk_size"):
             greedy(llava, PROMPT, prefill_chunk_size=4)
+
+
+@pytest.mark.parametrize("positions", ["renumber", "keep"])
+def test_a_static_cache_before_the_decoder(llava, positions):
+    """The same words as with a dynamic one, also where rows keep different counts."""
+    for rows in (ROWS[:2], ROWS, [[1, "i", 7, 8], [1, 5, "i", 7, 9]]):
+        inputs = prompt(*rows)
+        with prune(llava, top_cls, 4, positions=positions):
+            words = greedy(llava, inputs)
+            assert torch.equal(greedy(llava, inputs, cache_implementation="static"), words)
+
+
+def llava_last(model, inputs):
+    """The first row's last logits, unpruned."""
+    with prune(model, "divprune", 1.0):
+        return model(**inputs).logits[0, -1]
+
+
+def test_keep_for_each_image(llava):
+    """A list, a function and a limit, before the decoder and inside; each image is pruned as it is
+    with that number alone."""
+    inputs = prompt(*ROWS)
+    full = llava_last(llava, inputs)
+    for method in (top_cls, "fastv"):
+        with prune(llava, method, [5, 0.5, 7]) as pruned:
+            words = greedy(llava, inputs, num_beams=2)
+            llava(**inputs)
+            assert sorted(len(group.total) for group in pruned.images) == [5, 7, 8]
+            assert pruned.valid.sum(1).tolist() == [7 + 5 + 8, 3 + 7, 3]
+            both = pruned.columns
+        assert words.shape[1] > both.shape[1]
+        with prune(llava, method, lambda n: n // 4) as pruned:
+            llava(**inputs)
+            assert pruned.valid.sum(1).tolist() == [15, 7, 3]
+        with prune(llava, method, 99, clip=True):
+            assert torch.equal(llava(**inputs).logits[0, -1], full)
+        for keep, message in (
+            ([5, 5], r"keep=\[5, 5\] has 2 entries, but the prompts 3 images"),
+            ([], "0 entries"),
+            (lambda n: n + 1, "keep=17 but there are 16 tokens"),
+            ([5, 5, 0], "keep=0"),
+        ):
+            with prune(llava, method, keep), pytest.raises(ValueError, match=message):
+                llava(**inputs)
+        with pytest.raises(ValueError, match="clip=2"):
+            prune(llava, method, 4, clip=2)
 
 
 def test_import_without_transformers():
@@ -1175,6 +1238,22 @@ def test_a_method_of_ones_own_by_name(llava):
     forgot = Method("forgot", "Forgot", prune=looked_at)
     with prune(llava, forgot, 5), pytest.raises(ValueError, match="did not ask for"):
         llava(**PROMPT)
-    message = "needs text"
-    with prune(llava, "recoverable", 5), pytest.raises(ValueError, match=message):
-        llava(**PROMPT)
+
+
+def test_the_question_is_found_in_the_prompt(llava, qwen):
+    """CDPruner and Recoverable ask the words; another question leaves other tokens (of
+    CDPruner here), in a batch, with beams and where each image keeps its own number."""
+    other = {**PROMPT, "input_ids": PROMPT["input_ids"].clone()}
+    other["input_ids"][:, -3:] = torch.tensor([40, 41, 42])
+    for method in ("cdpruner", "recoverable"):
+        with prune(llava, method, 5) as pruned:
+            llava(**PROMPT)
+            plan = pruned.plan.index
+            llava(**other)
+            assert method == "recoverable" or not torch.equal(pruned.plan.index, plan)
+            assert greedy(llava, PROMPT, num_beams=2).shape[1] == 27
+        with prune(llava, method, [5, 3]) as pruned:
+            llava(**PROMPT)
+            assert torch.equal(pruned.images[0].plan.index, plan[:1])
+    with prune(qwen, "recoverable", 3), pytest.raises(ValueError, match="needs query, key"):
+        qwen(**qwen_prompt((8, 8)))

@@ -80,8 +80,8 @@ def test_inside_a_decoder_with_windows(method):
         model(**PROMPT)
     assert hooks(model) == before and torch.equal(model(**PROMPT).logits, full)
     model = MODELS["some layers"]()
-    with pytest.raises(ValueError, match="has layers with sliding windows"):
-        prune(model, method, 5)
+    with prune(model, method, 5), pytest.raises(ValueError, match="a sliding window of 8 places"):
+        model(**PROMPT)
 
 
 @pytest.mark.parametrize("method", ["fastv", "transprune"])

@@ -45,6 +45,13 @@ def release(cache: Any) -> None:
         del cache.pruned_run
 
 
+def _refuse_rows(name: str) -> NoReturn:
+    raise ValueError(
+        f"past_key_values.{name}: the rows of a pruned prompt's cache stay as they are, "
+        "since each has lost tokens of its own; repeat the prompt's rows instead"
+    )
+
+
 @functools.cache
 def _pruned(kind: type) -> type:
     """The class of a cache of class `kind` that holds a pruned prompt."""
@@ -77,16 +84,10 @@ def _pruned(kind: type) -> type:
             return here + run.gone(layer_idx)
 
         def batch_repeat_interleave(self, repeats: int) -> NoReturn:
-            self._rows("batch_repeat_interleave")
+            _refuse_rows("batch_repeat_interleave")
 
         def batch_select_indices(self, indices: torch.Tensor) -> NoReturn:
-            self._rows("batch_select_indices")
-
-        def _rows(self, name: str) -> NoReturn:
-            raise ValueError(
-                f"past_key_values.{name}: the rows of a pruned prompt's cache stay as they are, "
-                "since each has lost tokens of its own; repeat the prompt's rows instead"
-            )
+            _refuse_rows("batch_select_indices")
 
     PrunedCache.__name__ = PrunedCache.__qualname__ = f"Pruned{kind.__name__}"
     return PrunedCache

@@ -45,7 +45,8 @@ class Llava(Family):
     def attach(self, hooks: Hooks, reads: Reads) -> None:
         for layer in self.watched(reads):
             for name in ("q_proj", "k_proj"):
-                record = self.record((layer, name), lambda args, kwargs, out: out)
+                # for a choice, which has no gradient, with checkpointing or without
+                record = self.record((layer, name), lambda args, kwargs, out: out.detach())
                 hooks.behind(getattr(self.attentions[layer], name), record)
 
     def read(self, inputs: dict[str, Any], reads: Reads) -> Found:

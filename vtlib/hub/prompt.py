@@ -72,8 +72,8 @@ def runs(placeholder: Tensor) -> list[tuple[int, Tensor]]:
     found = []
     for row, here in enumerate(placeholder):
         at = here.nonzero()[:, 0]
-        ends = (at.diff() > 1).nonzero()[:, 0] + 1
-        found += [(row, part) for part in torch.tensor_split(at, ends.cpu()) if len(part)]
+        ends = [0, *((at.diff() > 1).nonzero()[:, 0] + 1).tolist(), len(at)]
+        found += [(row, at[a:b]) for a, b in itertools.pairwise(ends) if b > a]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Prune the visual tokens of transformers' LLaVA and Qwen2.5-VL while they run: nothing is
+"""Prune the visual tokens of transformers' vision-language models while they run: nothing is
 rewritten, nothing stays behind.
 
     with prune(model, "fastervlm", keep=64) as pruned:            before the language model
@@ -6,23 +6,23 @@ rewritten, nothing stays behind.
     with prune(model, "fastv", keep=64): ...                      inside it, where `stages` say
     with prune(model, "aim", 0.25, stages=lambda layers, n: aim.stages(layers, None, n)): ... both
 
-Hooks on the vision tower record what the method reads (`encoders`). A hook on the multimodal model
-asks the method for a `Plan`, puts what it leaves between the words, and shortens embeddings, mask
-and positions. Hooks on the decoder's layers cut again where a `Stage` says so (`cuts`): each
-layer's cache then holds its own length. A stage's plan reads the `State` of `vtlib.vlm.decoder`,
-made with the layers' own norms and projections: the code that runs on TinyVLM runs here. Decoding
-goes on from the short caches, in `generate` or by hand.
+A hook on the multimodal model lets it see the whole prompt; one at its decoder's door asks the
+method for a `Plan` and cuts whatever is handed over there (`turns`). Hooks on the decoder's layers
+cut again where a `Stage` says so (`cuts`): each layer's cache then holds its own length. Queries
+and keys come from the layers themselves (`probe`), so that nothing is known of a model's
+architecture (`general`); what the vision tower says beside its tokens is read of LLaVA 1.5 and
+Qwen2.5-VL (`encoders`). Decoding goes on from the short caches, in `generate` or by hand.
 
     positions="renumber"   survivors are counted anew, after every cut, and so are the words behind
-                           them (the default for LLaVA)
-    positions="keep"       survivors keep their numbers (AIM, FastV; the only way for Qwen's
-                           three-part positions)
+                           them (LLaVA 1.5 alone, its default)
+    positions="keep"       survivors keep their numbers (AIM, FastV; all other models)
 
-A slot sits at its plan's `index` (a merged one where its seed was, [CLS] where the first patch
-was). Before the decoder empty slots (-1) take no place, and rows of a batch that keep fewer tokens
-than others are padded; with stages, and in a stage's own plan, empty slots are a ValueError.
-Batches may be padded on either side; prompts may hold several images (each keeps `keep` tokens)
-and, without stages, different numbers of them.
+An image is a set of places, which need not be neighbours; a video's frames count as images. A
+token stays where it was; one that is merged sits at its plan's `index` ([CLS] where the first patch
+was), and plans in another order fill the image's first places. Before the decoder empty slots (-1)
+take no place; with stages, and in a stage's own plan, they are a ValueError. Rows of a batch that
+keep fewer tokens than others are padded, before the decoder and inside it. Batches may be padded on
+either side; prompts may hold several images of any sizes (each keeps `keep` tokens).
 
 Conversations: a cache made inside the block remembers its cuts (`cache`). It stands for the whole
 sequence, so `generate` goes on from it with the returned sequence or with the new words alone;
@@ -32,13 +32,15 @@ lookup choose the same tokens as greedy decoding: what is kept depends on the pr
 behind it.
 
 Training: `labels` follow the tokens (those of dropped ones are gone, none for padding), the loss is
-the model's own, and gradients reach the tower through the tokens that are kept. `logits_to_keep`
-means columns of input_ids, which must have been kept.
+the model's own, and gradients reach the tower through the tokens that are kept (not through what
+a method reads to choose, or to weigh). `logits_to_keep` means columns of input_ids, which must have
+been kept.
 
 Threads: each has its own records, so several may run in one block; those that were started before
 it, other than the one that entered it, are refused (a streamer's worker is started inside). One
 block a model at a time. `copy.deepcopy` and `pickle` of a model in a block give an unpruned one.
-Static caches and videos are not supported.
+Static caches work before the decoder. Windows: cuts inside a decoder with sliding windows need a
+sequence that fits into one; before it windows count the tokens that are left.
 """
 
 import contextlib

@@ -45,7 +45,9 @@ class Qwen(Family):
     def attach(self, hooks: Hooks, reads: Reads) -> None:
         for layer in self.watched(reads):
             attn = self.attentions[layer]
-            hooks.behind(attn.qkv, self.record((layer, "qkv"), lambda args, kwargs, out: out))
+            # for a choice, which has no gradient, with checkpointing or without
+            record = self.record((layer, "qkv"), lambda args, kwargs, out: out.detach())
+            hooks.behind(attn.qkv, record)
             for name in ("cu_seqlens", "position_embeddings"):
                 record = self.record((layer, name), lambda args, kwargs, name=name: kwargs[name])
                 hooks.before(attn, record)

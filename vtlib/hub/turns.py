@@ -387,8 +387,12 @@ class Shortening:
         if deep is None:
             return
         first = max(deep) if isinstance(deep, dict) else len(deep)
-        stages = [stage for group in images for stage in group.stages if stage.after]
-        early = [stage.after for stage in stages if stage.after < first]
+        early = [
+            stage.after
+            for group in images
+            for stage in group.stages
+            if stage.after < first and stage.count(group.num_visual) < group.num_visual
+        ]
         if early:
             raise ValueError(
                 f"a cut after {min(early)} layers: this decoder adds visual tokens up to there "
