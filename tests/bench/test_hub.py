@@ -8,7 +8,8 @@ from .hub import WORDS, against_promise, interleaved, llava, prefill, question, 
 SMALL = dict(dim=512, layers=20, inner=1376, tower=128, tower_layers=4)
 TINY = dict(dim=64, layers=6, inner=128, tower=64, tower_layers=2, side=112)
 GAIN = 0.65  # of the promised one; small products, and a machine that others use
-PEAK, STEP, HOOKS = 0.35, 1.1, 1.08
+PEAK = {"divprune": 0.35, "fastv": 0.4}  # FastV's two blocks see all tokens beside the whole prompt
+STEP, HOOKS = 1.1, 1.08
 
 
 def promised(dim, layers, inner, left, full, after):
@@ -61,4 +62,4 @@ def test_pruning_keeps_its_promise():
     assert hooks < HOOKS and step < STEP
     for case, (cost, spent, peak, step) in rows.items():
         assert cost / spent > GAIN, (case, cost, spent)
-        assert peak < PEAK and step < STEP, (case, peak, step)
+        assert peak < PEAK[case[0]] and step < STEP, (case, peak, step)
