@@ -17,7 +17,8 @@ def oneformer() -> None:
             "image": (0, 2, "picture\n96 x 96", "data"),
             "pixels": (1, 2, "pixel net", "layer"),
             "features": (2, 2, "4 maps\nfinest: one\nfeature per\n4 x 4 pixels", "step"),
-            "texts": (2, 0, "text list\n12 sentences\n+ 4 rows", "data"),
+            "list": (1, 0, "text list\n12 sentences", "data"),
+            "texts": (2, 0, "text net\na small\ntransformer\n+ 4 rows", "layer"),
             "contrast": (3, 0, "contrast\nwhose list\nis it?", "idea"),
         },
         arrows=[
@@ -30,10 +31,10 @@ def oneformer() -> None:
             ("features", "form", "keys", "vhv"),
             ("features", "decoder", "3 coarse\nmaps"),
             ("decoder", "heads", "(16, 64)"),
+            *chain("list", "texts"),
             ("texts", "contrast", "(16, 64)"),
             ("form", "contrast", "(16, 64)"),
         ],
         note="Shapes without the batch. The task token itself is the 16th query. A mask is the "
-        "product of a query and the finest map. The upper row, texts (by a text transformer) and "
-        "contrast, is there in training only.",
+        "product of a query and the finest map. The upper row is there in training only.",
     )

@@ -79,7 +79,8 @@ def mask_picture(picture: Tensor, classes: Tensor) -> Tensor:
 
 
 def score_curves(
-    runs: Sequence[Mapping[str, Any]], pixels: str = "all", side: int = 8, ax: Axes | None = None
+    runs: Sequence[Mapping[str, Any]], pixels: str = "all", side: int = 8, ax: Axes | None = None,
+    names: bool = True,
 ) -> Figure:
     """mIoU against the blocks before the hourglass, a curve a way.
 
@@ -88,6 +89,7 @@ def score_curves(
         pixels: "all", or those at the "border".
         side: of the grid of centres.
         ax: an Axes to draw on, by default that of a new figure.
+        names: whether the curves' names stand beside the plot.
     """
     after = [key for key in runs[0] if key.isdigit()]
     series = {
@@ -95,11 +97,14 @@ def score_curves(
         for name in WAYS
     }
     whole = sum(run["all tokens"][pixels] for run in runs) / len(runs)
-    return curves(
+    fig = curves(
         [int(key) for key in after], series, f"{side} x {side} centres: who keeps the masks",
         ("blocks on all 256 tokens (alpha)", "mIoU"), level={"all tokens": whole},
-        legend="lower right", ax=ax,
+        ylim=(0.2, 0.47), legend="outside", ax=ax,
     )
+    if not names:
+        (ax or fig.axes[0]).get_legend().remove()
+    return fig
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -134,10 +139,13 @@ class _Hourglass:
     Args:
         model: a LinearSegmenter.
         pictures: {name: (3, H, W)}.
+        truths: {name: classes (H, W)}.
     """
 
-    def __init__(self, model: Any, pictures: Mapping[str, Tensor]):
-        self.model, self.pictures = model, pictures
+    def __init__(
+        self, model: Any, pictures: Mapping[str, Tensor], truths: Mapping[str, Tensor] | None
+    ):
+        self.model, self.pictures, self.truths = model, pictures, truths
         first = next(iter(pictures.values()))[None]
         self.seconds = processor_seconds(model, first, repeat=5)            # the least of five
         self.full = {name: model(x[None]).argmax(1)[0] for name, x in pictures.items()}
@@ -145,18 +153,22 @@ class _Hourglass:
     def draw(
         self, picture: str, way: str, after: int, side: int, tau: float, rounds: int, k: int
     ) -> Figure:
-        """The scene, its clusters, the mask with all tokens, the mask with few."""
+        """The scene, its clusters, the truth, the mask with all tokens, the mask with few."""
         x, want = self.pictures[picture], self.full[picture]
         with hourglass(self.model, _reduction(way, side, tau, rounds, k), after) as seen:
             runs = [timed(self.model, x[None]) for _ in range(3)]
         got, seconds = runs[0][0].argmax(1)[0], min(spent for _, spent in runs)
-        fig, axes = figure(4, size=(9.6, 3.0), layout="pictures")
-        image(axes[0], x, "the scene")
-        image(axes[1], self._groups(x, way, side, tau, seen), f"{way}: {side * side} tokens")
-        image(axes[2], mask_picture(x, want), f"all tokens: {1000 * self.seconds:.0f} ms")
+        shown = [(x, "the scene"),
+                 (self._groups(x, way, side, tau, seen), f"{way}: {side * side} tokens")]
+        if self.truths is not None:
+            shown.append((mask_picture(x, self.truths[picture]), "the truth"))
         share, same = self._share(way, after, side, rounds, seen), agreement(want, got)
-        image(axes[3], mask_picture(x, got), f"{1000 * seconds:.0f} ms, {share:.0%} of the work,\n"
-              f"{same:.1%} as with all tokens")
+        shown += [(mask_picture(x, want), f"all tokens: {1000 * self.seconds:.0f} ms"),
+                  (mask_picture(x, got), f"{1000 * seconds:.0f} ms, {share:.0%} of the work,\n"
+                                         f"{same:.1%} as with all tokens")]
+        fig, axes = figure(len(shown), size=(2.3 * len(shown), 3.0), layout="pictures")
+        for ax, (picture_shown, title) in zip(axes, shown, strict=True):
+            image(ax, picture_shown, title)
         return fig
 
     def _groups(self, x: Tensor, way: str, side: int, tau: float, seen: Any) -> Tensor:
@@ -179,7 +191,7 @@ class _Hourglass:
 
 def hourglass_panel(
     model: Any, pictures: Mapping[str, Tensor], alt: str, taus: Sequence[float], tau: float,
-    after: int = 2,
+    after: int = 2, truths: Mapping[str, Tensor] | None = None,
 ) -> Panel:
     """The widget "fewer tokens in the middle": controls picture, way, after, side, tau, rounds, k.
 
@@ -190,8 +202,9 @@ def hourglass_panel(
         taus: to choose among.
         tau: the first one.
         after: blocks on all tokens, at first.
+        truths: {name: classes (H, W)}, shown as well.
     """
-    drawing = _Hourglass(model, pictures)
+    drawing = _Hourglass(model, pictures, truths)
     layers = len(model.blocks)
     slider, choice = ipywidgets.IntSlider, ipywidgets.SelectionSlider
     return panel(
