@@ -89,7 +89,7 @@ def score_curves(
         pixels: "all", or those at the "border".
         side: of the grid of centres.
         ax: an Axes to draw on, by default that of a new figure.
-        names: whether the curves' names stand beside the plot.
+        names: whether the curves' names stand in the plot.
     """
     after = [key for key in runs[0] if key.isdigit()]
     series = {
@@ -100,7 +100,7 @@ def score_curves(
     fig = curves(
         [int(key) for key in after], series, f"{side} x {side} centres: who keeps the masks",
         ("blocks on all 256 tokens (alpha)", "mIoU"), level={"all tokens": whole},
-        ylim=(0.2, 0.47), legend="outside", ax=ax,
+        ylim=(0.15, 0.47), legend="lower right", ax=ax,
     )
     if not names:
         (ax or fig.axes[0]).get_legend().remove()
