@@ -10,7 +10,9 @@ left to learn. pictures: EmojiWorld at 96 px with two or three of twelve pictogr
 shipped image-text encoder, region embeddings by its class token; four pictograms are unseen.
 
 Regions of unseen classes have no labels, and their names are used in the test only. Pseudo masks
-are made once a scene. Twelve queries, AdamW and one cosine.
+are made once a scene. Twelve queries, AdamW and one cosine; the multi-scale enhancement has one
+scale. Three made the files half as large again; their harmonic mIoU was 0.90 on scenes and 0.33 on
+pictures, with one it is 0.93 and 0.28, in one training each.
 
 The same scenes then train the rivals, of which the header keeps the scores: one matching for all
 queries, other shares of candidates, unmatched candidates taught "no object", random vectors in
@@ -37,7 +39,7 @@ from vtlib.segmentation.zero_shot import (
 from vtlib.tokens.cosine import unit
 from vtlib.vlm import image_text_emoji
 
-SMALL = dict(embed_dim=64, num_heads=4, hidden_dim=128, num_layers=2)
+SMALL = dict(embed_dim=64, num_heads=4, hidden_dim=128, num_layers=2, scales=(1,))
 DIM, NOISE, CLUSTERS = 24, 2.0, 6
 STEPS, BATCH, SCENES, PEAK = 1000, 6, 2100, 1e-3
 PICTURES, SIZE = 900, 96
