@@ -42,26 +42,37 @@ class Budget:
         return keep
 
     def _listed(self, rows: Sequence[int]) -> list[Any]:
-        given, count = list(self.keep), len(rows)
-        times = count // len(given) if given else 0
-        if not given or count % len(given):
+        found = repeated(list(self.keep), rows)
+        if found is None:
             raise ValueError(
-                f"keep={self.keep!r} has {len(given)} entries, but the prompts {count} images"
+                f"keep={self.keep!r} has {len(self.keep)} entries, but the prompts {len(rows)} "
+                "images"
             )
-        if times == 1:
-            return given
-        numbers = sorted(set(rows))
-        counts = [rows.count(row) for row in numbers]
-        out: list[Any] = []
-        for first in range(0, len(numbers), times):  # the copies of one prompt
-            same = counts[first : first + times]
-            if same != [same[0]] * times:
-                raise ValueError(
-                    f"keep={self.keep!r} has {len(given)} entries, but the prompts {count} images"
-                )
-            own, given = given[: same[0]], given[same[0] :]
-            out += own * times
-        return out
+        return found
 
     def _clipped(self, keep: Any, size: int) -> Any:
         return keep if keep is None or is_fraction(keep) else min(check_int(keep, "keep", 1), size)
+
+
+def repeated(values: list[Any], rows: Sequence[int]) -> list[Any] | None:
+    """`values`, one an image, for images of prompts that `generate` has repeated for beams.
+
+    Args:
+        values: one for each image of the prompts as they were.
+        rows: the prompt of each image; the copies of one are neighbours.
+
+    None where the images are no whole copies.
+    """
+    times = len(rows) // len(values) if values else 0
+    if not values or len(rows) % len(values):
+        return None
+    if times == 1:
+        return values
+    numbers, out = sorted(set(rows)), []
+    for first in range(0, len(numbers), times):  # the copies of one prompt
+        counts = [list(rows).count(row) for row in numbers[first : first + times]]
+        if counts != [counts[0]] * times:
+            return None
+        out += values[: counts[0]] * times
+        values = values[counts[0] :]
+    return out

@@ -8,19 +8,24 @@ Nothing here knows a model's forward. What is asked of a type:
 
 The rows of `inputs_embeds` at those places ARE the visual tokens, whatever made them: a scatter, an
 addition, codes, pooling. Methods that read those alone, and all cuts inside the decoder, run on all
-types at once. What the vision tower knows ([CLS], keys, attention) only `llava` and `qwen` read.
+types at once. What the vision tower knows beside ([CLS] row, keys, attention) is read where
+`signals` knows which patches make a token; `features` are the visual tokens themselves.
 
 An image is a set of places: its tokens may stand in several runs (rows of Pixtral with breaks
 between, tiles with separators). `TILED` types give no list of images but of tiles: there an image
 is a block of neighbouring placeholders. Types that are not in `TESTED` warn once.
 """
 
+import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .tower import Family
+from . import signals
+from .hooks import Hooks
+from .tower import Family, Reads
 
 TESTED = frozenset(
     """aria aya_vision cohere2_vision deepseek_vl emu3 fuyu gemma3 gemma4 glm46v glm4v got_ocr2
@@ -64,7 +69,7 @@ class General(Family):
 
     default_positions = "keep"
     position_parts = (1, 3, 4)
-    reads_tower = False
+    own_features = False
     num_layers = num_prefix = selected = 0
 
     def __init__(self, model: Any):
@@ -74,6 +79,16 @@ class General(Family):
         self.core, self.language = model.base_model, decoder_of(model)
         self.image_token = config.image_token_id
         self.video_token = getattr(config, "video_token_id", None)
+        self.way = signals.kind_of(model)
+        if self.way is not None:
+            self.encoder = signals.tower_of(model)
+            self.layers = signals.layers_of(self.encoder)
+            self.num_layers = len(self.layers)
+            self.num_prefix = signals.prefix_of(self.encoder)
+            select = getattr(config, "vision_feature_layer", None)
+            select = select[-1] if isinstance(select, (list, tuple)) else select
+            select = -1 if select is None else select
+            self.selected = max(select % (self.num_layers + 1), 1)
         if self.kind not in TESTED and self.kind not in _WARNED:
             _WARNED.add(self.kind)
             warnings.warn(
@@ -81,6 +96,10 @@ class General(Family):
                 "needs but is untested: compare with an unpruned run (keep=1.0) first",
                 stacklevel=6,
             )
+
+    @property
+    def reads_tower(self) -> bool:
+        return self.way is not None
 
     def whole_images(self, sizes: list[int] | None) -> list[int] | None:
         return None if self.kind in TILED else sizes
@@ -101,13 +120,100 @@ class General(Family):
         wanted = [*method.reads, *(["hidden"] if method.hidden else [])]
         if wanted:
             raise ValueError(
-                f"method={method.name} reads {', '.join(wanted)} of the vision tower, which is "
-                f"known for LLaVA 1.5 and Qwen2.5-VL alone, not for {type(self.model).__name__}: "
-                "methods that read the tokens alone, or act inside the decoder, run on it"
+                f"method={method.name} reads {', '.join(wanted)} of the vision tower, and it is "
+                f"not known which patches make a token of {type(self.model).__name__}: methods "
+                "that read the tokens alone, or act inside the decoder, run on it"
             )
 
-    def attach(self, hooks: Any, reads: Any) -> None:
-        """Nothing: the tower is not read."""
+    # -------------------------------------------------------------------------------- the tower
+    def attach(self, hooks: Hooks, reads: Reads) -> None:
+        needed = self.watched(reads) | {i for i in reads.hidden if i < self.num_layers}
+        for layer in needed:
+            module = self.layers[layer]
+            hooks.before(module, self.record(("layer", layer), signals.note(module)))
+        if self.num_layers in reads.hidden:
+            last = self.record("end", lambda args, kwargs, out: _first(out))
+            hooks.behind(self.layers[-1], last)
+        if self.way == "packed" and needed:
+            hooks.method(self.core, "pack_image_features", self._packing)
+
+    def _packing(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        """pack_image_features of the model: also the numbers of its patches are packed."""
+        if self.own.seen is not None:
+            self.own.seen["pack"] = (original, args, kwargs)
+        return original(*args, **kwargs)
+
+    def listen(
+        self, features: Callable[[], Any], inputs: dict[str, Any], reads: Reads
+    ) -> tuple[Any, signals.Signals | None]:
+        """(the result of get_image_features, what was read of the tower meanwhile).
+
+        Args:
+            features: the call.
+            inputs: its arguments, by name.
+            reads: what is wanted; nothing of it: None.
+        """
+        self.own.seen = seen = {}
+        try:
+            out = features()
+        finally:
+            self.own.seen = None
+        if not (reads.need or reads.attention or reads.hidden):
+            return out, None
+        shape = self._shape(seen, out, inputs)
+        return out, signals.gathered(reads, self.deep, seen, self.layers, shape)
+
+    def _shape(self, seen: dict[Any, Any], out: Any, inputs: dict[str, Any]) -> signals.Shape:
+        """How the tokens of a call are made.
+
+        Args:
+            seen: what the hooks recorded.
+            out: what the call gave.
+            inputs: its arguments, by name.
+        """
+        key = next((key for key in seen if isinstance(key, tuple)), "end")
+        states, given = seen[key] if key != "end" else (seen[key], {})
+        vision = self.model.config.vision_config
+        if self.way == "tiles":
+            total = sum(signals.sizes_of(out) or [0])
+            return signals.tiles(states, total, self.num_prefix, self.kind == "llama4")
+        if self.way == "raster":
+            sizes = inputs.get("image_sizes")
+            grids = [(h // vision.patch_size, w // vision.patch_size) for h, w in _pairs(sizes)]
+            ratio = getattr(self.model.config, "spatial_merge_size", 1)
+            return signals.raster(states, grids, ratio)
+        if self.way == "merged":
+            ends = given["cu_seqlens"].tolist()
+            return signals.merged(states, ends, vision.spatial_merge_size**2)
+        original, args, kwargs = seen["pack"]
+        return signals.packed(states, self.num_prefix, *_repacked(original, args, kwargs))
+
+
+def _first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _pairs(sizes: Any) -> list[tuple[int, int]]:
+    """(height, width) of each image, of a tensor or a list."""
+    return [(int(h), int(w)) for h, w in sizes]
+
+
+def _repacked(original: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Callable, list[int]]:
+    """(the model's way to pack one number a patch, tiles of each image).
+
+    Args:
+        original: its pack_image_features.
+        args: of its call.
+        kwargs: likewise, by name.
+    """
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    features = given.pop("image_features")
+
+    def pack(numbers: list[Tensor]) -> list[Tensor]:
+        newline = None if given.get("image_newline") is None else numbers[0].new_full((1,), -1)
+        return original(**{**given, "image_features": numbers, "image_newline": newline})[0]
+
+    return pack, [tiles.shape[0] for tiles in features]
 
 
 def general(model: Any) -> General:

@@ -102,7 +102,7 @@ class Method:
                 family.num_layers, family.deep, self.options, family.num_prefix
             )
         hidden = hidden or method.hidden_states(family.num_layers)
-        if {"query", "key"} & set(method.signals) and _last_layer(family.tower) is not None:
+        if {"query", "key"} & set(method.signals) and _last_layer(getattr(family, "tower", None)) is not None:
             hidden = (*hidden, *({family.num_layers - 1} - set(hidden)))
         if "cls_row" in need and not family.num_prefix:
             if self.cls is None:

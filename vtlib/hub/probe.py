@@ -83,7 +83,8 @@ def queries_and_keys(
         arguments: of the layer's forward, for these S tokens.
     """
     given = {k: v for k, v in arguments.items() if k not in LEFT_OUT}
-    given["attention_mask"] = None
+    if "attention_mask" in given:
+        given["attention_mask"] = None
     try:
         type(twin).forward(twin, hidden, **given)
     except _Found as found:

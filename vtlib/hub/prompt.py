@@ -3,7 +3,7 @@ those that a plan leaves out."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,17 +56,6 @@ class Seen:
         return order
 
 
-def sizes_of(out: Any) -> list[int] | None:
-    """How many tokens each image of what get_image_features or get_video_features gave has; None
-    where that does not say it."""
-    tokens = getattr(out, "pooler_output", None)
-    if isinstance(tokens, (list, tuple)) and all(isinstance(t, Tensor) for t in tokens):
-        return [t.numel() // t.shape[-1] for t in tokens]
-    if isinstance(tokens, Tensor) and tokens.dim() == 3:
-        return [tokens.shape[1]] * tokens.shape[0]
-    return None
-
-
 def runs(placeholder: Tensor) -> list[tuple[int, Tensor]]:
     """(row, places (n,)) of each block of neighbours in placeholder (B, S)."""
     found = []
@@ -112,15 +101,20 @@ def frames(videos: list[tuple[int, Tensor]], counts: list[int]) -> list[tuple[in
 
 
 def plain(
-    x: Tensor, shown: Tensor, images: list[tuple[int, Tensor]], first: int
+    x: Tensor,
+    shown: Tensor,
+    images: list[tuple[int, Tensor]],
+    first: int,
+    read: list[Any],
 ) -> Iterator["Group"]:
-    """Images as the decoder's input shows them: their tokens are all that is known.
+    """Images as the decoder's input shows them, with what was read of the tower.
 
     Args:
         x: (B, S, D) embeddings.
         shown: (B, S, D), x, or what tells more of the images where x does not yet hold them.
         images: as `sets` gives them.
         first: the number of the first of them.
+        read: for each (signals, its first token there, its last + 1), or None.
     """
     alike: dict[int, list[int]] = {}
     for number, (_, places) in enumerate(images):
@@ -133,6 +127,8 @@ def plain(
         tokens = shown[row[:, None], places]
         vision = VisionOutputs(tokens, grid, lambda t: t, num_prefix=0)
         vision.tokens = tokens
+        if read[numbers[0]] is not None:
+            _tell(vision, [read[i] for i in numbers])
         which = torch.arange(len(numbers), device=x.device)
         rows = None if shown is x else x[row[:, None], places]
         yield Group([first + i for i in numbers], vision, which, row, places, rows)
@@ -142,6 +138,23 @@ def _same(flat: Tensor, tokens: Tensor) -> bool:
     return first.shape == tokens.shape and torch.allclose(
         first, tokens, rtol=0.0, atol=0.0, equal_nan=True
     )
+
+
+def _tell(vision: VisionOutputs, read: list[Any]) -> None:
+    """Give `vision` what was read of its images: one (signals, start, stop) each."""
+    found = read[0][0]
+
+    def rows(part: Callable[[int, int], Tensor]) -> Tensor:
+        return torch.stack([part(start, stop) for _, start, stop in read])
+
+    if found.cls_row is not None:
+        vision.cls_row = rows(lambda a, b: found.cls_row[:, a:b])
+    if found.keys is not None:
+        vision.keys = rows(lambda a, b: found.keys[a:b])
+    for layer in found.maps:
+        vision.attention[layer] = rows(lambda a, b, layer=layer: found.attention(layer, a, b))
+    for index, states in found.hidden.items():
+        vision.hidden[index] = rows(lambda a, b, states=states: states[a:b])
 
 
 @dataclass

@@ -60,8 +60,9 @@ from .budget import Budget
 from .cuts import Images, Run, Turn
 from .hooks import Hooks, Members, Own, alone
 from .methods import Method, find
-from .prompt import Seen, sizes_of
-from .tower import WATCHED, Family
+from .prompt import Seen
+from .signals import Signals, sizes_of
+from .tower import WATCHED, Family, Reads
 from .turns import Pending, Shortening
 
 
@@ -135,8 +136,8 @@ class Current(Own):
     """What each thread is at, inside a block.
 
     prompt: input_ids of the `generate` that it is in. seen: what was read of the images that went
-    through get_image_features last; sizes: how many tokens each image and video had that went
-    through. pending: the prompt that is on its way to the decoder. wish: what the forward that it
+    through get_image_features last (of LLaVA 1.5 and Qwen2.5-VL, seen; of others, signals); sizes:
+    how many tokens each image and video had that went through. pending: the prompt that is on its way to the decoder. wish: what the forward that it
     is in asks of the head. run: the prompt that this forward runs, or goes on from. last: its last
     prompt with images.
     """
@@ -144,6 +145,7 @@ class Current(Own):
     prompt: Tensor | None = None
     seen: Seen | None = None
     sizes: dict[str, list[int] | None] | None = None
+    signals: Signals | None = None
     pending: Pending | None = None
     wish: head.Wishes | None = None
     run: Run | None = None
@@ -239,7 +241,7 @@ class Pruned:
     def close(self) -> None:
         """Forget what belongs to a forward."""
         own = self.own
-        own.run = own.seen = own.sizes = own.pending = own.wish = None
+        own.run = own.seen = own.signals = own.sizes = own.pending = own.wish = None
 
     # ------------------------------------------------------------------------------- last prompt
     @property
@@ -282,12 +284,17 @@ class Pruned:
             from transformers.modeling_outputs import BaseModelOutputWithPooling
 
             self.members.check()
-            if kind == "video" or not self.family.reads_tower:
-                out = original(*args, **kwargs)
-                self.own.sizes = {**(self.own.sizes or {}), kind: sizes_of(out)}
-                return out
             given = inspect.signature(original).bind(*args, **kwargs).arguments
             inputs = {**given, **given.pop("kwargs", {})}
+            if kind == "video" or not self.family.own_features:
+                reads = self.method.reads if kind == "image" else Reads()
+                def call() -> Any:
+                    return original(*args, **kwargs)
+                out, found = self.family.listen(call, inputs, reads)
+                self.own.sizes = {**(self.own.sizes or {}), kind: sizes_of(out)}
+                if kind == "image":
+                    self.own.signals = found
+                return out
             seen = self.own.seen = Seen(self.method.read(inputs), inputs)
             out = BaseModelOutputWithPooling(pooler_output=seen.tokens())
             return out.to_tuple() if inputs.get("return_dict") is False else out
@@ -376,7 +383,7 @@ class Pruned:
         if not has_images(kwargs):
             return False
         ids = kwargs.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.is_meta or self.family.reads_tower:
+        if not isinstance(ids, Tensor) or ids.is_meta or self.family.own_features:
             return True
         return bool((ids == self.family.image_token).any()) or (
             self.family.video_token is not None and bool((ids == self.family.video_token).any())
@@ -398,8 +405,8 @@ class Pruned:
         draft, ready = self.draft(kwargs["input_ids"]), kwargs.get("mm_encoder_outputs") or {}
         self.shortening.check_window(kwargs["input_ids"].shape[1])
         if ready.get("image") is None:
-            self.own.seen = None
-        elif self.family.reads_tower and self.own.seen is None:
+            self.own.seen = self.own.signals = None
+        elif self.family.own_features and self.own.seen is None:
             self.own.seen = Seen([], {})
         self.own.sizes = {kind: sizes_of(out) for kind, out in ready.items()}
         longer = aligned(kwargs, draft)
@@ -429,7 +436,8 @@ class Pruned:
         kwargs = named(language, args, kwargs)
         if pending is None:
             return (), self.shortening.follow(self.own.run, kwargs)
-        pending.seen, pending.sizes = self.own.seen, self.own.sizes
+        own = self.own
+        pending.seen, pending.sizes, pending.signals = own.seen, own.sizes, own.signals
         run, turn, short = self.shortening.prompt(pending, kwargs)
         self._begin(run, turn)
         self.own.last = self._last = run

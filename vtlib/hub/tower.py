@@ -63,13 +63,14 @@ class Family:
     model, core: with and without its head; tower, language: its two parts. image_token: the id of a
     placeholder. num_layers, num_prefix: of the tower; deep: the layer (0-based) that made the
     features. default_positions: see `prune`; position_parts: how many parts position ids of three
-    axes may have. reads_tower: whether `read` says more than the tokens themselves do.
-    video_token: the id of a placeholder of videos, or None.
+    axes may have. reads_tower: whether the tower is read; own_features: whether `read` runs it, in
+    place of get_image_features. video_token: the id of a placeholder of videos, or None.
     """
 
     default_positions: str
     position_parts: tuple[int, ...] = ()
     reads_tower = True
+    own_features = True
     image_token: int
     video_token: int | None = None
     num_layers: int
@@ -143,6 +144,16 @@ class Family:
             return self.tower(*args, **kwargs, return_dict=True), seen
         finally:
             self.own.seen = None
+
+    def listen(self, features: Callable[[], Any], inputs: Any, reads: Reads) -> tuple[Any, Any]:
+        """(the result of get_image_features or get_video_features, what was read meanwhile).
+
+        Args:
+            features: the call.
+            inputs: its arguments, by name.
+            reads: what is wanted.
+        """
+        return features(), None
 
     # -------------------------------------------------------------------- what each family knows
     @classmethod

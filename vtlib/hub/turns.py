@@ -12,6 +12,7 @@ argument by its shape, whatever the model is:
 
 Both kinds give the arguments of the decoder's own forward and the `Turn` that it is in."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from ..tokens import keep_all, take
 from .arguments import ALIGNED
-from .budget import Budget
+from .budget import Budget, repeated
 from .cuts import Images, Level, Run, Turn, cut_mask, hide
 from .methods import Method
 from .probe import along, tree
 from .prompt import Group, Seen, Sheet, frames, groups, plain, sets
-from .tower import Family
+from .signals import Signals
+from .tower import Family, Reads
 
 DEEP = ("deepstack_visual_embeds", "deepstack_features")
 """Arguments of decoders that hold one (sum of n, D) a layer: visual tokens to add there."""
@@ -38,13 +40,15 @@ class Pending:
     """A prompt between the multimodal model's door and its decoder's.
 
     kwargs: the model's arguments. draft: how many of its last tokens are guesses, or the answer so
-    far. seen: what was read of the tower. sizes {"image", "video"}: how many tokens each has.
+    far. seen, signals: what was read of the tower. sizes {"image", "video"}: how many tokens each
+    image or video has.
     """
 
     kwargs: dict[str, Any]
     draft: int
     seen: Seen | None = None
     sizes: dict[str, list[int] | None] | None = None
+    signals: Signals | None = None
 
 
 @dataclass
@@ -128,13 +132,43 @@ class Shortening:
             count = len(order)
         elif image.any():
             stills = sets(image, self.family.whole_images(sizes.get("image")))
-            yield from plain(x, shown, stills, 0)
+            yield from plain(x, shown, stills, 0, self._signals_of(pending, stills))
             count = len(stills)
         if self.family.video_token is not None:
             video = (ids == self.family.video_token) & written
             videos = sets(video, sizes.get("video")) if video.any() else []
+            if videos and self.method.reads != Reads():
+                raise ValueError(
+                    "the vision tower is not read of videos: use a method that reads the tokens "
+                    "alone, or acts inside the decoder"
+                )
             stills = frames(videos, frame_counts(pending.kwargs))
-            yield from plain(x, shown, stills, count)
+            yield from plain(x, shown, stills, count, [None] * len(stills))
+
+    def _signals_of(self, pending: Pending, images: list[tuple[int, Tensor]]) -> list[Any]:
+        """For each image (signals, first token, last token + 1) of what was read, or None."""
+        found = pending.signals
+        if found is None:
+            if self.method.reads != Reads():
+                raise ValueError(
+                    "mm_encoder_outputs was made outside of this block, or by another thread: what "
+                    "the method reads of the vision tower is not known; pass pixel_values"
+                )
+            return [None] * len(images)
+        total, rows = len(found.source), [row for row, _ in images]
+        times = sum(len(places) for _, places in images) / total
+        numbers = list(range(round(len(images) / times))) if times else []
+        which = repeated(numbers, rows)
+        sizes: dict[int, int] = {}
+        for number, (_, places) in zip(which or [], images, strict=False):
+            sizes.setdefault(number, len(places))
+        if which is None or sum(sizes.values()) != total:
+            raise ValueError(
+                f"the prompts hold {len(images)} images with other tokens than the {total} that "
+                "get_image_features gave last: pass pixel_values"
+            )
+        ends = [0, *itertools.accumulate(sizes[n] for n in numbers)]
+        return [(found, ends[n], ends[n + 1]) for n in which]
 
     def _budgeted(self, found: list[Group]) -> list[tuple[Group, Any]]:
         """Each group with its budget; groups whose images have several are split."""
