@@ -777,11 +777,6 @@ def test_what_does_not_fit(llava, qwen):
     with prune(llava, top_cls, 4), pytest.raises(ValueError, match="is being pruned already"):
         with prune(llava, top_cls, 4):
             pass
-    model = make_llava()
-    model.config.vision_feature_select_strategy = "full"
-    message = "top_cls reads cls_row of the vision tower, which is known for LLaVA 1.5 and Qwen2.5"
-    with pytest.raises(ValueError, match=message):
-        prune(model, top_cls, 4)
 
 
 def test_forwards_that_cannot_be_pruned(llava):

@@ -43,9 +43,11 @@ def has_images(kwargs: dict[str, Any]) -> bool:
 
 
 def flat_mask(kwargs: dict[str, Any]) -> Any:
-    """attention_mask (B, S) of a prompt for which `generate` has made (B, 1, S, keys), as it does
-    for static caches: what the last token sees. Others as they are."""
+    """attention_mask (B, S) of a prompt for which `generate` has made (B, 1, S, keys), or a dict of
+    those, as it does for static caches: what the last token sees. Others as they are."""
     mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    if isinstance(mask, Mapping):
+        mask = next((part for part in mask.values() if part is not None), None)
     if not isinstance(mask, Tensor) or mask.dim() != 4 or not isinstance(ids, Tensor):
         return mask
     last = mask[:, 0, -1, : ids.shape[1]]

@@ -360,16 +360,22 @@ class Run:
         for other in self.images:
             words[other.row[:, None], other.places] = False
 
+        whole = torch.arange(level.size, device=place.device).expand(len(level.valid), -1)
+        rows = torch.arange(len(whole), device=place.device)
+        same = torch.equal(place, whole) and torch.equal(group.row, rows)
+
         def view(t: Tensor) -> Tensor:
-            return take(t[group.row], place)
+            return t if same else take(t[group.row], place)
 
         turn, which = self.turn, len(self.levels) - 1
 
         def read(layer: int) -> tuple[Tensor, Tensor]:
             x = hidden if layer == number else entered
             q, k = self.queries_and_keys(turn, layer, which, x)
-            q, k = (t[group.row].gather(2, _rows(place, t)) for t in (q, k))
-            return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            if not same:
+                q, k = (t[group.row].gather(2, _rows(place, t)) for t in (q, k))
+            groups = q.shape[1] // k.shape[1]
+            return q, k if groups == 1 else k.repeat_interleave(groups, dim=1)
 
         valid = view(level.valid) & inside
         return HubState(

@@ -86,9 +86,9 @@ class General(Family):
             self.num_layers = len(self.layers)
             self.num_prefix = signals.prefix_of(self.encoder)
             select = getattr(config, "vision_feature_layer", None)
-            select = select[-1] if isinstance(select, (list, tuple)) else select
             select = -1 if select is None else select
-            self.selected = max(select % (self.num_layers + 1), 1)
+            listed = select if isinstance(select, (list, tuple)) else [select]
+            self.selected = max(1, *(layer % (self.num_layers + 1) for layer in listed))
         if self.kind not in TESTED and self.kind not in _WARNED:
             _WARNED.add(self.kind)
             warnings.warn(
@@ -127,14 +127,16 @@ class General(Family):
 
     # -------------------------------------------------------------------------------- the tower
     def attach(self, hooks: Hooks, reads: Reads) -> None:
+        if reads == Reads():
+            return
         needed = self.watched(reads) | {i for i in reads.hidden if i < self.num_layers}
-        for layer in needed:
+        for layer in needed | {self.deep}:
             module = self.layers[layer]
             hooks.before(module, self.record(("layer", layer), signals.note(module)))
         if self.num_layers in reads.hidden:
             last = self.record("end", lambda args, kwargs, out: _first(out))
             hooks.behind(self.layers[-1], last)
-        if self.way == "packed" and needed:
+        if self.way == "packed":
             hooks.method(self.core, "pack_image_features", self._packing)
 
     def _packing(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -158,7 +160,7 @@ class General(Family):
             out = features()
         finally:
             self.own.seen = None
-        if not (reads.need or reads.attention or reads.hidden):
+        if reads == Reads():
             return out, None
         shape = self._shape(seen, out, inputs)
         return out, signals.gathered(reads, self.deep, seen, self.layers, shape)
@@ -171,8 +173,7 @@ class General(Family):
             out: what the call gave.
             inputs: its arguments, by name.
         """
-        key = next((key for key in seen if isinstance(key, tuple)), "end")
-        states, given = seen[key] if key != "end" else (seen[key], {})
+        states, given = seen["layer", self.deep]
         vision = self.model.config.vision_config
         if self.way == "tiles":
             total = sum(signals.sizes_of(out) or [0])
@@ -198,7 +199,9 @@ def _pairs(sizes: Any) -> list[tuple[int, int]]:
     return [(int(h), int(w)) for h, w in sizes]
 
 
-def _repacked(original: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Callable, list[int]]:
+def _repacked(
+    original: Callable, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Callable, list[int]]:
     """(the model's way to pack one number a patch, tiles of each image).
 
     Args:

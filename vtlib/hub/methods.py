@@ -102,7 +102,8 @@ class Method:
                 family.num_layers, family.deep, self.options, family.num_prefix
             )
         hidden = hidden or method.hidden_states(family.num_layers)
-        if {"query", "key"} & set(method.signals) and _last_layer(getattr(family, "tower", None)) is not None:
+        last = _last_layer(getattr(family, "tower", None))
+        if {"query", "key"} & set(method.signals) and last is not None:
             hidden = (*hidden, *({family.num_layers - 1} - set(hidden)))
         if "cls_row" in need and not family.num_prefix:
             if self.cls is None:

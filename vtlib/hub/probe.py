@@ -67,6 +67,7 @@ def probe(layer: nn.Module) -> nn.Module:
     attention.config = copy.copy(attention.config)
     attention.config._attn_implementation = RECORD
     attention._forward_hooks, attention._forward_pre_hooks = OrderedDict(), OrderedDict()
+    vars(attention).pop("forward", None)  # accelerate's, which would run the layer's own attention
     twin._modules = {**layer._modules, name: attention}
     return twin
 

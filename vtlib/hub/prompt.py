@@ -252,14 +252,14 @@ class Sheet:
     columns: Tensor
     stay: Tensor
 
-    def put(self, group: Group, plan: Plan, tokens: Tensor, behind: int) -> Tensor:
+    def put(self, group: Group, plan: Plan, tokens: Tensor | None, behind: int) -> Tensor:
         """What is left of a group's images goes to its places; -> these (M, T), -1 where there is
         none.
 
         Args:
             group: the images.
             plan: what is left of them.
-            tokens: (M, T, D) that.
+            tokens: (M, T, D) that; None: what stands there already.
             behind: how many other tokens the plan counts before the patches.
         """
         count, here, at = len(plan), group.places, group.row[:, None]
@@ -269,7 +269,8 @@ class Sheet:
                 "prompt"
             )
         slots, seed = slots_of(here, (plan.index - behind).clamp(min=0))
-        self.x = self.x.index_put((at, slots), tokens.to(self.x.dtype))
+        if tokens is not None:
+            self.x = self.x.index_put((at, slots), tokens.to(self.x.dtype))
         self.stay[at, here] = False
         self.stay[at, slots] = plan.index >= 0
         self.moved[..., at, slots] = self.positions[..., at, seed]

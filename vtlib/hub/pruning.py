@@ -44,6 +44,7 @@ sequence that fits into one; before it windows count the tokens that are left.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ from .methods import Method, find
 from .prompt import Seen
 from .signals import Signals, sizes_of
 from .tower import WATCHED, Family, Reads
-from .turns import Pending, Shortening
+from .turns import Pending, Shortening, frame_counts
 
 
 def prune(
@@ -137,14 +138,15 @@ class Current(Own):
 
     prompt: input_ids of the `generate` that it is in. seen: what was read of the images that went
     through get_image_features last (of LLaVA 1.5 and Qwen2.5-VL, seen; of others, signals); sizes:
-    how many tokens each image and video had that went through. pending: the prompt that is on its way to the decoder. wish: what the forward that it
-    is in asks of the head. run: the prompt that this forward runs, or goes on from. last: its last
-    prompt with images.
+    how many tokens each image and video had that went through; frames: of each video. pending: the
+    prompt that is on its way to the decoder. wish: what the forward that it is in asks of the head.
+    run: the prompt that this forward runs, or goes on from. last: its last prompt with images.
     """
 
     prompt: Tensor | None = None
     seen: Seen | None = None
     sizes: dict[str, list[int] | None] | None = None
+    frames: list[int] | None = None
     signals: Signals | None = None
     pending: Pending | None = None
     wish: head.Wishes | None = None
@@ -241,7 +243,7 @@ class Pruned:
     def close(self) -> None:
         """Forget what belongs to a forward."""
         own = self.own
-        own.run = own.seen = own.signals = own.sizes = own.pending = own.wish = None
+        own.run = own.seen = own.signals = own.sizes = own.frames = own.pending = own.wish = None
 
     # ------------------------------------------------------------------------------- last prompt
     @property
@@ -288,12 +290,13 @@ class Pruned:
             inputs = {**given, **given.pop("kwargs", {})}
             if kind == "video" or not self.family.own_features:
                 reads = self.method.reads if kind == "image" else Reads()
-                def call() -> Any:
-                    return original(*args, **kwargs)
+                call = functools.partial(original, *args, **kwargs)
                 out, found = self.family.listen(call, inputs, reads)
                 self.own.sizes = {**(self.own.sizes or {}), kind: sizes_of(out)}
                 if kind == "image":
                     self.own.signals = found
+                else:
+                    self.own.frames = frame_counts(inputs)
                 return out
             seen = self.own.seen = Seen(self.method.read(inputs), inputs)
             out = BaseModelOutputWithPooling(pooler_output=seen.tokens())
@@ -438,6 +441,7 @@ class Pruned:
             return (), self.shortening.follow(self.own.run, kwargs)
         own = self.own
         pending.seen, pending.sizes, pending.signals = own.seen, own.sizes, own.signals
+        pending.frames = own.frames or []
         run, turn, short = self.shortening.prompt(pending, kwargs)
         self._begin(run, turn)
         self.own.last = self._last = run

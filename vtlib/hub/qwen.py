@@ -31,6 +31,7 @@ class Qwen(Family):
         super().__init__(model)
         self.language, self.tower = self.core.language_model, self.core.visual
         self.image_token = model.config.image_token_id
+        self.video_token = model.config.video_token_id
         self.attentions = [block.attn for block in self.tower.blocks]
         self.num_layers = self.selected = len(self.attentions)
         self.merge = self.tower.spatial_merge_size

@@ -187,7 +187,7 @@ def _made(x: Tensor, source: Tensor) -> Tensor:
     return x[..., source.clamp(min=0)].masked_fill(source < 0, 0.0)
 
 
-# ------------------------------------------------------------------------ which patches make a token
+# ----------------------------------------------------------------------- which patches make a token
 @dataclass
 class Shape:
     """How a call's patches stand in the tower, and which make a token.

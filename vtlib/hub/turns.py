@@ -14,7 +14,7 @@ Both kinds give the arguments of the decoder's own forward and the `Turn` that i
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Pending:
 
     kwargs: the model's arguments. draft: how many of its last tokens are guesses, or the answer so
     far. seen, signals: what was read of the tower. sizes {"image", "video"}: how many tokens each
-    image or video has.
+    image or video has; frames: of each video.
     """
 
     kwargs: dict[str, Any]
@@ -49,6 +49,7 @@ class Pending:
     seen: Seen | None = None
     sizes: dict[str, list[int] | None] | None = None
     signals: Signals | None = None
+    frames: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -100,8 +101,9 @@ class Shortening:
         self.check_window(ids.shape[1], run.masked)
         first = run.levels[0].positions
         turn = Turn(prefilling=True, positions=first, draft=draft, inside=True)
-        short = self._cut(door, run, sheet)
-        short["inputs_embeds"], short["position_ids"] = take(sheet.x, index), first
+        short = self._cut(door, run, sheet) if index.shape[1] < run.full else dict(door)
+        short["inputs_embeds"] = take(sheet.x, index) if index.shape[1] < run.full else sheet.x
+        short["position_ids"] = first
         short["attention_mask"] = self._prompt_mask(door, mask, run)
         return run, turn, short
 
@@ -142,7 +144,8 @@ class Shortening:
                     "the vision tower is not read of videos: use a method that reads the tokens "
                     "alone, or acts inside the decoder"
                 )
-            stills = frames(videos, frame_counts(pending.kwargs))
+            counts = repeated(pending.frames, [row for row, _ in videos]) or []
+            stills = frames(videos, counts)
             yield from plain(x, shown, stills, count, [None] * len(stills))
 
     def _signals_of(self, pending: Pending, images: list[tuple[int, Tensor]]) -> list[Any]:
@@ -227,7 +230,9 @@ class Shortening:
         text = self.method.text(sheet.x, words, group.row, group.places)
         more = group.signals(more)
         plan, tokens = self.method.reduce(group.vision, more, group.which, keep, text)
-        if group.rows is not None:
+        if not self.method.before:
+            tokens = None
+        elif group.rows is not None:
             tokens = plan.apply(group.rows)
         behind = group.vision.num_prefix if self.method.space == "selected" else 0
         slots = sheet.put(group, plan, tokens, behind)

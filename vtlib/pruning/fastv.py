@@ -89,6 +89,9 @@ def stages(
             )
 
     def plan(state, keep) -> Plan:
+        count = state.alive.shape[1]
+        if resolve_keep(keep, count, least=0) == count:             # all of them: nothing to read
+            return state.top(state.hidden.new_zeros(state.alive.shape), count)
         rows = slice(state.visual.stop, None)
         attention = state.attention(rows, layer)
         return state.top(score(attention, _last(state.asking[:, rows]))[:, state.visual], keep)

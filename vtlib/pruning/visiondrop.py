@@ -128,7 +128,7 @@ def score(vision: VisionOutputs, layer: int | None = None) -> Tensor:
     queries, in vision.attention[layer]; layer may be left out when only one was asked for.
     """
     check_vision(vision)
-    if vision.num_prefix:
+    if vision.num_prefix or vision.cls_row is not None:
         if vision.cls_row is None:
             raise ValueError(
                 "vision.cls_row is None but VisionDrop ranks by it: ask the encoder for "
