@@ -7,7 +7,9 @@ attention or convolutions know no such mask; there it is the short prompt, hande
 
 import contextlib
 import functools
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.hub import zoo
 from tests.hub.tiny import greedy, hooks
 from vtlib.hub import prune
 from vtlib.hub.general import REFUSED, TESTED, decoder_of
+from vtlib.hub.signals import KINDS
 from vtlib.tokens import take
 
 REFUSALS = {
@@ -221,3 +224,16 @@ def test_untested_types_warn_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prune(model, "divprune", 2)
+
+
+def test_the_readme_names_the_types():
+    """Its table has every tested and every refused type, and those whose tower is read."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    section = text.split("### Which models")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")][1:]
+    named = [set(re.findall(r"`([\w-]+)`", row)) for row in rows]
+    assert set().union(*named[:-1]) == TESTED and named[-1] == set(REFUSED)
+    assert named[1] == set(AFTER) and named[2] == set(HYBRID) and named[3] == set(OUTSIDE)
+    read = section.split("run on ")[1].split(";")[0]
+    kinds = {name for names in KINDS.values() for name in names}
+    assert set(re.findall(r"`([\w-]+)`", read)) == kinds | {"qwen2_5_vl"}

@@ -116,8 +116,13 @@ class Signals:
     maps: dict[int, list[Tensor]]
 
     def attention(self, layer: int, start: int, stop: int) -> Tensor:
-        """(heads, n, n): a layer's weights among the tokens start ... stop - 1; 0 between tokens of
-        different blocks."""
+        """(heads, n, n): a layer's weights among some tokens; 0 between those of different blocks.
+
+        Args:
+            layer: 0-based.
+            start: the first token.
+            stop: behind the last.
+        """
         source = self.source[start:stop]
         heads = self.maps[layer][0].shape[0]
         out = self.maps[layer][0].new_zeros(heads, len(source), len(source))
