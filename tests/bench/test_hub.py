@@ -8,7 +8,7 @@ from .hub import WORDS, against_promise, interleaved, llava, prefill, question, 
 SMALL = dict(dim=512, layers=20, inner=1376, tower=128, tower_layers=4)
 TINY = dict(dim=64, layers=6, inner=128, tower=64, tower_layers=2, side=112)
 GAIN = 0.65  # of the promised one; small products, and a machine that others use
-PEAK = {"divprune": 0.35, "fastv": 0.4}  # FastV's two blocks see all tokens beside the whole prompt
+PEAK = {"divprune": 0.35, "fastv": 0.38}  # measured at full size: 0.22 and 0.34
 STEP, HOOKS = 1.1, 1.08
 
 

@@ -95,6 +95,14 @@ def slots_of(places: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return (seed if stays else places[:, : index.shape[1]]), seed
 
 
+def _keeps_all(plan: Plan) -> bool:
+    """Whether a plan leaves every token where it was."""
+    if len(plan) != plan.num_tokens or plan.merges:
+        return False
+    order = torch.arange(len(plan), device=plan.index.device)
+    return bool((plan.index == order).all())
+
+
 def closed(stay: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, bool]:
     """(index (B, S'), valid (B, S'), ragged) of prompts without what does not stay.
 
@@ -441,6 +449,8 @@ class Run:
         for group, stage in pairs:
             row = group.row[:, None]
             plan = self._plan(group, stage, number, hidden)
+            if _keeps_all(plan):
+                continue
             slots, seed = slots_of(group.places, plan.index)
             if len(plan):
                 x = x.index_put((row, slots), plan.apply(hidden[row, group.places]))
@@ -451,6 +461,8 @@ class Run:
             stay[row, group.places] = False
             stay[row, slots] = True
             group.places = slots
+        if x is hidden and bool(stay.all()):
+            return x
         index = self._shorten(stay, where)
         self.turn.entered = None if entered is None else take(entered, index)
         return take(x, index)
